@@ -1,0 +1,74 @@
+"""What this machine is. A platform decides which backends can run, not a package's metadata."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import platform as host
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+
+@dataclass(frozen=True)
+class Platform:
+    """The accelerator of this machine, or its processor.
+
+    Attributes:
+        kind: `cuda`, `rocm` or `cpu`.
+        device: torch device type that its kernels compute on: `cuda` for ROCm too, as torch names it.
+        name: what decides bits: the accelerator's model, or the processor's instruction set.
+    """
+
+    kind: str
+    device: str
+    name: str
+
+
+@functools.cache
+def accelerator() -> Platform:
+    """The accelerator where there is one, else the processor."""
+    if torch.cuda.is_available():
+        kind = "rocm" if torch.version.hip else "cuda"
+        return Platform(kind=kind, device="cuda", name=torch.cuda.get_device_name())
+    return processor()
+
+
+@functools.cache
+def processor() -> Platform:
+    """The processor, named by architecture and the instruction sets that torch and oneDNN dispatch on."""
+    capability = torch.backends.cpu.get_cpu_capability().lower()
+    extensions = sorted(_processor_flags() & {"amx_bf16", "avx512_bf16", "avx512_fp16", "bf16", "sve"})
+    return Platform(kind="cpu", device="cpu", name="+".join([host.machine(), capability, *extensions]))
+
+
+def _processor_flags() -> set[str]:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return set()
+    for line in text.splitlines():
+        if line.lower().startswith(("flags", "features")):
+            return set(line.split(":", 1)[1].split())
+    return set()
+
+
+def import_or_reason(module_name: str) -> tuple[ModuleType | None, str]:
+    """Imports exactly what will be called, and says why that failed.
+
+    An optional library can fail to import in any way: absent, half installed, built for another ABI, shadowed by
+    another distribution of the same name. Each becomes a sentence.
+
+    Args:
+        module_name: full dotted name of the module that holds the functions to be called.
+
+    Returns:
+        The module and an empty reason, or None and one sentence.
+    """
+    try:
+        return importlib.import_module(module_name), ""
+    except Exception as error:  # noqa: BLE001 -- whatever a foreign module raises at import is the answer
+        summary = " ".join(str(error).split()) or "no message"
+        return None, f"importing {module_name} raised {type(error).__name__}: {summary[:300]}"

@@ -1,0 +1,202 @@
+"""What is asked of a backend, as plain data: geometry, mask, requests and their place in memory.
+
+A `Problem` determines every tensor of a run. It is frozen, comparable and hashable, so that runs can be cached,
+drawn, shrunk and printed. Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from enum import Enum
+
+DTYPE_NAMES = ("fp32", "bf16", "fp16")
+POISON_NAMES = ("nan", "large")
+
+
+class Mask(str, Enum):
+    """Which keys a query may see.
+
+    With `p` the position of a query in its request's decoder sequence and `j` that of a key:
+
+    * `CAUSAL`: `j <= p`.
+    * `NON_CAUSAL`: every key of the decoder sequence, later ones too.
+    * `SLIDING_WINDOW`: `p - window < j <= p`. `window` counts the keys a query sees, its own among them. This is the
+      one place that states the convention; each adapter converts to its kernel's own.
+    * `CROSS`: every key of the request's encoder sequence and no other.
+    """
+
+    CAUSAL = "causal"
+    NON_CAUSAL = "non_causal"
+    SLIDING_WINDOW = "sliding_window"
+    CROSS = "cross"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The shape of one attention layer and of its page cache.
+
+    Attributes:
+        name: short name used in case ids, for example `llama3-8b`.
+        num_heads: query heads.
+        num_kv_heads: key/value heads; divides `num_heads`.
+        head_dim: elements per head.
+        page_size: tokens per page of the cache.
+        window: keys a query sees under `Mask.SLIDING_WINDOW`, its own among them; None where the model has none.
+        softcap: `s -> softcap * tanh(s / softcap)` on the scaled scores; None for none.
+        scale: factor on `q . k`; None for `head_dim ** -0.5`.
+    """
+
+    name: str
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    page_size: int = 16
+    window: int | None = None
+    softcap: float | None = None
+    scale: float | None = None
+
+    def __post_init__(self) -> None:
+        for field_name in ("num_heads", "num_kv_heads", "head_dim", "page_size"):
+            value = getattr(self, field_name)
+            if value < 1:
+                raise ValueError(f"geometry {self.name!r} has {field_name}={value}; it must be at least 1")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"geometry {self.name!r} has num_heads={self.num_heads}, which is not a multiple of "
+                f"num_kv_heads={self.num_kv_heads}"
+            )
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"geometry {self.name!r} has window={self.window}; it must be at least 1, or None")
+
+    @property
+    def softmax_scale(self) -> float:
+        """Factor applied to `q . k` before the softmax."""
+        return self.head_dim**-0.5 if self.scale is None else self.scale
+
+    @property
+    def group_size(self) -> int:
+        """Query heads that share one key/value head."""
+        return self.num_heads // self.num_kv_heads
+
+
+@dataclass(frozen=True)
+class Request:
+    """One sequence in a batch.
+
+    Attributes:
+        key: names the request's data. Two requests with the same key hold the same bits at the same positions, in
+            whatever batch, place or page they are.
+        query_len: query tokens of this step.
+        context_len: decoder tokens cached before the first query token. It may be negative, down to `-query_len`: the
+            first `-context_len` queries then come before the first key and see nothing under a causal mask, which is
+            how `query_len > seq_len` arises.
+        encoder_len: encoder tokens, which hold the request's first slots.
+    """
+
+    key: int
+    query_len: int
+    context_len: int = 0
+    encoder_len: int = 0
+
+    def __post_init__(self) -> None:
+        if self.query_len < 0 or self.encoder_len < 0:
+            raise ValueError(f"request {self} has a negative query_len or encoder_len; both must be at least 0")
+        if self.seq_len < 0:
+            raise ValueError(
+                f"request {self} has context_len={self.context_len}; it must be at least -query_len={-self.query_len}"
+            )
+
+    @property
+    def seq_len(self) -> int:
+        """Decoder tokens in the cache, those of this step included."""
+        return self.context_len + self.query_len
+
+    @property
+    def num_slots(self) -> int:
+        """Slots of the cache that belong to the request: encoder tokens first, then decoder tokens."""
+        return self.encoder_len + self.seq_len
+
+    def __str__(self) -> str:
+        encoder = f"e{self.encoder_len}" if self.encoder_len else ""
+        return f"r{self.key}:q{self.query_len}c{self.context_len}{encoder}"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a batch lies in memory. No field of it may change a request's result.
+
+    Attributes:
+        page_seed: seed of the permutation that scatters the requests' pages over the cache.
+        extra_table_columns: columns of the block table beyond the longest request; they hold stale page numbers.
+        max_seq_len_slack: how far `max_seq_len` lies above the true maximum.
+        padding_requests: requests of length 0 appended to the batch.
+        padding_tokens: query rows after the last request's.
+        poison: what unreadable memory holds: `nan`, or `large` for large finite values.
+    """
+
+    page_seed: int = 0
+    extra_table_columns: int = 0
+    max_seq_len_slack: int = 0
+    padding_requests: int = 0
+    padding_tokens: int = 0
+    poison: str = "nan"
+
+    def __post_init__(self) -> None:
+        if self.poison not in POISON_NAMES:
+            raise ValueError(f"layout has poison={self.poison!r}; it must be one of {', '.join(POISON_NAMES)}")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One batch to compute: all tensors follow from it.
+
+    Attributes:
+        geometry: shape of the layer and of the cache.
+        mask: which keys a query sees.
+        dtype: `fp32`, `bf16` or `fp16`: of queries, cache and output alike.
+        requests: the batch, in order.
+        layout: where the batch lies in memory.
+        seed: seed of all data; the same request key under another seed is other data.
+    """
+
+    geometry: Geometry
+    mask: Mask
+    dtype: str
+    requests: tuple[Request, ...]
+    layout: Layout = field(default_factory=Layout)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPE_NAMES:
+            raise ValueError(f"problem has dtype={self.dtype!r}; it must be one of {', '.join(DTYPE_NAMES)}")
+        if not self.requests:
+            raise ValueError("problem has no requests; it must have at least one")
+        keys = [request.key for request in self.requests]
+        if len(set(keys)) != len(keys):
+            raise ValueError(f"problem has request keys {keys}; each may occur once")
+        if self.mask is Mask.SLIDING_WINDOW and self.geometry.window is None:
+            raise ValueError(f"problem has mask sliding_window, but geometry {self.geometry.name!r} has no window")
+
+    @property
+    def window(self) -> int | None:
+        """Window in force: that of the geometry under `Mask.SLIDING_WINDOW`, else None."""
+        return self.geometry.window if self.mask is Mask.SLIDING_WINDOW else None
+
+    def kv_len(self, request: Request) -> int:
+        """Keys that the mask ranges over for this request."""
+        return request.encoder_len if self.mask is Mask.CROSS else request.seq_len
+
+    def with_requests(self, *requests: Request) -> Problem:
+        """The same problem over another batch."""
+        return replace(self, requests=requests)
+
+    def with_layout(self, **changes: int | str) -> Problem:
+        """The same problem at another place in memory."""
+        return replace(self, layout=replace(self.layout, **changes))  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        batch = " ".join(str(request) for request in self.requests)
+        return f"{self.geometry.name} {self.mask} {self.dtype} [{batch}] {self.layout}"

@@ -1,0 +1,72 @@
+"""What an implementation can compute, as data, and the sentences that say what it cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from samebits.backends.problem import Mask, Problem
+
+
+def _any_value(value: int) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Support:
+    """What an implementation can compute.
+
+    Attributes:
+        dtypes: names of dtypes.
+        masks: mask kinds.
+        head_dims: which head dims; a set of them or a predicate.
+        page_sizes: which page sizes; a set of them or a predicate.
+        softcap: whether scores can be capped.
+        query_longer_than_kv: whether a causal request may have more queries than keys.
+        empty_kv: whether a request may have no keys at all.
+        encoder_offset: whether self-attention can start behind a request's encoder tokens.
+        lse: whether the log-sum-exp can be returned.
+    """
+
+    dtypes: tuple[str, ...] = ("fp32", "bf16")
+    masks: tuple[Mask, ...] = (Mask.CAUSAL, Mask.NON_CAUSAL, Mask.SLIDING_WINDOW, Mask.CROSS)
+    head_dims: frozenset[int] | Callable[[int], bool] = field(default=_any_value)
+    page_sizes: frozenset[int] | Callable[[int], bool] = field(default=_any_value)
+    softcap: bool = True
+    query_longer_than_kv: bool = True
+    empty_kv: bool = True
+    encoder_offset: bool = False
+    lse: bool = False
+
+    def reasons(self, problem: Problem) -> list[str]:
+        """Why `problem` is outside this support, one sentence each; empty when it is inside."""
+        geometry = problem.geometry
+        found: list[str] = []
+        if problem.dtype not in self.dtypes:
+            found.append(f"dtype {problem.dtype} is not supported, only {', '.join(self.dtypes)}")
+        if problem.mask not in self.masks:
+            found.append(f"mask {problem.mask} is not supported, only {', '.join(map(str, self.masks))}")
+        if not _accepts(self.head_dims, geometry.head_dim):
+            found.append(f"head_dim {geometry.head_dim} is not supported{_only(self.head_dims)}")
+        if not _accepts(self.page_sizes, geometry.page_size):
+            found.append(f"page_size {geometry.page_size} is not supported{_only(self.page_sizes)}")
+        if geometry.softcap is not None and not self.softcap:
+            found.append(f"softcap {geometry.softcap:g} is not supported")
+        live = [request for request in problem.requests if request.query_len]
+        if not self.empty_kv and any(problem.kv_len(request) == 0 for request in live):
+            found.append("a request with no keys is not supported")
+        if not self.query_longer_than_kv and problem.mask in (Mask.CAUSAL, Mask.SLIDING_WINDOW):
+            if any(request.context_len < 0 for request in live):
+                found.append("a causal request with more queries than keys is not supported")
+        if not self.encoder_offset and problem.mask is not Mask.CROSS:
+            if any(request.encoder_len for request in live):
+                found.append("self-attention behind a request's encoder tokens is not supported")
+        return found
+
+
+def _accepts(allowed: frozenset[int] | Callable[[int], bool], value: int) -> bool:
+    return value in allowed if isinstance(allowed, frozenset) else allowed(value)
+
+
+def _only(allowed: frozenset[int] | Callable[[int], bool]) -> str:
+    return f", only {', '.join(map(str, sorted(allowed)))}" if isinstance(allowed, frozenset) else ""

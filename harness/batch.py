@@ -1,0 +1,218 @@
+"""A problem made into tensors: scattered pages, stale table entries, poison wherever nobody may read.
+
+Every tensor follows from the problem alone. What a correct kernel cannot see (page tails, unused pages, the null page,
+padding rows, the output before the run) holds poison, and the buffers that a kernel writes stand between canaries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from samebits.backends.contract import DTYPES, AttentionConfig, AttentionMetadata
+from samebits.backends.problem import Mask, Problem, Request
+from samebits.harness.dataset import Role, token_values
+
+# Page 0 is the page that padding points at; no request owns it.
+NULL_PAGE = 0
+# Pages that belong to nobody, so that a wrong page number finds poison rather than a neighbour.
+_UNUSED_PAGES = 3
+_CANARY_ELEMENTS = 256
+# Finite, and exactly representable in every dtype here: large enough to show in any sum it enters.
+_LARGE = 32768.0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The tensors of one problem.
+
+    Attributes:
+        problem: what they were made from.
+        config, metadata: what a backend's `plan` is given.
+        query: `[num_tokens, num_heads, head_dim]`.
+        key_cache, value_cache: `[num_pages, page_size, num_kv_heads, head_dim]`.
+        query_rows: for each request of the problem, the slice of query rows that it owns.
+    """
+
+    problem: Problem
+    config: AttentionConfig
+    metadata: AttentionMetadata
+    query: torch.Tensor
+    key_cache: torch.Tensor
+    value_cache: torch.Tensor
+    query_rows: tuple[slice, ...]
+
+
+@dataclass(frozen=True)
+class GuardedTensor:
+    """A poisoned tensor for a kernel to write, with canaries before and behind it in the same allocation."""
+
+    tensor: torch.Tensor
+    canaries: tuple[torch.Tensor, torch.Tensor]
+    expected: torch.Tensor
+
+    def intact(self) -> bool:
+        """Whether nothing wrote outside the tensor."""
+        return all(torch.equal(_bytes(canary), _bytes(self.expected)) for canary in self.canaries)
+
+
+def guarded(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, poison: str) -> GuardedTensor:
+    """Allocates a tensor full of poison between two canaries.
+
+    Args:
+        shape: of the tensor.
+        dtype: of the tensor.
+        device: where it is allocated.
+        poison: `nan` or `large`.
+    """
+    elements = int(np.prod(shape))
+    buffer = torch.full((elements + 2 * _CANARY_ELEMENTS,), poison_value(poison), dtype=dtype, device=device)
+    expected = torch.arange(_CANARY_ELEMENTS, device=device).to(dtype)
+    before, inner, after = buffer.split([_CANARY_ELEMENTS, elements, _CANARY_ELEMENTS])
+    before.copy_(expected)
+    after.copy_(expected)
+    return GuardedTensor(tensor=inner.view(shape), canaries=(before, after), expected=expected)
+
+
+def poison_value(poison: str) -> float:
+    """The value that unreadable memory holds under a poison's name."""
+    return float("nan") if poison == "nan" else _LARGE
+
+
+def make_batch(problem: Problem, device: torch.device) -> Batch:
+    """Makes all tensors of a problem.
+
+    Args:
+        problem: what to make.
+        device: where the tensors go.
+    """
+    geometry, layout = problem.geometry, problem.layout
+    dtype = DTYPES[problem.dtype]
+    pages = _place_pages(problem)
+    num_pages = 1 + sum(len(owned) for owned in pages) + _UNUSED_PAGES
+    cache_shape = (num_pages, geometry.page_size, geometry.num_kv_heads, geometry.head_dim)
+    poison = poison_value(layout.poison)
+    key_cache = torch.full(cache_shape, poison, dtype=dtype)
+    value_cache = torch.full(cache_shape, poison, dtype=dtype)
+    num_real_tokens = sum(request.query_len for request in problem.requests)
+    num_tokens = num_real_tokens + layout.padding_tokens
+    query = torch.full((num_tokens, geometry.num_heads, geometry.head_dim), poison, dtype=dtype)
+    slot_mapping = torch.full((num_tokens,), -1, dtype=torch.int64)
+
+    query_rows = []
+    first_row = 0
+    for request, owned in zip(problem.requests, pages, strict=True):
+        rows = slice(first_row, first_row + request.query_len)
+        query_rows.append(rows)
+        first_row = rows.stop
+        slots = slots_of(request, owned, geometry.page_size)
+        keys, values = request_keys_values(problem, request)
+        key_cache.view(-1, *cache_shape[2:])[slots] = keys
+        value_cache.view(-1, *cache_shape[2:])[slots] = values
+        query[rows] = request_queries(problem, request)
+        # Queries that come before the first key (negative context) have no slot of their own.
+        stored = min(request.query_len, request.seq_len)
+        if stored:
+            slot_mapping[rows.stop - stored : rows.stop] = slots[-stored:]
+
+    config = AttentionConfig(
+        num_heads=geometry.num_heads,
+        num_kv_heads=geometry.num_kv_heads,
+        head_dim=geometry.head_dim,
+        page_size=geometry.page_size,
+        dtype=dtype,
+        mask=problem.mask,
+        window=problem.window,
+        softcap=geometry.softcap,
+        scale=geometry.softmax_scale,
+        device=device,
+    )
+    return Batch(
+        problem=problem,
+        config=config,
+        metadata=_make_metadata(problem, pages, num_pages, slot_mapping, device),
+        query=query.to(device),
+        key_cache=key_cache.to(device),
+        value_cache=value_cache.to(device),
+        query_rows=tuple(query_rows),
+    )
+
+
+def request_queries(problem: Problem, request: Request) -> torch.Tensor:
+    """Query tokens of one request: `[query_len, num_heads, head_dim]` in the problem's dtype, on the host."""
+    start = request.context_len
+    values = token_values(
+        problem.seed, request.key, Role.QUERY, problem.geometry, start, start + request.query_len
+    )
+    return _to_dtype(values, problem)
+
+
+def request_keys_values(problem: Problem, request: Request) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values in all of a request's slots, encoder tokens first: `[num_slots, num_kv_heads, head_dim]` each."""
+
+    def slots(encoder: Role, decoder: Role) -> torch.Tensor:
+        parts = [
+            token_values(problem.seed, request.key, role, problem.geometry, 0, length)
+            for role, length in ((encoder, request.encoder_len), (decoder, request.seq_len))
+        ]
+        return _to_dtype(np.concatenate(parts), problem)
+
+    return slots(Role.ENCODER_KEY, Role.KEY), slots(Role.ENCODER_VALUE, Role.VALUE)
+
+
+def slots_of(request: Request, owned_pages: np.ndarray, page_size: int) -> torch.Tensor:
+    """Cache slots of a request's tokens in order: int64 `[num_slots]`."""
+    token = np.arange(request.num_slots)
+    return torch.from_numpy(owned_pages[token // page_size] * page_size + token % page_size)
+
+
+def _to_dtype(values: np.ndarray, problem: Problem) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float32).to(DTYPES[problem.dtype])
+
+
+def _place_pages(problem: Problem) -> list[np.ndarray]:
+    """Physical pages of each request, scattered by the layout's permutation."""
+    page_size = problem.geometry.page_size
+    needed = [-(-request.num_slots // page_size) for request in problem.requests]
+    shuffled = 1 + np.random.Generator(np.random.Philox(key=problem.layout.page_seed)).permutation(
+        sum(needed) + _UNUSED_PAGES
+    )
+    ends = np.cumsum(needed)
+    return [shuffled[end - count : end].astype(np.int64) for end, count in zip(ends, needed, strict=True)]
+
+
+def _make_metadata(
+    problem: Problem, pages: list[np.ndarray], num_pages: int, slot_mapping: torch.Tensor, device: torch.device
+) -> AttentionMetadata:
+    layout = problem.layout
+    padding = [0] * layout.padding_requests
+    query_lens = [request.query_len for request in problem.requests] + padding
+    seq_lens = [request.seq_len for request in problem.requests] + padding
+    encoder_lens = [request.encoder_len for request in problem.requests] + padding
+    columns = max(1, max(len(owned) for owned in pages)) + layout.extra_table_columns
+    # An engine leaves the pages of former occupants in the entries that a request does not use.
+    stale = np.random.Generator(np.random.Philox(key=layout.page_seed + (1 << 64)))
+    block_table = stale.integers(0, num_pages, size=(len(seq_lens), columns))
+    block_table[len(pages) :] = NULL_PAGE
+    for row, owned in zip(block_table, pages, strict=False):
+        row[: len(owned)] = owned
+
+    def on_device(values: list[int]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.int32).to(device)
+
+    return AttentionMetadata(
+        query_start_loc=on_device(np.cumsum([0, *query_lens]).tolist()),
+        seq_lens=on_device(seq_lens),
+        block_table=torch.from_numpy(block_table.astype(np.int32)).to(device),
+        slot_mapping=slot_mapping.to(device),
+        max_query_len=max(query_lens),
+        max_seq_len=max(problem.kv_len(request) for request in problem.requests) + layout.max_seq_len_slack,
+        causal=problem.mask in (Mask.CAUSAL, Mask.SLIDING_WINDOW),
+        encoder_seq_lens=on_device(encoder_lens) if any(encoder_lens) else None,
+    )
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous().view(torch.uint8)

@@ -1,0 +1,148 @@
+"""Cases: the batches that suites run, by tier, with lengths at and around an implementation's own edges."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from samebits.backends.contract import Tiling
+from samebits.backends.problem import Geometry, Mask, Problem, Request
+from samebits.harness.geometries import GEOMETRIES
+
+TIERS = ("smoke", "default", "nightly")
+
+# Makes the requests of a batch from a page size and a tiling.
+_BatchMaker = Callable[[int, Tiling], list[Request]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A base problem, apart from dtype and tiling.
+
+    Attributes:
+        geometry: shape of the layer.
+        mask: which keys a query sees.
+        batch: name of the batch.
+        tier: smallest tier that holds the case.
+    """
+
+    geometry: Geometry
+    mask: Mask
+    batch: str
+    tier: str
+
+    @property
+    def case_id(self) -> str:
+        """Names the case across runs."""
+        return f"{self.geometry.name}-{self.mask}-{self.batch}"
+
+    def problem(self, dtype: str, tiling: Tiling, seed: int) -> Problem:
+        """The base problem for an implementation's tiling."""
+        requests = BATCHES[self.batch](self.geometry.page_size, tiling)
+        if self.mask is Mask.CROSS:
+            requests = [_crossed(request) for request in requests]
+        return Problem(self.geometry, self.mask, dtype, tuple(requests), seed=seed)
+
+
+def _crossed(request: Request) -> Request:
+    """Turns decoder lengths into encoder lengths, so that the keys attended to are as many as without."""
+    # A few decoder tokens stay, of which cross-attention must read none.
+    return Request(request.key, request.query_len, context_len=2, encoder_len=request.seq_len)
+
+
+def _numbered(*lengths: tuple[int, int]) -> list[Request]:
+    """Requests of (query_len, seq_len), keyed by their place."""
+    return [Request(key, query_len, seq_len - query_len) for key, (query_len, seq_len) in enumerate(lengths, start=1)]
+
+
+def _decode(page: int, tiling: Tiling) -> list[Request]:
+    split = tiling.kv_split
+    return _numbered(*((1, length) for length in (2 * split + 3, split, split + 1, tiling.kv_tile - 1, page, 1)))
+
+
+def _prefill(page: int, tiling: Tiling) -> list[Request]:
+    length = tiling.kv_split + tiling.kv_tile + 1
+    return _numbered((length, length), (page, page), (page + 1, page + 1), (1, 1))
+
+
+def _draft(page: int, tiling: Tiling) -> list[Request]:
+    split = tiling.kv_split
+    return _numbered((4, 2 * split + 1), (2, tiling.kv_tile + 1), (16, split + 5), (5, 5))
+
+
+def _mixed(page: int, tiling: Tiling) -> list[Request]:
+    split = tiling.kv_split
+    return _numbered(
+        (1, 2 * split + 3),
+        (tiling.query_tile + 1, split + tiling.query_tile),
+        (page + 1, page + 1),
+        (3, split - 1),
+        (1, page),
+    )
+
+
+def _edges(page: int, tiling: Tiling) -> list[Request]:
+    """No keys, one key, more queries than keys, beside a request of two splits."""
+    return _numbered((1, 2 * tiling.kv_split + 1), (1, 0), (1, 1), (7, 3), (page, 0))
+
+
+def _behind_encoder(page: int, tiling: Tiling) -> list[Request]:
+    """Self-attention of requests whose slots begin with encoder tokens, of none, few and whole pages."""
+    lengths = _numbered((1, tiling.kv_split + 3), (page + 1, page + 1), (3, tiling.kv_tile + 2))
+    return [
+        Request(request.key, request.query_len, request.context_len, encoder_len)
+        for request, encoder_len in zip(lengths, (7, 0, 2 * page), strict=True)
+    ]
+
+
+BATCHES: Mapping[str, _BatchMaker] = {
+    "mixed": _mixed,
+    "decode": _decode,
+    "prefill": _prefill,
+    "draft": _draft,
+    "edges": _edges,
+    "behind_encoder": _behind_encoder,
+}
+
+# What the smoke and the default tier hold; the nightly tier holds every geometry with every mask and batch.
+_SMOKE = (
+    ("llama3-8b", Mask.CAUSAL, "mixed"),
+    ("gemma2-9b", Mask.SLIDING_WINDOW, "mixed"),
+    ("llama3.2-11b-vision", Mask.CROSS, "mixed"),
+    ("llama3-8b", Mask.NON_CAUSAL, "draft"),
+)
+_DEFAULT = (
+    ("qwen2.5-0.5b", Mask.CAUSAL, "decode"),
+    ("falcon-7b", Mask.CAUSAL, "prefill"),
+    ("qwen2.5-7b", Mask.CAUSAL, "draft"),
+    ("llama3-8b", Mask.CAUSAL, "edges"),
+    ("llama3.2-11b-vision", Mask.CAUSAL, "behind_encoder"),
+    ("gemma2-9b", Mask.CAUSAL, "decode"),
+    ("phi-2", Mask.NON_CAUSAL, "edges"),
+    ("mistral-7b", Mask.SLIDING_WINDOW, "decode"),
+    ("llama3.2-11b-vision", Mask.CROSS, "edges"),
+)
+
+
+def cases(tier: str) -> Iterator[Case]:
+    """The cases of a tier, those of the smaller tiers first.
+
+    Args:
+        tier: one of `TIERS`.
+    """
+    chosen = set()
+    for name, entries in (("smoke", _SMOKE), ("default", _DEFAULT)):
+        if TIERS.index(name) > TIERS.index(tier):
+            return
+        for geometry, mask, batch in entries:
+            chosen.add((geometry, mask, batch))
+            yield Case(GEOMETRIES[geometry], mask, batch, name)
+    if tier != "nightly":
+        return
+    for geometry in GEOMETRIES.values():
+        for mask in Mask:
+            for batch in BATCHES:
+                impossible = mask is Mask.SLIDING_WINDOW and geometry.window is None
+                pointless = batch == "behind_encoder" and mask is Mask.CROSS
+                if not (impossible or pointless or (geometry.name, mask, batch) in chosen):
+                    yield Case(geometry, mask, batch, "nightly")

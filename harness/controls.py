@@ -1,0 +1,286 @@
+"""Controls: implementations broken on purpose, one for each way a relation can break.
+
+A check that cannot fail proves nothing, so every relation is run on a control in the same session and must report it
+broken. All controls are one correct kernel with fixed chunks of keys, whose schedule lets one thing of the batch in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from samebits.backends.contract import AttentionConfig, AttentionMetadata, Availability, Claims, Implementation, Tiling
+from samebits.backends.problem import Mask
+from samebits.backends.support import Support
+
+_CHUNK = 32
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How the keys of one request are added up.
+
+    Attributes:
+        chunk: keys per chunk; chunks are accumulated from zero and merged in order.
+        origin: a position at which a chunk begins; the others follow from it in both directions.
+        physical_order: merge the chunks in the order of their pages in memory rather than in the sequence.
+        tail: keys read behind the last, with weight 0.
+        shift: subtracted from the scores in place of their maximum; None for the maximum.
+        scale: factor on the scores, 1 where they are right.
+    """
+
+    chunk: int = _CHUNK
+    origin: int = 0
+    physical_order: bool = False
+    tail: int = 0
+    shift: float | None = None
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class RequestView:
+    """What a flaw may look at: one request, and the batch around it.
+
+    Attributes:
+        index: place in the batch.
+        query_len, context_len: of the request.
+        metadata: of the batch.
+        largest_query: largest absolute value of the batch's queries.
+    """
+
+    index: int
+    query_len: int
+    context_len: int
+    metadata: AttentionMetadata
+    largest_query: float
+
+
+@dataclass(frozen=True)
+class Flaw:
+    """A way to break a relation.
+
+    Attributes:
+        name: of the control.
+        relation: the relation that must see it.
+        description: what it does wrong, in a line.
+        schedule: the flawed schedule of a request.
+        wrong_values: True when the bits hold and only the error budget can see it.
+    """
+
+    name: str
+    relation: str
+    description: str
+    schedule: Callable[[RequestView], Schedule]
+    wrong_values: bool = False
+
+
+FLAWS: tuple[Flaw, ...] = (
+    Flaw(
+        "split_by_batch_size",
+        "batch_size",
+        "the number of splits is chosen from the batch size",
+        lambda view: Schedule(chunk=8 * min(8, view.metadata.num_requests)),
+    ),
+    Flaw(
+        "wrong_scale",
+        "batch_size",
+        "scores are 2% too large: invariant, and wrong",
+        lambda view: Schedule(scale=1.02),
+        wrong_values=True,
+    ),
+    Flaw(
+        "split_by_position",
+        "position",
+        "the split length depends on the place in the batch",
+        lambda view: Schedule(chunk=_CHUNK + 8 * view.index),
+    ),
+    Flaw(
+        "tile_by_longest_query",
+        "neighbour_lengths",
+        "the tile is chosen from the longest query of the batch",
+        lambda view: Schedule(chunk=_CHUNK if view.metadata.max_query_len < 16 else 2 * _CHUNK),
+    ),
+    Flaw(
+        "maximum_of_batch",
+        "neighbour_contents",
+        "scores are shifted by a maximum taken over the whole batch",
+        lambda view: Schedule(shift=view.largest_query),
+    ),
+    Flaw(
+        "physical_page_order",
+        "pages",
+        "keys are added in the order of their pages in memory",
+        lambda view: Schedule(physical_order=True),
+    ),
+    Flaw(
+        "split_by_table_width",
+        "table_width",
+        "the split length is chosen from the width of the block table",
+        lambda view: Schedule(chunk=4 * view.metadata.block_table.shape[1]),
+    ),
+    Flaw(
+        "split_by_max_seq_len",
+        "max_seq_len",
+        "the split length is chosen from the bound on the lengths",
+        lambda view: Schedule(chunk=math.ceil(view.metadata.max_seq_len / 4)),
+    ),
+    Flaw(
+        "split_by_padded_tokens",
+        "padding",
+        "the split length is chosen from the padded number of tokens",
+        lambda view: Schedule(chunk=view.metadata.num_tokens),
+    ),
+    Flaw(
+        "reads_page_tail",
+        "unread_memory",
+        "values behind the last key are multiplied by a weight of 0",
+        lambda view: Schedule(tail=1),
+    ),
+    Flaw(
+        "tiles_from_context",
+        "chunked_prefill",
+        "tiles begin at the context length rather than at 0",
+        lambda view: Schedule(origin=max(0, view.context_len)),
+    ),
+    Flaw(
+        "extend_tile",
+        "extend",
+        "a request with context takes another tile than one without",
+        lambda view: Schedule(chunk=_CHUNK if view.context_len > 0 else 2 * _CHUNK),
+    ),
+    Flaw(
+        "decode_split",
+        "decode",
+        "a single query takes another split than a row of many",
+        lambda view: Schedule(chunk=_CHUNK if view.query_len == 1 else 2 * _CHUNK),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class ChunkedPlan:
+    """A batch for the chunked kernel; the schedule is settled when the queries are seen."""
+
+    config: AttentionConfig
+    metadata: AttentionMetadata
+
+
+class ChunkedKernel(Implementation[ChunkedPlan]):
+    """A plain correct kernel: chunks of keys at fixed positions, merged in order, one request after another."""
+
+    backend = "CONTROL"
+    claims = Claims(batch_invariant=True, schedule_invariant=True, source="fixed chunks, merged in order")
+    support = Support(dtypes=("fp32",), masks=(Mask.CAUSAL,), softcap=False, lse=True)
+    tiling = Tiling(query_tile=16, kv_tile=_CHUNK, kv_split=2 * _CHUNK)
+
+    def __init__(self, flaw: Flaw | None = None) -> None:
+        """Makes the correct kernel, or one with a flaw."""
+        self.flaw = flaw
+        self.name = flaw.name if flaw else "correct"
+
+    def probe(self) -> Availability:
+        """Runs wherever torch does."""
+        return Availability(version=torch.__version__)
+
+    def plan(self, config: AttentionConfig, metadata: AttentionMetadata) -> ChunkedPlan:
+        """Keeps what `run` needs."""
+        return ChunkedPlan(config, metadata)
+
+    def run(
+        self,
+        plan: ChunkedPlan,
+        query: torch.Tensor,
+        key_cache: torch.Tensor,
+        value_cache: torch.Tensor,
+        output: torch.Tensor,
+        lse: torch.Tensor | None,
+    ) -> None:
+        """Computes one request after another."""
+        assert lse is not None, "the harness asks for what Support declares"
+        config, metadata = plan.config, plan.metadata
+        starts = metadata.query_start_loc.tolist()
+        largest_query = float(query[: starts[-1]].abs().max())
+        for index, seq_len in enumerate(metadata.seq_lens.tolist()):
+            rows = slice(starts[index], starts[index + 1])
+            query_len = rows.stop - rows.start
+            view = RequestView(index, query_len, seq_len - query_len, metadata, largest_query)
+            schedule = self.flaw.schedule(view) if self.flaw else Schedule()
+            slots = _slots(metadata.block_table[index], seq_len + schedule.tail, config.page_size)
+            output[rows], lse[:, rows] = _attend(
+                query[rows] * (config.scale * schedule.scale), key_cache, value_cache, slots, view, seq_len, schedule
+            )
+
+
+def controls(relation: str) -> list[ChunkedKernel]:
+    """The controls that a relation must see."""
+    return [ChunkedKernel(flaw) for flaw in FLAWS if flaw.relation == relation]
+
+
+def _slots(pages: torch.Tensor, length: int, page_size: int) -> torch.Tensor:
+    token = torch.arange(length).clamp(max=len(pages) * page_size - 1)
+    return pages[token // page_size].to(torch.int64) * page_size + token % page_size
+
+
+def _chunks(length: int, slots: torch.Tensor, schedule: Schedule) -> list[slice]:
+    """Divides `length` keys into the schedule's chunks, in the order of their merging."""
+    first = schedule.origin % schedule.chunk
+    bounds = sorted({0, length, *range(first, length, schedule.chunk)})
+    chunks = [slice(start, stop) for start, stop in zip(bounds, bounds[1:], strict=False)]
+    if schedule.physical_order:
+        chunks.sort(key=lambda chunk: int(slots[chunk.start]))
+    return chunks
+
+
+def _attend(
+    query: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    slots: torch.Tensor,
+    view: RequestView,
+    seq_len: int,
+    schedule: Schedule,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One request: output `[query_len, num_heads, head_dim]` and log-sum-exp `[num_heads, query_len]`.
+
+    Products are summed element by element and never through a matrix product, whose order of additions depends on the
+    number of rows.
+    """
+    num_heads, head_dim = query.shape[1], query.shape[2]
+    group = num_heads // key_cache.shape[2]
+    position = torch.arange(view.query_len).unsqueeze(1) + view.context_len
+    rows = query.transpose(0, 1).contiguous()
+    maximum = torch.full((num_heads, view.query_len), -torch.inf)
+    denominator = torch.zeros(num_heads, view.query_len)
+    accumulator = torch.zeros(num_heads, view.query_len, head_dim)
+    for chunk in _chunks(len(slots), slots, schedule):
+        key, value = (
+            cache.flatten(0, 1)[slots[chunk]].transpose(0, 1).repeat_interleave(group, dim=0)
+            for cache in (key_cache, value_cache)
+        )
+        token = torch.arange(chunk.start, chunk.stop)
+        visible = (token <= position) & (token < seq_len)
+        scores = torch.stack([(rows * key[:, j : j + 1]).sum(dim=2) for j in range(key.shape[1])], dim=2)
+        scores = scores.masked_fill(~visible, -torch.inf)
+        chunk_maximum = scores.amax(dim=2) if schedule.shift is None else torch.full_like(maximum, schedule.shift)
+        weights = torch.exp(scores - _finite(chunk_maximum).unsqueeze(2))
+        chunk_sum = torch.zeros_like(denominator)
+        chunk_output = torch.zeros_like(accumulator)
+        for j in range(key.shape[1]):
+            chunk_sum = chunk_sum + weights[:, :, j]
+            chunk_output = chunk_output + weights[:, :, j : j + 1] * value[:, j : j + 1]
+        merged = torch.maximum(maximum, chunk_maximum)
+        old, new = (torch.exp(part - _finite(merged)) for part in (maximum, chunk_maximum))
+        denominator = denominator * old + chunk_sum * new
+        accumulator = accumulator * old.unsqueeze(2) + chunk_output * new.unsqueeze(2)
+        maximum = merged
+    seen = denominator > 0
+    output = torch.where(seen.unsqueeze(2), accumulator / denominator.unsqueeze(2), 0.0)
+    return output.transpose(0, 1), torch.where(seen, _finite(maximum) + denominator.log(), -torch.inf)
+
+
+def _finite(maximum: torch.Tensor) -> torch.Tensor:
+    """A maximum that can be subtracted: 0 where nothing was seen."""
+    return maximum.masked_fill(maximum == -torch.inf, 0.0)

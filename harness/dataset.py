@@ -1,0 +1,72 @@
+"""The data of a request, from a counter-based generator keyed by the request alone.
+
+Philox4x64-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", SC'11) maps a key and a
+counter to 256 bits. The key is (seed, request, tensor) and the counter the position of the token, so a token's values
+are the same in any batch, at any place, on any page and in any chunk of its sequence, and one stream over the batch
+never exists.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from enum import Enum
+
+import numpy as np
+import numpy.typing as npt
+
+from samebits.backends.problem import Geometry
+
+# A decoder position may be negative (see Request.context_len); counters may not.
+_POSITION_ORIGIN = 1 << 32
+# 64-bit words that one increment of the Philox counter yields.
+_WORDS_PER_COUNT = 4
+# Sum of four uniform 16-bit integers: mean 2 * (2^16 - 1), variance 4 * (2^32 - 1) / 12.
+_SUM_MEAN = 2.0 * 65535.0
+_SUM_DEVIATION = float(np.sqrt((2.0**32 - 1.0) / 3.0))
+
+
+class Role(str, Enum):
+    """What a tensor is to its request. Encoder keys and values are data of their own."""
+
+    QUERY = "query"
+    KEY = "key"
+    VALUE = "value"
+    ENCODER_KEY = "encoder_key"
+    ENCODER_VALUE = "encoder_value"
+
+
+@functools.lru_cache(maxsize=512)
+def token_values(
+    seed: int, request_key: int, role: Role, geometry: Geometry, start: int, stop: int
+) -> npt.NDArray[np.float32]:
+    """Values of the tokens at positions `start` to `stop` (exclusive) of one request.
+
+    Each value is the centred and scaled sum of four 16-bit integers: mean 0, variance 1, within 3.5 standard
+    deviations of 0. Only integer sums and one correctly rounded division are involved, so every machine makes the same
+    bits, which a logarithm or a cosine would not promise.
+
+    Args:
+        seed: of all data of the problem.
+        request_key: names the request's data.
+        role: which of the request's tensors.
+        geometry: gives heads and head_dim.
+        start: first position; may be negative for queries.
+        stop: position after the last.
+
+    Returns:
+        float32 `[stop - start, heads, head_dim]`, read-only, with `num_heads` heads for queries and `num_kv_heads` else.
+    """
+    heads = geometry.num_heads if role is Role.QUERY else geometry.num_kv_heads
+    elements = heads * geometry.head_dim
+    counts_per_token = -(-elements // _WORDS_PER_COUNT)
+    name = f"{seed}/{request_key}/{role.value}/{heads}x{geometry.head_dim}"
+    key = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16).digest(), "little")
+    generator = np.random.Philox(key=key, counter=(start + _POSITION_ORIGIN) * counts_per_token)
+    words = generator.random_raw((stop - start) * counts_per_token * _WORDS_PER_COUNT)
+    quarters = words.astype("<u8", copy=False).view("<u2").reshape(stop - start, counts_per_token * _WORDS_PER_COUNT, 4)
+    sums = quarters[:, :elements].sum(axis=2, dtype=np.int64)
+    values = ((sums - _SUM_MEAN) / _SUM_DEVIATION).astype(np.float32)
+    values = values.reshape(stop - start, heads, geometry.head_dim)
+    values.flags.writeable = False
+    return values

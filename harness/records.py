@@ -1,0 +1,180 @@
+"""Results as data: one JSON line per cell, and one for the run they belong to.
+
+This module needs neither torch nor a backend, so that reports can be made on any machine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+SCHEMA_VERSION = 1
+RECORDS_FILE = "records.jsonl"
+
+
+class Verdict(str, Enum):
+    """What a cell came to.
+
+    * `PASS`: correct, and the relation held.
+    * `VARIES`: correct; the relation did not hold, and the implementation does not claim that it does.
+    * `FAIL`: incorrect, or a claim broken.
+    * `UNSUPPORTED`: the implementation says that it cannot compute this problem.
+    * `UNAVAILABLE`: the implementation cannot run on this machine.
+    * `KNOWN`: fails as an issue says it does.
+    * `ERROR`: it raised.
+    """
+
+    PASS = "pass"
+    VARIES = "varies"
+    FAIL = "fail"
+    UNSUPPORTED = "unsupported"
+    UNAVAILABLE = "unavailable"
+    KNOWN = "known"
+    ERROR = "error"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Where a cell ran: all that may decide its bits besides the kernel.
+
+    Attributes:
+        device: device type and model, for example `cpu x86_64+avx512`.
+        versions: of torch, triton, python, numpy, samebits and, where there is one, the driver.
+        threads: intra-operation threads of torch and of the bundled kernels.
+    """
+
+    device: str
+    versions: Mapping[str, str]
+    threads: int
+
+
+@dataclass(frozen=True)
+class Record:
+    """One cell of the matrix.
+
+    Attributes:
+        cell_id: names the cell across runs and machines.
+        suite, relation, case: what was checked, on which problem.
+        backend, implementation, variant, version: what was checked; `version` is the library's.
+        operation: what is computed, for example `attention`.
+        dtype, mask, geometry, tier: of the problem; `tier` is the smallest that holds the cell.
+        verdict: what it came to.
+        reasons: why, one sentence each.
+        control: True for a deliberately broken implementation, which must come to `fail`.
+        claimed: whether the implementation claims that the relation holds; None where no claim is judged.
+        compared: elements compared bit by bit.
+        mismatches: elements whose bits differ.
+        max_ulp: largest distance of two compared elements in units in the last place; None where nothing was compared.
+        error_budget: share of the error bound used against the fp64 reference, at the worst element; above 1 is wrong.
+        digest: of all output bits of the cell.
+        smallest_batch: smallest problem found that still shows a difference; empty where there is none.
+        seconds: time the cell took.
+        environment: where it ran.
+        configuration: kernel settings that decide bits.
+        seed: of all data.
+        command: reproduces this cell alone.
+        schema_version: of this record.
+    """
+
+    cell_id: str
+    suite: str
+    relation: str
+    case: str
+    backend: str
+    implementation: str
+    variant: str
+    version: str
+    operation: str
+    dtype: str
+    mask: str
+    geometry: str
+    tier: str
+    verdict: Verdict
+    environment: Environment
+    seed: int
+    command: str
+    reasons: tuple[str, ...] = ()
+    control: bool = False
+    claimed: bool | None = None
+    compared: int = 0
+    mismatches: int = 0
+    max_ulp: int | None = None
+    error_budget: float | None = None
+    digest: str = ""
+    smallest_batch: str = ""
+    seconds: float = 0.0
+    configuration: Mapping[str, str] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def label(self) -> str:
+        """`BACKEND/implementation`, with `[variant]` where there is one."""
+        return f"{self.backend}/{self.implementation}" + (f"[{self.variant}]" if self.variant else "")
+
+    @property
+    def red(self) -> bool:
+        """Whether the cell makes a run fail: an error or a failure, or a control that was not caught."""
+        if self.control:
+            return self.verdict is not Verdict.FAIL
+        return self.verdict in (Verdict.FAIL, Verdict.ERROR)
+
+    def to_line(self) -> str:
+        """The record as one line of JSON, without its line break."""
+        return _dump({"kind": "cell", **dataclasses.asdict(self)})
+
+
+@dataclass(frozen=True)
+class RunHeader:
+    """What a run set out to do: the first line of its records.
+
+    Attributes:
+        run_id: name of the run.
+        started: time of its start, ISO 8601 in UTC.
+        suites, implementations, dtypes, tier: what was selected; `implementations` are labels.
+        narrowed: True when single cells were selected, so that absent cells mean nothing.
+        environment: of the accelerator's cells, or the processor's where there is no accelerator.
+        schema_version: of the file.
+    """
+
+    run_id: str
+    started: str
+    suites: tuple[str, ...]
+    implementations: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    tier: str
+    narrowed: bool
+    environment: Environment
+    schema_version: int = SCHEMA_VERSION
+
+    def to_line(self) -> str:
+        """The header as one line of JSON, without its line break."""
+        return _dump({"kind": "run", **dataclasses.asdict(self)})
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's header and the cells it finished, in the order they finished."""
+
+    header: RunHeader
+    records: tuple[Record, ...]
+
+
+class UnusableInput(ValueError):
+    """Input a command cannot use, told in one sentence."""
+
+
+def _dump(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, ensure_ascii=False, allow_nan=False, sort_keys=True)
+
+
+def read_run(path: Path) -> Run:
+    """Reads a run's records. Replaced by a validating reader; see the reports."""
+    raise NotImplementedError

@@ -1,0 +1,228 @@
+"""The fp64 reference, and what correct arithmetic in a lower precision may differ from it.
+
+The reference computes one request in float64 from the tensors a backend is given, after their rounding to the
+problem's dtype. From the same pass comes a bound for every output element, so that a verdict is `error / bound`, the
+*error budget used*, at its worst element: no mean and no whole-tensor maximum hides a bad row.
+
+The bound. With scaled scores `s_j`, weights `w_j = exp(s_j - lse)`, output `o = sum_j w_j v_j`, and `u` the unit
+roundoff of float32, a kernel that accumulates in float32 commits these errors, to first order (Higham, "Accuracy and
+Stability of Numerical Algorithms", 2nd ed., sections 3.1 and 4.2, for the sums; the softmax is differentiated:
+`do/ds_j = w_j (v_j - o)`):
+
+    rounding of the output   |o| u_out                                          once, at most half a unit
+    scores                   sum_j w_j (v_j - o) d_j                            d_j: error of s_j and of exp
+    probabilities            sum_j w_j max(|v_j|, |v_j - o|) r_j                r_j: rounding of P to a 16-bit dtype
+    accumulation             errors of n additions of P V and of n of the denominator
+
+Rounding errors of unrelated operations are modelled as independent with mean 0 and the deviation of a uniform error,
+`u / sqrt(3)` (Higham and Mary, "A new approach to probabilistic rounding error analysis", SIAM J. Sci. Comput. 41(5),
+2019), so their variances add, and the bound is the rounding of the output plus `DEVIATIONS` standard deviations. In a
+sum of n terms `t`, the partial sums before each rounding are at most those of a sequential sum, whose squares add up to
+about `n/2 sum t^2` for terms of random sign and to `n/3 (sum t)^2` for terms of one sign; both are taken. This is what
+separates float32 accumulation from bfloat16 accumulation, and IEEE float32 products from TF32, where a worst-case
+bound over a thousand keys would not.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass, replace
+
+import torch
+
+from samebits.backends.contract import DTYPES
+from samebits.backends.problem import Layout, Mask, Problem, Request
+from samebits.harness.batch import request_keys_values, request_queries
+
+DEVIATIONS = 7.0
+_UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
+_FLOAT32 = _UNIT_ROUNDOFF[torch.float32]
+# Variance of a rounding error that is uniform over one unit, relative to the unit roundoff squared.
+_UNIFORM_VARIANCE = 1.0 / 3.0
+# Roundings of a score after its accumulation: the scale, the change to base 2, the subtraction of the maximum.
+_SCORE_ROUNDINGS = 3.0
+# Relative error of an exponential. In float32, that of the hardware's (CUDA C++ Programming Guide: ex2.approx, 2^-22).
+# Where P is rounded to 16 bits anyway, kernels use shorter polynomials: FlashAttention 4 emulates exp2 to 9e-5, ATen's
+# exp_u20 gives exp(0) = 1 - 5e-5. Both are correct arithmetic for such a P, so neither may cost more than this.
+_EXPONENTIAL_ERROR = {torch.float32: 2.0**-22, torch.bfloat16: 2.0**-13, torch.float16: 2.0**-13}
+# A tanh built from exponentials is good to a few units of 1, whatever its own size, and softcap scales that up.
+_TANH_UNITS = 4.0
+# Roundings of the final quotient, and of the logarithm with its change of base.
+_FINAL_ROUNDINGS = 4.0
+
+
+@dataclass(frozen=True)
+class RequestReference:
+    """What one request should come to.
+
+    Attributes:
+        output: float64 `[query_len, num_heads, head_dim]`.
+        output_bound: float64, same shape: what `output` in the problem's dtype may differ by.
+        lse: float64 `[num_heads, query_len]`, natural logarithm; `-inf` where a query sees no key.
+        lse_bound: float64, same shape, for a float32 log-sum-exp.
+    """
+
+    output: torch.Tensor
+    output_bound: torch.Tensor
+    lse: torch.Tensor
+    lse_bound: torch.Tensor
+
+
+def request_reference(problem: Problem, request: Request, device: torch.device) -> RequestReference:
+    """Computes one request of a problem in float64, with its error bounds.
+
+    Results are shared between all batches that hold the request, since nothing but the request decides them.
+
+    Args:
+        problem: gives geometry, mask, dtype and seed; its batch and layout do not matter.
+        request: the request to compute.
+        device: where to compute, and where the result is.
+    """
+    return _shared_reference(replace(problem, requests=(request,), layout=Layout()), device)
+
+
+@functools.lru_cache(maxsize=512)
+def _shared_reference(problem: Problem, device: torch.device) -> RequestReference:
+    (request,) = problem.requests
+    geometry = problem.geometry
+    queries = request_queries(problem, request).to(device, torch.float64)
+    keys, values = (tensor.to(device, torch.float64) for tensor in request_keys_values(problem, request))
+    attended = slice(0, request.encoder_len) if problem.mask is Mask.CROSS else slice(request.encoder_len, None)
+    # [num_heads, tokens, head_dim], every query head beside its key/value head.
+    query = queries.transpose(0, 1)
+    key = keys[attended].transpose(0, 1).repeat_interleave(geometry.group_size, dim=0)
+    value = values[attended].transpose(0, 1).repeat_interleave(geometry.group_size, dim=0)
+
+    visible = visible_keys(problem, request, device)
+    raw = query @ key.transpose(1, 2)
+    scores, slope = _scaled(raw, problem)
+    scores = scores.masked_fill(~visible, -math.inf)
+    lse = torch.logsumexp(scores, dim=2)
+    # A query that sees no key has no weights at all, rather than NaN.
+    weights = torch.exp(scores - lse.masked_fill(lse == -math.inf, 0.0).unsqueeze(2))
+    output = weights @ value
+
+    score_variance = _score_variance(query, key, raw, scores, slope, problem).masked_fill(~visible, 0.0)
+    key_count = visible.sum(dim=1).to(torch.float64)
+    return RequestReference(
+        output=output.transpose(0, 1).contiguous(),
+        output_bound=_output_bound(weights, value, output, score_variance, key_count, problem)
+        .transpose(0, 1)
+        .contiguous(),
+        lse=lse,
+        lse_bound=_lse_bound(weights, lse, score_variance, key_count, problem),
+    )
+
+
+def visible_keys(problem: Problem, request: Request, device: torch.device) -> torch.Tensor:
+    """Which of a request's attended keys each query sees: bool `[query_len, kv_len]`. See `Mask`."""
+    kv_len = problem.kv_len(request)
+    position = torch.arange(request.query_len, device=device).unsqueeze(1) + request.context_len
+    key = torch.arange(kv_len, device=device).unsqueeze(0)
+    if problem.mask in (Mask.NON_CAUSAL, Mask.CROSS):
+        return torch.ones((request.query_len, kv_len), dtype=torch.bool, device=device)
+    visible = key <= position
+    if problem.window is not None:
+        visible &= key > position - problem.window
+    return visible
+
+
+def _scaled(raw: torch.Tensor, problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores after scale and softcap, and their derivative by the scaled score."""
+    scaled = raw * problem.geometry.softmax_scale
+    softcap = problem.geometry.softcap
+    if softcap is None:
+        return scaled, torch.ones_like(scaled)
+    capped = torch.tanh(scaled / softcap)
+    return capped * softcap, 1.0 - capped**2
+
+
+def _score_variance(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    raw: torch.Tensor,
+    scores: torch.Tensor,
+    slope: torch.Tensor,
+    problem: Problem,
+) -> torch.Tensor:
+    """Variance of the error of each score, and of its exponential, in units of the natural logarithm."""
+    head_dim, scale, softcap = problem.geometry.head_dim, problem.geometry.softmax_scale, problem.geometry.softcap
+    sum_of_squares = query**2 @ (key**2).transpose(1, 2)
+    # One rounding more per term than additions alone: float32 products are rounded where no FMA is used.
+    accumulation = (head_dim / 2 + 1) * sum_of_squares + head_dim / 3 * raw**2
+    variance = accumulation * (scale * slope) ** 2 + _SCORE_ROUNDINGS * scores.nan_to_num(neginf=0.0) ** 2
+    if softcap is not None:
+        variance = variance + (_TANH_UNITS * softcap) ** 2
+    distance = (scores.amax(dim=2, keepdim=True) if scores.shape[2] else scores) - scores
+    variance = variance + distance.nan_to_num(nan=0.0, posinf=0.0) ** 2
+    exponential = _EXPONENTIAL_ERROR[DTYPES[problem.dtype]] ** 2
+    return (variance * _FLOAT32**2 + exponential) * _UNIFORM_VARIANCE
+
+
+def _output_bound(
+    weights: torch.Tensor,
+    value: torch.Tensor,
+    output: torch.Tensor,
+    score_variance: torch.Tensor,
+    key_count: torch.Tensor,
+    problem: Problem,
+) -> torch.Tensor:
+    dtype = DTYPES[problem.dtype]
+    roundoff = _UNIT_ROUNDOFF[dtype]
+    squared_weights = weights**2
+    # sum_j w_j^2 x_j (v_j - o)^2, expanded so that no [rows, keys, head_dim] tensor is made.
+    spread_weights = squared_weights * score_variance
+    scores = _weighted_spread(spread_weights, value, output)
+    terms = squared_weights @ value**2
+    count = key_count.view(1, -1, 1)
+    accumulation = (count / 2 * terms + (2 * count / 3 + _FINAL_ROUNDINGS) * output**2) * _FLOAT32**2
+    variance = scores + accumulation * _UNIFORM_VARIANCE
+    if dtype is not torch.float32:
+        probabilities = torch.maximum(terms, _weighted_spread(squared_weights, value, output))
+        variance = variance + probabilities * (roundoff**2 * _UNIFORM_VARIANCE)
+    bound = output.abs() * roundoff + DEVIATIONS * variance.clamp(min=0.0).sqrt()
+    # Results below the smallest normal number may be flushed to zero.
+    return torch.where(count > 0, bound + torch.finfo(dtype).tiny, 0.0)
+
+
+def _weighted_spread(weights: torch.Tensor, value: torch.Tensor, center: torch.Tensor) -> torch.Tensor:
+    """`sum_j weights_j (value_j - center)^2` for each query and element of the head."""
+    total = weights.sum(dim=2, keepdim=True)
+    return (weights @ value**2 - 2 * center * (weights @ value) + total * center**2).clamp(min=0.0)
+
+
+def _lse_bound(
+    weights: torch.Tensor,
+    lse: torch.Tensor,
+    score_variance: torch.Tensor,
+    key_count: torch.Tensor,
+    problem: Problem,
+) -> torch.Tensor:
+    count = key_count.unsqueeze(0)
+    scores = (weights**2 * score_variance).sum(dim=2)
+    # The maximum and the logarithm of the sum are each rounded, and the sum may cancel: neither is larger than this.
+    magnitude = lse.masked_fill(lse == -math.inf, 0.0).abs() + count.clamp(min=1.0).log() + 1.0
+    sums = (count / 3 + _FINAL_ROUNDINGS * magnitude**2) * (_FLOAT32**2 * _UNIFORM_VARIANCE)
+    # An exponential that is always too small by one factor cancels in the output, but not here.
+    bias = _EXPONENTIAL_ERROR[DTYPES[problem.dtype]]
+    bound = magnitude * _FLOAT32 + bias + DEVIATIONS * (scores + sums).sqrt()
+    return torch.where(count > 0, bound, 0.0)
+
+
+def budget_used(actual: torch.Tensor, expected: torch.Tensor, bound: torch.Tensor) -> torch.Tensor:
+    """Share of the error bound that each element uses: float64, same shape.
+
+    An element that equals its reference uses nothing, infinities included; one that is not finite where the reference
+    is uses infinitely much.
+
+    Args:
+        actual: result of an implementation, any floating dtype.
+        expected: float64 reference.
+        bound: float64, at least 0.
+    """
+    wide = actual.to(torch.float64)
+    error = (wide - expected).abs()
+    used = torch.where(bound > 0, error / bound, math.inf)
+    used = torch.where(wide == expected, 0.0, used)
+    return used.nan_to_num(nan=math.inf)

@@ -1,0 +1,83 @@
+// Elements of query, cache and output: read exactly into float, rounded once on the way out.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "lanes.h"
+
+namespace samebits {
+
+enum class Element : int64_t { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2 };
+
+SAMEBITS_INLINE int64_t size_of(Element element) { return element == Element::kFloat32 ? 4 : 2; }
+
+typedef uint16_t HalfRegister __attribute__((vector_size(kRegisterLanes * 2)));
+
+SAMEBITS_INLINE FloatRegister widen_bfloat16(HalfRegister bits) {
+    return (FloatRegister)(__builtin_convertvector(bits, UintRegister) << 16);
+}
+
+// The exponent field moves by 13 bits and its bias by 112; the product by 2^112 also makes subnormal numbers normal.
+SAMEBITS_INLINE FloatRegister widen_float16(HalfRegister bits) {
+    const UintRegister wide = __builtin_convertvector(bits, UintRegister);
+    const UintRegister magnitude = wide & 0x7fffu;
+    const FloatRegister scaled = (FloatRegister)(magnitude << 13) * 0x1p112f;
+    const UintRegister not_finite = (UintRegister)(magnitude >= 0x7c00u) & 0x7f800000u;
+    return (FloatRegister)((UintRegister)scaled | not_finite | ((wide & 0x8000u) << 16));
+}
+
+SAMEBITS_INLINE Lanes load_widened(const void* source, int64_t index, Element element) {
+    if (element == Element::kFloat32) return load(static_cast<const float*>(source) + index);
+    HalfRegister bits[kRegisters];
+    std::memcpy(bits, static_cast<const uint16_t*>(source) + index, sizeof(bits));
+    if (element == Element::kBfloat16) return for_each_register([&](int i) { return widen_bfloat16(bits[i]); });
+    return for_each_register([&](int i) { return widen_float16(bits[i]); });
+}
+
+// Copies `count` elements to floats and fills up to a multiple of kLanes with zeros. Reads those elements only.
+template <Element element>
+SAMEBITS_INLINE void widen_row(const void* source, int64_t first, int64_t count, float* target) {
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) store(target + i, load_widened(source, first + i, element));
+    if (i == count) return;
+    alignas(64) char rest[kLanes * 4] = {};
+    const int64_t size = size_of(element);
+    std::memcpy(rest, static_cast<const char*>(source) + (first + i) * size, (count - i) * size);
+    store(target + i, load_widened(rest, 0, element));
+}
+
+SAMEBITS_INLINE uint32_t bits_of(float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof(bits));
+    return bits;
+}
+
+// To nearest, ties to even. Every NaN becomes the same one: which payload arithmetic yields depends on operand order.
+SAMEBITS_INLINE float canonical(float value) { return value == value ? value : __builtin_nanf(""); }
+
+SAMEBITS_INLINE uint16_t round_to_bfloat16(float value) {
+    const uint32_t bits = bits_of(value);
+    return value == value ? uint16_t((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16) : uint16_t(0x7fc0);
+}
+
+SAMEBITS_INLINE uint16_t round_to_float16(float value) {
+    const uint32_t magnitude = bits_of(value) & 0x7fffffffu;
+    const uint16_t sign = uint16_t((bits_of(value) >> 16) & 0x8000u);
+    if (value != value) return 0x7e00;
+    if (magnitude >= 0x477ff000u) return sign | 0x7c00;  // 65520 and above round to infinity
+    if (magnitude < 0x38800000u) {                       // below 2^-14: one unit is 2^-24, as it is of floats in [0.5, 1)
+        float absolute;
+        std::memcpy(&absolute, &magnitude, sizeof(absolute));
+        return sign | uint16_t(bits_of(absolute + 0.5f) - bits_of(0.5f));
+    }
+    return sign | uint16_t((magnitude + 0xfffu + ((magnitude >> 13) & 1u) - (112u << 23)) >> 13);
+}
+
+SAMEBITS_INLINE void store_rounded(void* target, int64_t index, float value, Element element) {
+    if (element == Element::kFloat32) static_cast<float*>(target)[index] = canonical(value);
+    if (element == Element::kBfloat16) static_cast<uint16_t*>(target)[index] = round_to_bfloat16(value);
+    if (element == Element::kFloat16) static_cast<uint16_t*>(target)[index] = round_to_float16(value);
+}
+
+}  // namespace samebits
