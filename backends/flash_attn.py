@@ -8,6 +8,7 @@ attended keys and values of every request, and nothing else of the cache is read
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -243,6 +244,6 @@ def gather_slots(cache: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
     return cache[slots // cache.shape[1], slots % cache.shape[1]]
 
 
-def implementations() -> list[Implementation[object]]:
+def implementations() -> list[Implementation[Any]]:
     """The implementation for this machine's platform."""
-    return [ProcessorFlash() if accelerator().kind == "cpu" else VariableLengthFlash()]  # type: ignore[list-item]
+    return [ProcessorFlash() if accelerator().kind == "cpu" else VariableLengthFlash()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -49,7 +50,7 @@ class Execution:
 
 
 @torch.no_grad()
-def execute(implementation: Implementation[object], problem: Problem, device: torch.device) -> Execution:
+def execute(implementation: Implementation[Any], problem: Problem, device: torch.device) -> Execution:
     """Runs a problem through an implementation and judges every request.
 
     Args:
@@ -97,7 +98,7 @@ class Executor:
     again. Run-to-run determinism is a suite of its own and does not use this.
     """
 
-    def __init__(self, implementation: Implementation[object], device: torch.device, capacity: int = 256) -> None:
+    def __init__(self, implementation: Implementation[Any], device: torch.device, capacity: int = 256) -> None:
         self.implementation = implementation
         self.device = device
         self._capacity = capacity

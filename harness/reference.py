@@ -225,4 +225,4 @@ def budget_used(actual: torch.Tensor, expected: torch.Tensor, bound: torch.Tenso
     error = (wide - expected).abs()
     used = torch.where(bound > 0, error / bound, math.inf)
     used = torch.where(wide == expected, 0.0, used)
-    return used.nan_to_num(nan=math.inf)
+    return torch.where(used.isnan(), math.inf, used)

@@ -76,14 +76,14 @@ def _neighbour_lengths(problem: Problem, tiling: Tiling) -> Iterable[Comparison]
     tile = tiling.query_tile
     lengths = [(1, 0), (2, 1), (tile - 1, 0), (tile, 0), (tile + 1, 0), (1, 3 * tiling.kv_split)]
 
-    def beside(query_len: int, context_len: int) -> Problem:
+    def beside(key: int, query_len: int, context_len: int) -> Problem:
         encoder_len = query_len + context_len if problem.mask is Mask.CROSS else 0
-        neighbour = Request(_NEIGHBOUR_KEY, query_len, context_len, encoder_len)
-        return problem.with_requests(victim, neighbour)
+        # A neighbour of its own key each time, so that the victim is all that the two sides share.
+        return problem.with_requests(victim, Request(key, query_len, context_len, encoder_len))
 
-    first, *others = lengths
+    first, *others = [beside(_NEIGHBOUR_KEY + i, *length) for i, length in enumerate(lengths)]
     for other in others:
-        yield Comparison((beside(*first),), (beside(*other),))
+        yield Comparison((first,), (other,))
 
 
 def _neighbour_contents(problem: Problem, tiling: Tiling) -> Iterable[Comparison]:
@@ -121,10 +121,11 @@ def _unread_memory(problem: Problem, tiling: Tiling) -> Iterable[Comparison]:
     yield Comparison((problem.with_layout(poison="large"),), (problem.with_layout(poison="nan"),))
 
 
-def _whole(problem: Problem) -> Request:
-    """The first request's whole sequence in one step."""
+def _whole(problem: Problem, tiling: Tiling) -> Request:
+    """The first request's sequence in one step, cut to what crosses a split, since the work grows with its square."""
     request = problem.requests[0]
-    return replace(request, query_len=max(request.seq_len, 1), context_len=min(0, request.seq_len - 1))
+    length = min(request.seq_len, tiling.kv_split + tiling.query_tile + 1)
+    return replace(request, query_len=length, context_len=0)
 
 
 def _part(request: Request, start: int, stop: int) -> Request:
@@ -133,16 +134,23 @@ def _part(request: Request, start: int, stop: int) -> Request:
 
 
 def _edges(problem: Problem, tiling: Tiling, length: int) -> list[int]:
-    """Positions inside a sequence at which a step may begin: around tiles, splits and pages, and at its ends."""
-    around = {tiling.kv_tile, tiling.kv_split, tiling.query_tile, problem.geometry.page_size}
-    candidates = {1, length - 1} | {edge + offset for edge in around for offset in (-1, 0, 1)}
+    """Positions inside a sequence at which a step may begin: on and beside tiles, splits and pages, and at its ends."""
+    candidates = {
+        1,
+        problem.geometry.page_size + 1,
+        tiling.query_tile,
+        tiling.kv_tile - 1,
+        tiling.kv_split,
+        tiling.kv_split + 1,
+        length - 1,
+    }
     return sorted(position for position in candidates if 0 < position < length)
 
 
 def _chunked_prefill(problem: Problem, tiling: Tiling) -> Iterable[Comparison]:
     if problem.mask is Mask.NON_CAUSAL:
         return  # A query sees keys that a chunk does not have yet.
-    whole = _whole(problem)
+    whole = _whole(problem, tiling)
     one_shot = (alone(problem, whole),)
     for size in sorted({problem.geometry.page_size + 1, tiling.kv_tile, tiling.kv_split - 1}):
         starts = range(0, whole.query_len, size)
@@ -154,7 +162,7 @@ def _chunked_prefill(problem: Problem, tiling: Tiling) -> Iterable[Comparison]:
 def _extend(problem: Problem, tiling: Tiling) -> Iterable[Comparison]:
     if problem.mask is Mask.NON_CAUSAL:
         return
-    whole = _whole(problem)
+    whole = _whole(problem, tiling)
     for position in _edges(problem, tiling, whole.query_len):
         yield Comparison(
             (alone(problem, whole),), (alone(problem, _part(whole, position, whole.query_len)),)
@@ -162,7 +170,7 @@ def _extend(problem: Problem, tiling: Tiling) -> Iterable[Comparison]:
 
 
 def _decode(problem: Problem, tiling: Tiling) -> Iterable[Comparison]:
-    whole = _whole(problem)
+    whole = _whole(problem, tiling)
     if problem.mask is Mask.NON_CAUSAL:
         # All queries of the block see all of its keys, so only the last can be computed as a step of its own.
         positions = [whole.query_len - 1] if whole.query_len > 1 else []

@@ -1,0 +1,269 @@
+"""AITER/triton: the Triton kernels of AMD's `amd-aiter`, for paged caches.
+
+Two kernels are two rows, since they compute with different tiles and splits and support different masks:
+
+* `[unified]` is `aiter.ops.triton.unified_attention.unified_attention`: the whole batch in one launch, causal only.
+  From the batch it chooses by itself between a kernel that walks a request's keys and one that splits them, and the
+  tile sizes of either.
+* `[kvcache]` is `aiter.ops.triton.mha_v3.flash_attn_with_kvcache`: any mask, every request of a call with the same
+  number of query tokens, and a number of splits that it chooses from the number of requests and the longest one.
+
+Those choices are AITER's own and stay in force: whether they show in a request's bits is what the harness asks. See
+docs/aiter.md for how the kernels are reached where there is no ROCm.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import torch
+
+from samebits.backends.aiter_adapter import EntryPoint, Reached, reach, substitutions
+from samebits.backends.contract import AttentionConfig, AttentionMetadata, Availability, Claims, Implementation, Tiling
+from samebits.backends.platform import accelerator
+from samebits.backends.problem import Mask
+from samebits.backends.support import Support
+
+_UNIFIED = EntryPoint(
+    module="aiter.ops.triton.unified_attention",
+    function="unified_attention",
+    parameters=(
+        "q",
+        "k",
+        "v",
+        "out",
+        "cu_seqlens_q",
+        "max_seqlen_q",
+        "seqused_k",
+        "max_seqlen_k",
+        "softmax_scale",
+        "causal",
+        "window_size",
+        "block_table",
+        "softcap",
+        "q_descale",
+        "k_descale",
+        "v_descale",
+    ),
+)
+_KVCACHE = EntryPoint(
+    module="aiter.ops.triton.mha_v3",
+    function="flash_attn_with_kvcache",
+    parameters=(
+        "q",
+        "k_cache",
+        "v_cache",
+        "cache_seqlens",
+        "softmax_scale",
+        "causal",
+        "window_size",
+        "return_softmax_lse",
+        "page_table",
+    ),
+)
+_DTYPES = ("fp32", "bf16", "fp16")
+_NO_WINDOW = (-1, -1)
+
+
+def _fills_a_tile(length: int) -> bool:
+    """Whether a length can be the side of a Triton tile that is multiplied: a power of two from 16 on."""
+    return length >= 16 and length & (length - 1) == 0
+
+
+@dataclass(frozen=True)
+class UnifiedPlan:
+    """A batch as `unified_attention` takes it: as it is."""
+
+    config: AttentionConfig
+    metadata: AttentionMetadata
+
+
+class UnifiedAttention(Implementation[UnifiedPlan]):
+    """AITER's `unified_attention`."""
+
+    backend = "AITER"
+    name = "triton"
+    variant = "unified"
+    # A tile that is as long as a page is loaded whole, and 0 * NaN is NaN: what lies behind a request's last key in its
+    # last page reaches the output.
+    claims = Claims(
+        ignores_unread_memory=False,
+        source="amd-aiter declares no batch invariance; unified_attention.py loads whole pages unmasked",
+    )
+    # Pages can become tiles, and `reduce_segments` names an undefined variable where head_dim fills no tile. A query
+    # that sees no key at all divides by zero wherever its tile is computed for another, so its output is NaN, not 0.
+    support = Support(
+        dtypes=_DTYPES,
+        masks=(Mask.CAUSAL, Mask.SLIDING_WINDOW),
+        head_dims=_fills_a_tile,
+        page_sizes=_fills_a_tile,
+        query_longer_than_kv=False,
+        empty_kv=False,
+    )
+    tiling = Tiling(query_tile=16, kv_tile=64, kv_split=64)
+
+    def __init__(self) -> None:
+        """Records what the adapter substitutes."""
+        self.configuration = substitutions()
+
+    def probe(self) -> Availability:
+        """Imports `unified_attention`."""
+        return _availability(reach(_UNIFIED))
+
+    def plan(self, config: AttentionConfig, metadata: AttentionMetadata) -> UnifiedPlan:
+        """Leaves everything to AITER."""
+        return UnifiedPlan(config=config, metadata=metadata)
+
+    def run(
+        self,
+        plan: UnifiedPlan,
+        query: torch.Tensor,
+        key_cache: torch.Tensor,
+        value_cache: torch.Tensor,
+        output: torch.Tensor,
+        lse: torch.Tensor | None,
+    ) -> None:
+        """Computes the batch in one call."""
+        config, metadata = plan.config, plan.metadata
+        kernel = reach(_UNIFIED)
+        with kernel.launching():
+            kernel.function(
+                q=query,
+                k=key_cache,
+                v=value_cache,
+                out=output,
+                cu_seqlens_q=metadata.query_start_loc,
+                max_seqlen_q=metadata.max_query_len,
+                seqused_k=metadata.seq_lens,
+                max_seqlen_k=metadata.max_seq_len,
+                softmax_scale=config.scale,
+                causal=metadata.causal,
+                window_size=_window_size(config),
+                block_table=metadata.block_table,
+                softcap=0.0 if config.softcap is None else config.softcap,
+                q_descale=None,
+                k_descale=None,
+                v_descale=None,
+            )
+
+
+@dataclass(frozen=True)
+class UniformCall:
+    """The requests of a batch that have the same number of query tokens, which one call can compute.
+
+    Attributes:
+        query_len: query tokens of each request.
+        rows: int64 `[num_requests * query_len]`, their query rows.
+        kv_lens: int32 `[num_requests]`, keys that each attends to.
+        block_table: int32 `[num_requests, max_pages_per_request]`.
+    """
+
+    query_len: int
+    rows: torch.Tensor
+    kv_lens: torch.Tensor
+    block_table: torch.Tensor
+
+
+@dataclass(frozen=True)
+class KVCachePlan:
+    """The calls that compute a batch, in ascending order of their query tokens."""
+
+    config: AttentionConfig
+    calls: tuple[UniformCall, ...]
+
+
+class FlashAttentionWithKVCache(Implementation[KVCachePlan]):
+    """AITER's `flash_attn_with_kvcache`, called once for each number of query tokens in the batch.
+
+    It takes no ragged queries together with `cache_seqlens`. Requests of one query_len therefore form a call, unpadded:
+    padding would move the diagonal of the causal mask, and a call for each request would hide what AITER makes of a
+    batch. A request's neighbours, as far as AITER is concerned, are those of its own query_len.
+    """
+
+    backend = "AITER"
+    name = "triton"
+    variant = "kvcache"
+    claims = Claims(source="amd-aiter declares no batch invariance")
+    # Where head_dim is padded to a power of two, `_splitK_reduce` reads behind the end of its scratch.
+    support = Support(dtypes=_DTYPES, head_dims=_fills_a_tile, softcap=False, lse=True)
+    tiling = Tiling(query_tile=16, kv_tile=64, kv_split=64)
+
+    def __init__(self) -> None:
+        """Records what the adapter substitutes."""
+        self.configuration = substitutions()
+
+    def probe(self) -> Availability:
+        """Imports `flash_attn_with_kvcache`."""
+        return _availability(reach(_KVCACHE))
+
+    def plan(self, config: AttentionConfig, metadata: AttentionMetadata) -> KVCachePlan:
+        """Groups the requests by query_len."""
+        query_start_loc = metadata.query_start_loc.tolist()
+        requests_of: dict[int, list[int]] = {}
+        for request, (first, last) in enumerate(itertools.pairwise(query_start_loc)):
+            if last > first:
+                requests_of.setdefault(last - first, []).append(request)
+        kv_lens = metadata.kv_lens(config.mask)
+        calls = []
+        for query_len, requests in sorted(requests_of.items()):
+            chosen = torch.tensor(requests, dtype=torch.int64, device=config.device)
+            first_rows = metadata.query_start_loc[chosen].to(torch.int64)
+            rows = first_rows.unsqueeze(1) + torch.arange(query_len, device=config.device)
+            calls.append(UniformCall(query_len, rows.flatten(), kv_lens[chosen], metadata.block_table[chosen]))
+        return KVCachePlan(config=config, calls=tuple(calls))
+
+    def run(
+        self,
+        plan: KVCachePlan,
+        query: torch.Tensor,
+        key_cache: torch.Tensor,
+        value_cache: torch.Tensor,
+        output: torch.Tensor,
+        lse: torch.Tensor | None,
+    ) -> None:
+        """Computes the groups one after another.
+
+        AITER reads the longest length back to the host to choose its splits, so a CUDA graph cannot capture this.
+
+        Raises:
+            ValueError: the pages do not follow one another without gaps, as AITER takes for granted.
+        """
+        config = plan.config
+        for name, cache in (("key_cache", key_cache), ("value_cache", value_cache)):
+            if cache.stride(0) != cache.shape[1] * cache.stride(1):
+                raise ValueError(
+                    f"{name} has strides {cache.stride()}; flash_attn_with_kvcache needs pages without gaps, "
+                    f"stride(0) = page_size * stride(1) = {cache.shape[1] * cache.stride(1)}"
+                )
+        kernel = reach(_KVCACHE)
+        for call in plan.calls:
+            with kernel.launching():
+                result, result_lse = kernel.function(
+                    q=query[call.rows].view(-1, call.query_len, config.num_heads, config.head_dim),
+                    k_cache=key_cache,
+                    v_cache=value_cache,
+                    cache_seqlens=call.kv_lens,
+                    softmax_scale=config.scale,
+                    causal=config.mask in (Mask.CAUSAL, Mask.SLIDING_WINDOW),
+                    window_size=_window_size(config),
+                    return_softmax_lse=True,
+                    page_table=call.block_table,
+                )
+            output[call.rows] = result.flatten(0, 1)
+            if lse is not None:
+                lse[:, call.rows] = result_lse.transpose(0, 1).flatten(1)
+
+
+def implementations() -> list[Implementation[UnifiedPlan] | Implementation[KVCachePlan]]:
+    """Both kernels."""
+    return [UnifiedAttention(), FlashAttentionWithKVCache()]
+
+
+def _availability(reached: Reached) -> Availability:
+    return Availability(reason=reached.reason, version=reached.version, device=accelerator().device)
+
+
+def _window_size(config: AttentionConfig) -> tuple[int, int]:
+    """Keys to the left and right of a query's own, which FlashAttention's convention does not count."""
+    return _NO_WINDOW if config.window is None else (config.window - 1, 0)

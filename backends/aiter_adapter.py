@@ -1,0 +1,297 @@
+"""Reaches AITER's Triton kernels: as installed on ROCm, through substitutions anywhere else.
+
+`import aiter` needs ROCm: the package's `__init__` looks for a ROCm installation and for AMD's compiled kernels. Its
+Triton kernels need neither. Off ROCm this module imports the modules that hold them, as they are installed and without
+running that `__init__`, into a private copy that no other code of the process can see, and substitutes in that copy
+what only an AMD device could answer. docs/aiter.md lists each substitution and its reason.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from samebits.backends.platform import accelerator
+
+PACKAGE = "aiter"
+DISTRIBUTION = "amd-aiter"
+TESTED_VERSION = "0.1.7.post2.dev18"
+_INSTALL = "pip install 'samebits[aiter]'"
+# What AITER asks its device for: multiprocessors, of which it wants four programs each. A device has hundreds, and the
+# interpreter's problems are as much smaller: with 8, a few requests are split over their keys and a crowd is not.
+INTERPRETED_MULTIPROCESSORS = 8
+# Modules of the package read this at import. Neither kernel depends on it: it selects fp8 types and other kernels'
+# launch settings. Of the targets that AITER knows, this is the one for which it does not go on to ask torch.cuda.
+_IMPORT_TARGET = ("hip", "gfx950", 64)
+
+
+class Unreachable(Exception):
+    """AITER cannot be used here; the message is one sentence that says why."""
+
+
+@dataclass(frozen=True)
+class EntryPoint:
+    """A function of AITER, as it will be called.
+
+    Attributes:
+        module: full dotted name of the module that defines it.
+        function: its name.
+        parameters: those that are passed.
+    """
+
+    module: str
+    function: str
+    parameters: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Reached:
+    """An entry point of AITER, imported, or the reason why it could not be.
+
+    Attributes:
+        function: what to call.
+        version: of the installed distribution; empty when unknown.
+        reason: one sentence; empty when `function` can be called.
+        launching: makes the context in which to call it.
+    """
+
+    function: Callable[..., Any]
+    version: str = ""
+    reason: str = ""
+    launching: Callable[[], AbstractContextManager[None]] = field(default=nullcontext)
+
+
+@functools.cache
+def reach(entry_point: EntryPoint) -> Reached:
+    """Imports exactly what will be called.
+
+    Never raises for what a missing, broken or foreign package does at import, `SystemExit` included.
+
+    Args:
+        entry_point: what will be called.
+    """
+    version = _installed_version()
+    try:
+        function = _checked_function(_import(entry_point, version), entry_point)
+    except Unreachable as error:
+        return Reached(function=_unreachable, version=version, reason=str(error))
+    return Reached(function=function, version=version, launching=_LAUNCHING[accelerator().kind])
+
+
+def substitutions() -> Mapping[str, str]:
+    """What is substituted on this platform, for the records of results."""
+    kind = accelerator().kind
+    if kind == "rocm":
+        return {"adapter": "none"}
+    target = ":".join(map(str, _IMPORT_TARGET[:2]))
+    if kind == "cuda":
+        return {"adapter": "cuda", "import_target": target, "waves_per_eu": "dropped", "fp32_products": "ieee"}
+    return {
+        "adapter": "triton interpreter",
+        "import_target": target,
+        "waves_per_eu": "dropped",
+        "multiprocessors": str(INTERPRETED_MULTIPROCESSORS),
+    }
+
+
+def _unreachable(*args: object, **kwargs: object) -> None:
+    raise Unreachable("AITER was called though its probe said that it is unavailable")
+
+
+def _installed_version() -> str:
+    """Version of the installed distribution; empty where there is none or its metadata is damaged."""
+    try:
+        return importlib.metadata.version(DISTRIBUTION) or ""
+    except Exception:
+        return ""
+
+
+def _import(entry_point: EntryPoint, version: str) -> ModuleType:
+    """Imports an entry point's module: as AITER's users do on ROCm, else a private copy with the substitutions."""
+    locations = _find_package(entry_point, version)
+    kind = accelerator().kind
+    if kind != "rocm" and version != TESTED_VERSION:
+        raise Unreachable(
+            f"{DISTRIBUTION} {version or 'of unknown version'} was never tested with the adapter that runs it without "
+            f"ROCm, which needs {TESTED_VERSION}; {_INSTALL}"
+        )
+    try:
+        with ExitStack() as scope:
+            if kind != "rocm":
+                scope.enter_context(_private_package(locations))
+                scope.enter_context(_import_target())
+            if kind == "cpu":
+                from samebits.backends.triton_interpreter import interpreting
+
+                scope.enter_context(interpreting())
+            module = importlib.import_module(entry_point.module)
+    except (Exception, SystemExit) as error:
+        raise Unreachable(f"importing {entry_point.module} raised {_summary(error)}") from error
+    if kind != "rocm":
+        _substitute(module, interpreted=kind == "cpu")
+    return module
+
+
+def _substitute(module: ModuleType, interpreted: bool) -> None:
+    """Replaces, in a private copy, what only an AMD device can answer or take."""
+    for selector in ("select_2d_config", "select_3d_config"):
+        if hasattr(module, selector):
+            setattr(module, selector, _without_waves_per_eu(getattr(module, selector)))
+    if interpreted and hasattr(module, "get_num_sms"):
+        module.get_num_sms = lambda: INTERPRETED_MULTIPROCESSORS  # type: ignore[attr-defined]
+
+
+def _find_package(entry_point: EntryPoint, version: str) -> Sequence[str]:
+    """Folders of the package that Python would import, without running any of it."""
+    try:
+        spec = importlib.util.find_spec(PACKAGE)
+    except Exception as error:
+        raise Unreachable(f"looking for {PACKAGE} raised {_summary(error)}") from error
+    if spec is None:
+        if not version:
+            raise Unreachable(f"{DISTRIBUTION} is not installed; {_INSTALL}")
+        raise Unreachable(_told_missing(PACKAGE, version))
+    locations = list(spec.submodule_search_locations or ())
+    relative = Path(*entry_point.module.split(".")[1:]).with_suffix(".py")
+    if any((Path(folder) / relative).is_file() for folder in locations):
+        return locations
+    found = spec.origin or next(iter(locations), PACKAGE)
+    if version and _is_installed_here(locations):
+        raise Unreachable(_told_missing(entry_point.module, version))
+    raise Unreachable(_told_foreign(found, entry_point) if version else _told_unrelated(found))
+
+
+def _is_installed_here(locations: Sequence[str]) -> bool:
+    """Whether a package lies where the distribution put its own."""
+    try:
+        installed = Path(str(importlib.metadata.distribution(DISTRIBUTION).locate_file(PACKAGE))).resolve()
+    except Exception:
+        return False
+    return installed in (Path(folder).resolve() for folder in locations)
+
+
+def _checked_function(module: ModuleType, entry_point: EntryPoint) -> Callable[..., Any]:
+    """The entry point's function, if it takes what will be passed."""
+    function = getattr(module, entry_point.function, None)
+    if not callable(function):
+        raise Unreachable(f"{entry_point.module} of {DISTRIBUTION} has no function {entry_point.function}")
+    missing = [name for name in entry_point.parameters if name not in inspect.signature(function).parameters]
+    if missing:
+        raise Unreachable(
+            f"{entry_point.module}.{entry_point.function} of {DISTRIBUTION} takes no {', '.join(missing)}; "
+            f"tested is {TESTED_VERSION}"
+        )
+    return function  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _private_package(locations: Sequence[str]) -> Iterator[None]:
+    """Lets `aiter` be a bare namespace over some folders, and puts back whatever had that name before."""
+
+    def named() -> list[str]:
+        return [name for name in sys.modules if name == PACKAGE or name.startswith(f"{PACKAGE}.")]
+
+    displaced = {name: sys.modules.pop(name) for name in named()}
+    package = ModuleType(PACKAGE)
+    package.__path__ = list(locations)
+    sys.modules[PACKAGE] = package
+    try:
+        yield
+    finally:
+        for name in named():
+            del sys.modules[name]
+        sys.modules.update(displaced)
+
+
+@contextmanager
+def _import_target() -> Iterator[None]:
+    """Lets Triton name an AMD target while modules that ask for it are imported."""
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import driver
+
+    class NamedTarget:
+        """A driver that can name its target, and nothing else."""
+
+        def get_current_target(self) -> GPUTarget:
+            return GPUTarget(*_IMPORT_TARGET)
+
+    # Only the private field can be set back to "none yet": `reset_active` would start a driver, and there may be none.
+    before = driver._active
+    driver.set_active(NamedTarget())
+    try:
+        yield
+    finally:
+        driver._active = before
+
+
+@contextmanager
+def _ieee_products() -> Iterator[None]:
+    """Makes fp32 `tl.dot` multiply fp32, as on the import target; NVIDIA's default rounds the operands to TF32."""
+    import triton
+
+    with triton.knobs.language.scope():
+        triton.knobs.language.fp32_default = "ieee"
+        yield
+
+
+def _silent_arithmetic() -> AbstractContextManager[None]:
+    """Keeps numpy from warning of what a device computes in silence: lanes that nobody stores divide by zero."""
+    import numpy as np
+
+    return np.errstate(all="ignore")
+
+
+_LAUNCHING: Mapping[str, Callable[[], AbstractContextManager[None]]] = {
+    "rocm": nullcontext,
+    "cuda": _ieee_products,
+    "cpu": _silent_arithmetic,
+}
+
+
+def _without_waves_per_eu(select: Callable[..., Any]) -> Callable[..., Any]:
+    """Drops the launch option that only AMD's compiler takes from one launch configuration or several."""
+
+    def dropped(configuration: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in configuration.items() if name != "waves_per_eu"}
+
+    @functools.wraps(select)
+    def selected(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 -- passes on what it is given
+        chosen = select(*args, **kwargs)
+        return dropped(chosen) if isinstance(chosen, dict) else tuple(map(dropped, chosen))
+
+    return selected
+
+
+def _told_missing(module: str, version: str) -> str:
+    return (
+        f"{DISTRIBUTION} {version} is listed as installed, but its module {module} is missing; "
+        "pip install --force-reinstall --no-deps amd-aiter"
+    )
+
+
+def _told_unrelated(found: str) -> str:
+    return (
+        f"{DISTRIBUTION} is not installed: the module {PACKAGE} at {found} is another library's "
+        f"(pip install {PACKAGE} is one); {_INSTALL}"
+    )
+
+
+def _told_foreign(found: str, entry_point: EntryPoint) -> str:
+    return (
+        f"the module {PACKAGE} that Python finds first, at {found}, is not that of {DISTRIBUTION}: "
+        f"it has no {entry_point.module}; take it off sys.path"
+    )
+
+
+def _summary(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300] or 'no message'}"

@@ -1,0 +1,145 @@
+"""The FLEX_ATTENTION backend: torch's compiled FlexAttention over the paged cache, through a block mask."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import sysconfig
+from pathlib import Path
+
+import torch
+from samebits.backends.contract import (
+    AttentionConfig,
+    AttentionMetadata,
+    Availability,
+    Claims,
+    Implementation,
+    Tiling,
+)
+from samebits.backends.platform import Platform, accelerator, import_or_reason
+from samebits.backends.support import Support
+from samebits.kernels.flex.attention import FlexPlan, TileShape, paged_attention, plan_batch
+from samebits.kernels.flex.tiles import Sequences, Visibility
+
+# The shape that vLLM gives its FlexAttention where it asks for batch invariance, and the smallest that a GPU multiplies.
+_SMALLEST_TILE = 16
+
+
+class FlexAttention(Implementation[FlexPlan]):
+    """`torch.nn.attention.flex_attention`, compiled once for every batch, mask and number of heads.
+
+    Args:
+        platform: where it computes.
+        query_rows: rows per tile, a power of two of at least 16.
+        max_key_block: keys per block where the page size is a multiple, else the largest power of two that divides it.
+        variant: name of this choice; empty for the default.
+    """
+
+    backend = "FLEX_ATTENTION"
+    name = "torch"
+    claims = Claims(
+        batch_invariant=True,
+        schedule_invariant=True,
+        # The kernels multiply a whole block of values by weights that are 0 where the mask says so, and 0 * NaN is NaN.
+        ignores_unread_memory=False,
+        source=(
+            "kernels/flex/tiles.py: tiles of one request, blocks in the order of its tokens; unread memory: "
+            "torch/_inductor/kernel/flex/templates/common.py.jinja and codegen/cpp_flex_attention_template.py load "
+            "whole blocks of values"
+        ),
+    )
+
+    def __init__(
+        self,
+        platform: Platform,
+        query_rows: int = _SMALLEST_TILE,
+        max_key_block: int = _SMALLEST_TILE,
+        variant: str = "",
+    ) -> None:
+        self._platform = platform
+        self._query_rows = query_rows
+        self._max_key_block = max_key_block
+        self.variant = variant
+        on_processor = platform.kind == "cpu"
+        self.support = Support(
+            dtypes=("fp32", "bf16", "fp16"),
+            # A product on a GPU has at least 16 elements to sum.
+            head_dims=lambda head_dim: on_processor or head_dim >= _SMALLEST_TILE,
+            page_sizes=lambda page_size: page_size % _SMALLEST_TILE == 0,
+            encoder_offset=True,
+            # "torch.compile on CPU only supports inference and `return_lse` is not supported yet."
+            lse=not on_processor,
+        )
+        self.tiling = Tiling(query_tile=query_rows, kv_tile=max_key_block, kv_split=max_key_block)
+        self.configuration = {"query_rows": str(query_rows), "max_key_block": str(max_key_block)}
+
+    def probe(self) -> Availability:
+        """Asks for what inductor needs to compile here; compiling itself is left to the first run."""
+        if torch._dynamo.config.disable:
+            return Availability(reason="torch.compile is switched off by TORCH_COMPILE_DISABLE or TORCHDYNAMO_DISABLE")
+        reason = _processor_reason() if self._platform.kind == "cpu" else import_or_reason("triton.compiler")[1]
+        return Availability(reason=reason, version=torch.__version__, device=self._platform.device)
+
+    def plan(self, config: AttentionConfig, metadata: AttentionMetadata) -> FlexPlan:
+        """Lays the batch out in tiles on the host."""
+        query_start_loc, seq_lens, first_slots, num_keys = (
+            tensor.to(device="cpu", dtype=torch.int64)
+            for tensor in (
+                metadata.query_start_loc,
+                metadata.seq_lens,
+                metadata.kv_starts(config.mask),
+                metadata.kv_lens(config.mask),
+            )
+        )
+        query_lens = query_start_loc.diff()
+        return plan_batch(
+            Sequences(query_lens, seq_lens - query_lens, first_slots, num_keys),
+            Visibility(metadata.causal, config.window),
+            metadata.block_table.cpu(),
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            page_size=config.page_size,
+            scale=config.scale,
+            softcap=config.softcap,
+            shape=TileShape(self._query_rows, math.gcd(config.page_size, self._max_key_block)),
+            dtype=config.dtype,
+            device=config.device,
+        )
+
+    def run(
+        self,
+        plan: FlexPlan,
+        query: torch.Tensor,
+        key_cache: torch.Tensor,
+        value_cache: torch.Tensor,
+        output: torch.Tensor,
+        lse: torch.Tensor | None,
+    ) -> None:
+        """Copies the queries into their rows, attends, and copies the results out. Compiles at a graph's first call."""
+        paged_attention(plan, query, key_cache, value_cache, output, lse)
+
+
+def implementations() -> list[FlexAttention]:
+    """FlexAttention on this machine's accelerator, or on its processor where there is none."""
+    platform = accelerator()
+    if platform.kind == "cpu":
+        return [FlexAttention(platform)]
+    return [
+        FlexAttention(platform, query_rows=64, max_key_block=64),
+        FlexAttention(platform, variant="16x16"),
+    ]
+
+
+def _processor_reason() -> str:
+    """Why inductor cannot compile FlexAttention for this processor, as one sentence; empty when it can."""
+    if not torch.cpu._is_avx2_supported() or os.environ.get("ATEN_CPU_CAPABILITY") == "default":
+        return "inductor compiles FlexAttention for processors with AVX2 only, and torch finds or may use none here"
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        return f"inductor compiles FlexAttention with a C++ compiler, and {compiler!r} (from CXX, or g++) is not on the path"
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    if not header.exists():
+        return f"inductor compiles FlexAttention against Python's headers, and {header} does not exist"
+    return ""

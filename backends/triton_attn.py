@@ -1,0 +1,267 @@
+"""TRITON_ATTN/bundled: our paged Triton kernel, compiled where there is a GPU and interpreted where there is none."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import math
+from dataclasses import asdict, dataclass, replace
+from types import ModuleType
+
+import torch
+from samebits.backends.contract import (
+    AttentionConfig,
+    AttentionMetadata,
+    Availability,
+    Claims,
+    Implementation,
+    Tiling,
+)
+from samebits.backends.platform import accelerator, import_or_reason
+from samebits.backends.support import Support
+
+LOG2_E = math.log2(math.e)
+KERNELS = "samebits.kernels.triton.paged_attention"
+
+# Beyond this, sharing a request among programs costs more memory than the time it saves is worth.
+MAX_PARTIAL_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class KernelConfiguration:
+    """Settings of the kernel. All but `num_stages` decide bits, so none may depend on the batch.
+
+    Attributes:
+        block_rows: rows of a tile: query tokens times the query heads that share a key/value head. Rounded up where a
+            group has more heads.
+        kv_tile: keys of a tile.
+        kv_chunk: keys that are attended to from zero and then merged; a multiple of `kv_tile`.
+        num_warps: warps of a program.
+        num_stages: tiles in flight.
+    """
+
+    block_rows: int
+    kv_tile: int
+    kv_chunk: int
+    num_warps: int
+    num_stages: int
+
+    def __post_init__(self) -> None:
+        if self.kv_chunk % self.kv_tile:
+            raise ValueError(
+                f"kernel configuration has kv_chunk={self.kv_chunk}, which is not a multiple of kv_tile={self.kv_tile}"
+            )
+
+
+COMPILED = KernelConfiguration(block_rows=64, kv_tile=64, kv_chunk=512, num_warps=4, num_stages=2)
+# Small, so that short requests cross several tiles and chunks.
+INTERPRETED = KernelConfiguration(block_rows=16, kv_tile=32, kv_chunk=64, num_warps=1, num_stages=1)
+# Programs that fill the interpreter: fewer, and requests are shared, so that both ways to merge are in daily use.
+INTERPRETED_PROGRAMS = 4
+
+
+@dataclass(frozen=True)
+class TritonPlan:
+    """A batch made ready to launch.
+
+    Attributes:
+        config: of the layer.
+        metadata: of the batch. The kernel reads its tensors on the device; the host's part are upper bounds.
+        kv_lens, kv_starts: int32 `[num_requests]`, see `AttentionMetadata`.
+        configuration: of the kernel.
+        num_tiles: upper bound on tiles of query rows.
+        num_segments: programs that share a tile's keys.
+        partials: scratch of the chunks' maxima and sums, float32 `[num_tokens, num_heads, chunks]`, and outputs,
+            `[num_tokens, num_heads, chunks, head_dim]`; None with one segment.
+    """
+
+    config: AttentionConfig
+    metadata: AttentionMetadata
+    kv_lens: torch.Tensor
+    kv_starts: torch.Tensor
+    configuration: KernelConfiguration
+    num_tiles: int
+    num_segments: int
+    partials: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None
+
+
+class TritonAttention(Implementation[TritonPlan]):
+    """Our paged Triton kernel.
+
+    Args:
+        kernel_configuration: None for the default of the platform.
+        num_segments: programs that share a tile's keys; None to follow the load. It changes no bit.
+        kernels: name of the module that defines `paged_attention_kernel` and `merge_chunks_kernel`.
+    """
+
+    backend = "TRITON_ATTN"
+    name = "bundled"
+    claims = Claims(
+        batch_invariant=True,
+        schedule_invariant=True,
+        ignores_unread_memory=True,
+        source="samebits/kernels/triton/paged_attention.py",
+    )
+    support = Support(
+        dtypes=("fp32", "bf16", "fp16"), head_dims=lambda head_dim: head_dim <= 256, encoder_offset=True, lse=True
+    )
+
+    def __init__(
+        self,
+        kernel_configuration: KernelConfiguration | None = None,
+        num_segments: int | None = None,
+        kernels: str = KERNELS,
+    ) -> None:
+        self.device = accelerator().device
+        self.kernel_configuration = kernel_configuration or (INTERPRETED if self.interpreted else COMPILED)
+        self.num_segments = num_segments
+        self.kernels = kernels
+        self.tiling = Tiling(
+            query_tile=self.kernel_configuration.block_rows,
+            kv_tile=self.kernel_configuration.kv_tile,
+            kv_split=self.kernel_configuration.kv_chunk,
+        )
+        settings = {name: str(value) for name, value in asdict(self.kernel_configuration).items()}
+        self.configuration = {**settings, "interpreted": str(self.interpreted)}
+
+    @property
+    def interpreted(self) -> bool:
+        """Whether the kernel is interpreted: on a machine without a GPU."""
+        return self.device == "cpu"
+
+    def probe(self) -> Availability:
+        """Imports Triton, and the kernels as they will be run."""
+        names = ["triton.language", "samebits.backends.triton_interpreter", self.kernels]
+        for name in names if self.interpreted else [names[0], names[2]]:
+            _, reason = import_or_reason(name)
+            if reason:
+                return Availability(reason=reason, device=self.device)
+        versions = {name: importlib.metadata.version(name) for name in ("samebits", "triton")}
+        return Availability(version=f"{versions['samebits']}+triton{versions['triton']}", device=self.device)
+
+    def plan(self, config: AttentionConfig, metadata: AttentionMetadata) -> TritonPlan:
+        """Sizes the launch by upper bounds and decides how many programs share a tile's keys."""
+        configuration = self.kernel_configuration
+        if config.group_size > configuration.block_rows:
+            configuration = replace(configuration, block_rows=_next_power_of_two(config.group_size))
+        num_tiles = metadata.num_tokens // (configuration.block_rows // config.group_size) + metadata.num_requests
+        chunks = math.ceil(metadata.max_seq_len / configuration.kv_chunk)
+        rows = metadata.num_tokens * config.num_heads
+        num_segments = self.num_segments
+        if num_segments is None:
+            affordable = rows * chunks * (config.head_dim + 2) * 4 <= MAX_PARTIAL_BYTES
+            programs = num_tiles * config.num_kv_heads
+            num_segments = (
+                min(chunks, math.ceil(self._programs_that_fill(config.device) / programs)) if affordable else 1
+            )
+        partials = None
+        if num_segments > 1:
+            shape = (metadata.num_tokens, config.num_heads, chunks)
+            maximum, total = torch.empty((2, *shape), dtype=torch.float32, device=config.device)
+            output = torch.empty((*shape, config.head_dim), dtype=torch.float32, device=config.device)
+            partials = (maximum, total, output)
+        return TritonPlan(
+            config=config,
+            metadata=metadata,
+            kv_lens=metadata.kv_lens(config.mask),
+            kv_starts=metadata.kv_starts(config.mask),
+            configuration=configuration,
+            num_tiles=num_tiles,
+            num_segments=max(num_segments, 1),
+            partials=partials,
+        )
+
+    def run(
+        self,
+        plan: TritonPlan,
+        query: torch.Tensor,
+        key_cache: torch.Tensor,
+        value_cache: torch.Tensor,
+        output: torch.Tensor,
+        lse: torch.Tensor | None,
+    ) -> None:
+        """Launches the kernel, and the merge where requests are shared among programs."""
+        config, metadata, configuration = plan.config, plan.metadata, plan.configuration
+        kernels = self._load_kernels()
+        partial_max, partial_sum, partial_output = plan.partials or (None, None, None)
+        partial_chunks = 0 if partial_max is None else partial_max.shape[2]
+        lse_strides = (0, 0) if lse is None else lse.stride()
+        shape = {
+            "GROUP": config.group_size,
+            "HEAD_DIM": config.head_dim,
+            "HEAD_DIM_PADDED": max(_next_power_of_two(config.head_dim), 16),
+            "CAUSAL": metadata.causal,
+            "WINDOW": config.window or 0,
+            "BLOCK_ROWS": configuration.block_rows,
+            "CHUNK": configuration.kv_chunk,
+        }
+        # A product and a sum must be two roundings in both kernels: see the kernels' module.
+        options = {"num_warps": configuration.num_warps, "enable_fp_fusion": False}
+        kernels.paged_attention_kernel[(plan.num_tiles, config.num_kv_heads, plan.num_segments)](
+            query,
+            key_cache,
+            value_cache,
+            output,
+            lse,
+            partial_max,
+            partial_sum,
+            partial_output,
+            metadata.query_start_loc,
+            plan.kv_lens,
+            plan.kv_starts,
+            metadata.block_table,
+            metadata.num_requests,
+            partial_chunks,
+            config.scale / config.softcap if config.softcap is not None else config.scale * LOG2_E,
+            config.softcap * LOG2_E if config.softcap is not None else None,
+            *query.stride()[:2],
+            *key_cache.stride()[:3],
+            *value_cache.stride()[:3],
+            *output.stride()[:2],
+            *lse_strides,
+            metadata.block_table.stride(0),
+            PAGE_SIZE=config.page_size,
+            KV_TILE=configuration.kv_tile,
+            num_stages=configuration.num_stages,
+            **shape,
+            **options,
+        )
+        if plan.partials is not None:
+            kernels.merge_chunks_kernel[(plan.num_tiles, config.num_kv_heads)](
+                output,
+                lse,
+                partial_max,
+                partial_sum,
+                partial_output,
+                metadata.query_start_loc,
+                plan.kv_lens,
+                metadata.num_requests,
+                partial_chunks,
+                *output.stride()[:2],
+                *lse_strides,
+                NUM_STAGES=configuration.num_stages,
+                **shape,
+                **options,
+            )
+
+    def _load_kernels(self) -> ModuleType:
+        if not self.interpreted:
+            return importlib.import_module(self.kernels)
+        # Imported here, as it imports Triton, which may be missing.
+        from samebits.backends.triton_interpreter import import_interpreted
+
+        return import_interpreted(self.kernels)
+
+    def _programs_that_fill(self, device: torch.device) -> int:
+        if self.interpreted:
+            return INTERPRETED_PROGRAMS
+        return 2 * torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _next_power_of_two(value: int) -> int:
+    return 1 << (value - 1).bit_length()
+
+
+def implementations() -> list[TritonAttention]:
+    """The bundled implementations of TRITON_ATTN."""
+    return [TritonAttention()]

@@ -1,0 +1,245 @@
+"""A cell made into a record: run, compared, judged against what the implementation claims."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+from samebits.backends.contract import Availability
+from samebits.backends.problem import Problem, Request
+from samebits.harness.comparison import Difference, compare_bits
+from samebits.harness.environment import environment
+from samebits.harness.execution import Execution, Executor, RequestResult
+from samebits.harness.matrix import Cell
+from samebits.harness.records import Record, Verdict
+from samebits.harness.relations import Comparison
+from samebits.harness.shrink import describe, shrink
+
+# Smaller batches to try for each difference: enough for the pairs of a case's requests, few enough for an interpreter.
+_SHRINK_ATTEMPTS = 12
+
+
+@dataclass(frozen=True)
+class Located:
+    """A difference and where it was found."""
+
+    comparison: Comparison
+    request_key: int
+    first_position: int
+    tensor: str
+    difference: Difference
+
+    def __str__(self) -> str:
+        row, head, *element = self.difference.first
+        place = f"request r{self.request_key}, query position {self.first_position + row}, head {head}"
+        where = f"at {place}, element {element[0]}" if element else f"in the log-sum-exp at {place}"
+        return f"{self.difference} {where}"
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What running a cell came to.
+
+    Attributes:
+        compared, mismatches, max_ulp: over all comparisons.
+        first: the first difference; None where all bits agree.
+        error_budget, worst: of all executions whose poison the implementation claims to withstand.
+        faults: what else went wrong.
+        digest: of all outputs.
+    """
+
+    compared: int
+    mismatches: int
+    max_ulp: int
+    first: Located | None
+    error_budget: float
+    worst: str
+    faults: tuple[str, ...]
+    digest: str
+
+
+def judge(cell: Cell, availability: Availability, executor: Executor, command: str) -> Record:
+    """Runs a cell and says what it came to. Never raises for what an implementation does.
+
+    Args:
+        cell: what to check.
+        availability: of its implementation.
+        executor: runs its implementation.
+        command: reproduces the cell alone.
+    """
+    started = time.perf_counter()
+    implementation, relation = cell.implementation, cell.relation
+    claimed = bool(getattr(implementation.claims, relation.claim))
+    record = Record(
+        cell_id=cell.cell_id,
+        suite=cell.suite,
+        relation=relation.name,
+        case=cell.case.case_id,
+        backend=implementation.backend,
+        implementation=implementation.name,
+        variant=implementation.variant,
+        version=availability.version,
+        operation="attention",
+        dtype=cell.dtype,
+        mask=cell.case.mask.value,
+        geometry=cell.case.geometry.name,
+        tier=cell.case.tier,
+        verdict=Verdict.UNAVAILABLE,
+        environment=environment(availability.device),
+        seed=cell.seed,
+        command=command,
+        control=cell.flaw is not None,
+        claimed=claimed,
+        configuration=dict(implementation.configuration),
+    )
+    if not availability.available:
+        return replace(record, reasons=(availability.reason,))
+    try:
+        reasons = _reasons(cell)
+        if reasons:
+            return replace(record, verdict=Verdict.UNSUPPORTED, reasons=reasons)
+        findings = _find(cell, executor)
+        verdict, reasons = _conclude(cell, findings, claimed)
+        smallest = _smallest(findings, executor)
+    except Exception as error:
+        message = " ".join(str(error).split())[:2000]
+        verdict, reasons = _excused(cell, Verdict.ERROR, (f"{type(error).__name__}: {message}",))
+        return replace(record, verdict=verdict, reasons=reasons, seconds=time.perf_counter() - started)
+    return replace(
+        record,
+        verdict=verdict,
+        reasons=reasons,
+        compared=findings.compared,
+        mismatches=findings.mismatches,
+        max_ulp=findings.max_ulp,
+        error_budget=findings.error_budget,
+        digest=findings.digest,
+        smallest_batch=smallest,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _reasons(cell: Cell) -> tuple[str, ...]:
+    problems = dict.fromkeys(p for comparison in cell.comparisons for p in (*comparison.left, *comparison.right))
+    return tuple(dict.fromkeys(reason for problem in problems for reason in cell.implementation.reasons(problem)))
+
+
+def _find(cell: Cell, executor: Executor) -> Findings:
+    compared = mismatches = max_ulp = 0
+    first: Located | None = None
+    judged: dict[Problem, Execution] = {}
+    digest = hashlib.blake2b(digest_size=16)
+    for comparison in cell.comparisons:
+        for problem in (*comparison.left, *comparison.right):
+            execution = executor(problem)
+            digest.update(execution.digest.encode())
+            if cell.implementation.claims.ignores_unread_memory or problem.layout.poison != "nan":
+                judged[problem] = execution
+        for located in _differences(comparison, executor):
+            compared += located.difference.compared
+            mismatches += located.difference.mismatches
+            max_ulp = max(max_ulp, located.difference.max_ulp)
+            if located.difference.mismatches and first is None:
+                first = located
+    worst = max(judged.values(), key=lambda execution: execution.error_budget)
+    return Findings(
+        compared=compared,
+        mismatches=mismatches,
+        max_ulp=max_ulp,
+        first=first,
+        error_budget=worst.error_budget,
+        worst=worst.worst,
+        faults=tuple(dict.fromkeys(fault for execution in judged.values() for fault in execution.faults)),
+        digest=digest.hexdigest(),
+    )
+
+
+def _differences(comparison: Comparison, executor: Executor) -> Iterator[Located]:
+    """Compares the query rows that both sides computed, output and log-sum-exp, one pair of steps at a time."""
+    for left in _steps(comparison.left, executor):
+        for right in _steps(comparison.right, executor):
+            first = max(left.request.context_len, right.request.context_len)
+            last = min(left.request.seq_len, right.request.seq_len)
+            if left.request.key != right.request.key or first >= last:
+                continue
+            for tensor in ("output", "lse"):
+                ours, theirs = left.rows(tensor, first, last), right.rows(tensor, first, last)
+                if ours is not None and theirs is not None:
+                    yield Located(comparison, left.request.key, first, tensor, compare_bits(ours, theirs))
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One request of one executed problem."""
+
+    request: Request
+    result: RequestResult
+
+    def rows(self, tensor: str, first: int, last: int) -> torch.Tensor | None:
+        """The query rows at positions `first` to `last`: rows come first, whichever the tensor."""
+        rows = slice(first - self.request.context_len, last - self.request.context_len)
+        if tensor == "output":
+            return self.result.output[rows]
+        return None if self.result.lse is None else self.result.lse[:, rows].transpose(0, 1)
+
+
+def _steps(side: tuple[Problem, ...], executor: Executor) -> list[_Step]:
+    return [
+        _Step(request, executor(problem).results[request.key]) for problem in side for request in problem.requests
+    ]
+
+
+def _conclude(cell: Cell, findings: Findings, claimed: bool) -> tuple[Verdict, tuple[str, ...]]:
+    """The verdict and its reasons. Correctness comes first: garbage can be perfectly invariant."""
+    reasons = list(findings.faults)
+    if not findings.error_budget <= 1.0:
+        reasons.append(f"{findings.error_budget:.3g} of the error budget used at {findings.worst}")
+    wrong = bool(reasons)
+    if findings.first is not None:
+        promise = f"claims {cell.relation.claim}, but" if claimed else f"claims no {cell.relation.claim}:"
+        reasons.append(f"{promise} {findings.mismatches} of {findings.compared} elements differ; first {findings.first}")
+    if cell.flaw is not None:
+        return _control_verdict(cell.flaw, findings, tuple(reasons))
+    if wrong or (findings.first is not None and claimed):
+        return _excused(cell, Verdict.FAIL, tuple(reasons))
+    gap = _known_gap(cell)
+    if gap:
+        return Verdict.FAIL, (f"passes, though {gap} says that it is known to fail: remove the known gap",)
+    return (Verdict.VARIES if findings.first is not None else Verdict.PASS), tuple(reasons)
+
+
+def _control_verdict(flaw: Flaw, findings: Findings, reasons: tuple[str, ...]) -> tuple[Verdict, tuple[str, ...]]:
+    """A control is caught only by what it was made to break: bits, or the error budget."""
+    caught = not findings.mismatches and findings.error_budget > 1.0 if flaw.wrong_values else findings.mismatches > 0
+    if caught:
+        return Verdict.FAIL, (f"control: {flaw.description}", *reasons)
+    return Verdict.PASS, (f"control not caught: {flaw.description}", *reasons)
+
+
+def _excused(cell: Cell, verdict: Verdict, reasons: tuple[str, ...]) -> tuple[Verdict, tuple[str, ...]]:
+    gap = _known_gap(cell)
+    return (Verdict.KNOWN, (f"known: {gap}", *reasons)) if gap else (verdict, reasons)
+
+
+def _known_gap(cell: Cell) -> str:
+    for gap in cell.implementation.known_gaps:
+        if gap.matches(cell.relation.name, cell.case.mask, cell.dtype):
+            return gap.issue
+    return ""
+
+
+def _smallest(findings: Findings, executor: Executor) -> str:
+    if findings.first is None:
+        return ""
+
+    def differs(comparison: Comparison) -> bool:
+        problems = (*comparison.left, *comparison.right)
+        if any(executor.implementation.reasons(problem) for problem in problems):
+            return False
+        return any(located.difference.mismatches for located in _differences(comparison, executor))
+
+    return describe(shrink(findings.first.comparison, differs, _SHRINK_ATTEMPTS))

@@ -1,0 +1,94 @@
+"""The matrix: every cell that a selection holds, named and in order, before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from samebits.backends.problem import Mask, Problem
+from samebits.harness.cases import Case, cases
+from samebits.harness.controls import Flaw, controls
+from samebits.harness.geometries import GEOMETRIES
+from samebits.harness.registry import AnyImplementation
+from samebits.harness.relations import RELATIONS, Comparison, Relation
+
+# fp16 is in every suite of the nightly tier; the others keep to what all models are served in.
+TIER_DTYPES = {"smoke": ("bf16",), "default": ("fp32", "bf16"), "nightly": ("fp32", "bf16", "fp16")}
+_CONTROL_CASE = Case(GEOMETRIES["llama3-8b"], Mask.CAUSAL, "mixed", "smoke")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a run covers.
+
+    Attributes:
+        implementations: in the order of tables.
+        dtypes: names of dtypes.
+        tier: name of the tier.
+        seed: of all data.
+    """
+
+    implementations: tuple[AnyImplementation, ...]
+    dtypes: tuple[str, ...]
+    tier: str
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One relation of one implementation on one case in one dtype.
+
+    Attributes:
+        suite: name of the suite, which is also its pytest mark.
+        implementation: what is checked.
+        relation: what must hold.
+        case: on which base problem.
+        dtype: in which dtype.
+        seed: of all data.
+        flaw: what is broken on purpose; None unless the cell is a control.
+    """
+
+    suite: str
+    implementation: AnyImplementation
+    relation: Relation
+    case: Case
+    dtype: str
+    seed: int
+    flaw: Flaw | None = None
+
+    @property
+    def cell_id(self) -> str:
+        """Names the cell across runs and machines."""
+        seed = f":seed{self.seed}" if self.seed else ""
+        return f"{self.implementation.label}:{self.relation.name}:{self.case.case_id}:{self.dtype}{seed}"
+
+    @property
+    def problem(self) -> Problem:
+        """The base problem, with poison that the implementation claims to withstand."""
+        problem = self.case.problem(self.dtype, self.implementation.tiling, self.seed)
+        poison = "nan" if self.implementation.claims.ignores_unread_memory else "large"
+        return problem.with_layout(poison=poison)
+
+    @property
+    def comparisons(self) -> tuple[Comparison, ...]:
+        """What must agree."""
+        return tuple(self.relation.compare(self.problem, self.implementation.tiling))
+
+
+def batch_invariance_cells(selection: Selection) -> Iterator[Cell]:
+    """The cells of the batch-invariance suite: controls first, then every implementation.
+
+    A cell without comparisons is no cell: its relation says nothing about such a case.
+    """
+    suite = "batch_invariant"
+    for relation in RELATIONS.values():
+        for control in controls(relation.name):
+            yield Cell(suite, control, relation, _CONTROL_CASE, "fp32", selection.seed, control.flaw)
+    for implementation in selection.implementations:
+        for case in cases(selection.tier):
+            for dtype in selection.dtypes:
+                for relation in RELATIONS.values():
+                    cell = Cell(suite, implementation, relation, case, dtype, selection.seed)
+                    if cell.comparisons:
+                        yield cell
+

@@ -1,0 +1,232 @@
+"""Every implementation that can be named: the bundled ones and those of third parties, through one mechanism."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from samebits.backends.contract import (
+    AttentionConfig,
+    AttentionMetadata,
+    Availability,
+    Claims,
+    Implementation,
+    Tiling,
+)
+from samebits.backends.problem import DTYPE_NAMES
+from samebits.backends.support import Support
+from samebits.harness.records import UnusableInput
+
+ENTRY_POINT_GROUP = "samebits.backends"
+# The order of the backends in lists and tables; others follow by name.
+_BUNDLED_ORDER = ("FLASH_ATTN", "TRITON_ATTN", "FLEX_ATTENTION", "AITER", "CPU")
+_BACKEND_NAME = re.compile(r"[A-Z][A-Z0-9_]*")
+_IMPLEMENTATION_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+_VARIANT_NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9._=,-]*)?")
+
+AnyImplementation = Implementation[Any]
+
+
+class Unloadable(Implementation[None]):
+    """Stands for an installed backend whose module does not import, so that it leaves rows with the reason."""
+
+    support = Support()
+
+    def __init__(self, backend: str, name: str, reason: str) -> None:
+        """Names the backend and says why it cannot be loaded."""
+        self.backend, self.name, self._reason = backend, name, reason
+
+    def probe(self) -> Availability:
+        """Never available."""
+        return Availability(reason=self._reason)
+
+    def plan(self, config: AttentionConfig, metadata: AttentionMetadata) -> None:
+        """Never called: the probe says unavailable."""
+        raise RuntimeError(self._reason)
+
+    def run(
+        self,
+        plan: None,
+        query: torch.Tensor,
+        key_cache: torch.Tensor,
+        value_cache: torch.Tensor,
+        output: torch.Tensor,
+        lse: torch.Tensor | None,
+    ) -> None:
+        """Never called: the probe says unavailable."""
+        raise RuntimeError(self._reason)
+
+
+class Registry:
+    """The known implementations, each probed at most once.
+
+    Attributes:
+        implementations: in the order of tables.
+    """
+
+    def __init__(self, implementations: Iterable[AnyImplementation]) -> None:
+        """Orders the implementations and refuses two of one label.
+
+        Raises:
+            UnusableInput: two implementations have the same label.
+        """
+        unique: dict[str, AnyImplementation] = {}
+        for implementation in implementations:
+            if implementation.label in unique:
+                raise UnusableInput(
+                    f"implementation {implementation.label!r} is registered twice; each label may occur once"
+                )
+            unique[implementation.label] = implementation
+        self.implementations = tuple(sorted(unique.values(), key=_table_order))
+        self._availability: dict[str, Availability] = {}
+
+    @property
+    def backends(self) -> tuple[str, ...]:
+        """Names of the backends, in the order of tables."""
+        return tuple(dict.fromkeys(implementation.backend for implementation in self.implementations))
+
+    def availability(self, implementation: AnyImplementation) -> Availability:
+        """Whether an implementation can run here, and why not."""
+        label = implementation.label
+        if label not in self._availability:
+            self._availability[label] = _probe(implementation)
+        return self._availability[label]
+
+    def select(self, backends: Sequence[str] = (), names: Sequence[str] = ()) -> tuple[AnyImplementation, ...]:
+        """The implementations of some backends, or of some names; all where neither is given.
+
+        Args:
+            backends: names of backends.
+            names: labels such as `FLASH_ATTN/torch`, which stands for all of its variants, or `AITER/triton[unified]`.
+
+        Raises:
+            UnusableInput: a name is unknown.
+        """
+        for backend in backends:
+            if backend not in self.backends:
+                raise UnusableInput(f"unknown backend {backend!r}; known are {', '.join(self.backends)}")
+        known = [implementation.label for implementation in self.implementations]
+        for name in names:
+            if not any(_is_named(implementation, name) for implementation in self.implementations):
+                raise UnusableInput(f"unknown implementation {name!r}; known are {', '.join(known)}")
+        return tuple(
+            implementation
+            for implementation in self.implementations
+            if (not backends or implementation.backend in backends)
+            and (not names or any(_is_named(implementation, name) for name in names))
+        )
+
+
+def load_registry(extra_files: Sequence[Path] = ()) -> Registry:
+    """Loads all installed backends and those of some files.
+
+    Args:
+        extra_files: Python files that define `implementations()`. They are run.
+
+    Raises:
+        UnusableInput: a file does not import, or what it defines is no implementation.
+    """
+    found: list[AnyImplementation] = []
+    for entry_point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
+        distribution = entry_point.dist.name if entry_point.dist else "unknown"
+        try:
+            made = _validated(entry_point.load(), f"entry point {entry_point.name} of {distribution}")
+        except (Exception, SystemExit) as error:
+            reason = f"loading {entry_point.value} of {distribution} raised {_told(error)}"
+            made = [Unloadable(entry_point.name, distribution.lower(), reason)]
+        found.extend(made)
+    for path in extra_files:
+        found.extend(_load_file(path))
+    return Registry(found)
+
+
+def _load_file(path: Path) -> list[AnyImplementation]:
+    if not path.is_file():
+        raise UnusableInput(f"cannot load {str(path)!r}: there is no such file; give a Python file")
+    spec = importlib.util.spec_from_file_location(f"samebits_loaded_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise UnusableInput(f"cannot load {str(path)!r}: it is not a Python file, whose name ends in .py")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        raise UnusableInput(f"cannot load {str(path)!r}: importing it raised {_told(error)}") from error
+    return _validated(getattr(module, "implementations", None), str(path))
+
+
+def _validated(factory: object, origin: str) -> list[AnyImplementation]:
+    """Calls `implementations()` and checks what it returns, so that nonsense is told at once and by name."""
+    if not callable(factory):
+        raise UnusableInput(f"{origin} defines no function implementations() that returns a list of Implementation")
+    try:
+        made = list(factory())
+    except Exception as error:
+        raise UnusableInput(f"implementations() of {origin} raised {_told(error)}") from error
+    for implementation in made:
+        complaint = _complaint(implementation)
+        if complaint:
+            raise UnusableInput(f"{origin}: {complaint}")
+    return made
+
+
+def _complaint(implementation: object) -> str:
+    """What is wrong with a supposed implementation, as one sentence; empty when nothing is."""
+    if not isinstance(implementation, Implementation):
+        return f"implementations() returned {implementation!r}, which is no instance of samebits' Implementation"
+    what = type(implementation).__name__
+    named: tuple[tuple[str, re.Pattern[str], str], ...] = (
+        ("backend", _BACKEND_NAME, "capitals, digits and underscores, such as MY_ATTN"),
+        ("name", _IMPLEMENTATION_NAME, "lower-case letters, digits, '.', '_' and '-'"),
+        ("variant", _VARIANT_NAME, "letters, digits and '.', '_', '=', ',', '-', or be empty"),
+    )
+    for attribute, pattern, accepted in named:
+        value = getattr(implementation, attribute, None)
+        if not isinstance(value, str) or not pattern.fullmatch(value):
+            return f"{what}.{attribute} is {value!r}; it must be made of {accepted}"
+    typed: tuple[tuple[str, type], ...] = (("claims", Claims), ("support", Support), ("tiling", Tiling))
+    for attribute, kind in typed:
+        value = getattr(implementation, attribute, None)
+        if not isinstance(value, kind):
+            return f"{what}.{attribute} is {value!r}; it must be an instance of {kind.__name__}"
+    for claim in ("batch_invariant", "schedule_invariant", "ignores_unread_memory"):
+        value = getattr(implementation.claims, claim)
+        if not isinstance(value, bool):
+            return f"{what} claims {claim}={value!r}; it must be True or False"
+    unknown = [dtype for dtype in implementation.support.dtypes if dtype not in DTYPE_NAMES]
+    if unknown or not implementation.support.dtypes:
+        return f"{what} supports dtypes {implementation.support.dtypes!r}; they must be among {', '.join(DTYPE_NAMES)}"
+    for length in ("query_tile", "kv_tile", "kv_split"):
+        value = getattr(implementation.tiling, length)
+        if not isinstance(value, int) or value < 1:
+            return f"{what}.tiling has {length}={value!r}; it must be a whole number of at least 1"
+    return ""
+
+
+def _probe(implementation: AnyImplementation) -> Availability:
+    try:
+        availability = implementation.probe()
+    except (Exception, SystemExit) as error:
+        return Availability(reason=f"its probe raised {_told(error)}")
+    if not isinstance(availability, Availability):
+        return Availability(reason=f"its probe returned {availability!r} and not an Availability")
+    return availability
+
+
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300] or 'no message'}"
+
+
+def _is_named(implementation: AnyImplementation, name: str) -> bool:
+    return name in (implementation.label, f"{implementation.backend}/{implementation.name}")
+
+
+def _table_order(implementation: AnyImplementation) -> tuple[int, str, str]:
+    backend = implementation.backend
+    place = _BUNDLED_ORDER.index(backend) if backend in _BUNDLED_ORDER else len(_BUNDLED_ORDER)
+    return place, backend, implementation.label

@@ -1,0 +1,137 @@
+"""One pytest session's matrix: what was selected, and how a cell is run in this process."""
+
+from __future__ import annotations
+
+import datetime
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from samebits.harness.cases import TIERS
+from samebits.harness.environment import environment
+from samebits.harness.execution import Executor
+from samebits.harness.judgement import judge
+from samebits.harness.matrix import TIER_DTYPES, Cell, Selection, batch_invariance_cells
+from samebits.harness.records import Record, RunHeader, UnusableInput
+from samebits.harness.registry import load_registry
+from samebits.backends.platform import accelerator
+from samebits.backends.problem import DTYPE_NAMES
+
+CellRunner = Callable[[Cell], None]
+
+# Each suite by its mark: the cells of a selection.
+SUITES: Mapping[str, Callable[[Selection], Iterator[Cell]]] = {"batch_invariant": batch_invariance_cells}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user asked for.
+
+    Attributes:
+        backends, implementations, dtypes: names; empty for all.
+        tier: name of the tier.
+        load: Python files of further backends.
+        cells: ids of single cells; empty for all.
+        threads: intra-operation threads.
+        seed: of all data.
+    """
+
+    backends: tuple[str, ...] = ()
+    implementations: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = ()
+    tier: str = "default"
+    load: tuple[Path, ...] = ()
+    cells: tuple[str, ...] = ()
+    threads: int = 1
+    seed: int = 0
+
+
+class MatrixSession:
+    """Makes and runs the cells that the options select."""
+
+    def __init__(self, options: Options) -> None:
+        """Checks the options against what there is.
+
+        Raises:
+            UnusableInput: a backend, an implementation, a dtype or a tier is unknown, or a file cannot be loaded.
+        """
+        if options.tier not in TIERS:
+            raise UnusableInput(f"unknown tier {options.tier!r}; known are {', '.join(TIERS)}")
+        for dtype in options.dtypes:
+            if dtype not in DTYPE_NAMES:
+                raise UnusableInput(f"unknown dtype {dtype!r}; known are {', '.join(DTYPE_NAMES)}")
+        if options.threads < 1:
+            raise UnusableInput(f"--threads is {options.threads}; it must be at least 1")
+        torch.set_num_threads(options.threads)
+        self.options = options
+        self._registry = load_registry(options.load)
+        self.selection = Selection(
+            implementations=self._registry.select(options.backends, options.implementations),
+            dtypes=options.dtypes or TIER_DTYPES[options.tier],
+            tier=options.tier,
+            seed=options.seed,
+        )
+        self._executors: dict[str, Executor] = {}
+        self._check_cells()
+
+    def cells(self, suite: str) -> list[Cell]:
+        """The cells of a suite, or those of them that were asked for by name."""
+        every = SUITES[suite](self.selection)
+        wanted = self.options.cells
+        return [cell for cell in every if not wanted or cell.cell_id in wanted]
+
+    def run(self, cell: Cell) -> Record:
+        """Runs one cell."""
+        implementation = cell.implementation
+        if cell.flaw is None:
+            availability = self._registry.availability(implementation)
+        else:
+            availability = implementation.probe()
+        executor = self._executors.get(implementation.label)
+        if executor is None:
+            executor = Executor(implementation, torch.device(availability.device))
+            self._executors[implementation.label] = executor
+        return judge(cell, availability, executor, self._command(cell))
+
+    def header(self, suites: tuple[str, ...], narrowed: bool) -> RunHeader:
+        """The first line of this session's records.
+
+        Args:
+            suites: marks of the suites that run.
+            narrowed: whether single cells were selected.
+        """
+        now = datetime.datetime.now(datetime.UTC)
+        return RunHeader(
+            run_id=now.strftime("%Y%m%dT%H%M%S.%fZ"),
+            started=now.isoformat(timespec="seconds"),
+            suites=suites,
+            implementations=tuple(implementation.label for implementation in self.selection.implementations),
+            dtypes=self.selection.dtypes,
+            tier=self.selection.tier,
+            narrowed=narrowed,
+            environment=environment(accelerator().device),
+        )
+
+    def _command(self, cell: Cell) -> str:
+        words = ["pytest", "-m", cell.suite]
+        for path in self.options.load:
+            words += ["--load", str(path)]
+        if self.options.tier != "default":
+            words += ["--tier", self.options.tier]
+        if self.options.threads != 1:
+            words += ["--threads", str(self.options.threads)]
+        if cell.seed:
+            words += ["--seed", str(cell.seed)]
+        return shlex.join([*words, "--cell", cell.cell_id])
+
+    def _check_cells(self) -> None:
+        known = {cell.cell_id for suite in SUITES.values() for cell in suite(self.selection)} if self.options.cells else {}
+        for name in self.options.cells:
+            if name not in known:
+                raise UnusableInput(
+                    f"unknown cell {name!r} in tier {self.options.tier}; it must be the cell_id of a record, "
+                    "and --tier, --dtype, --seed and --load must be those of its run"
+                )

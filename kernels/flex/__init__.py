@@ -1,0 +1,1 @@
+"""Compiled FlexAttention over a paged cache."""

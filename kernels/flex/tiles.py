@@ -1,0 +1,192 @@
+"""Where the queries of a batch stand in tiles, and which blocks of the page cache each tile reads.
+
+FlexAttention computes a tile of query rows against a list of key blocks. Its arithmetic for a row depends on the row's
+place in its tile and on the order of the blocks, so both follow from the request alone:
+
+* A row is one query head of one token. The heads that share a key/value head stand side by side (`position * group_size
+  + head`), and a row's place in its tile is that number modulo the tile. A tile holds rows of one request only; rows
+  that nobody fills see no key.
+* A tile lists the blocks of its own request from the first to the last that any of its rows sees, in the order of the
+  tokens and not of the pages. A block is whole inside a page, so that it holds the same tokens wherever the page is.
+
+A block without a visible key leaves a row as it was, bit for bit, so neither do other rows of a tile matter to a row:
+nor, then, which tokens were computed in the same step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+# Position of a key block that the request does not own: before every slot that a row may see.
+_NOBODYS_BLOCK = -(1 << 30)
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """The requests of a batch: int64 `[num_requests]` on the host, each.
+
+    Attributes:
+        query_lens: query tokens.
+        context_lens: position of the first query token among the request's decoder tokens; may be negative.
+        first_slots: slot of the first attended key, counted from the request's own first slot.
+        num_keys: keys that are attended to.
+    """
+
+    query_lens: torch.Tensor
+    context_lens: torch.Tensor
+    first_slots: torch.Tensor
+    num_keys: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Visibility:
+    """Which keys of its request a query token sees.
+
+    Attributes:
+        causal: no key after the token's own.
+        window: keys that it sees at most, its own among them; None for all.
+    """
+
+    causal: bool
+    window: int | None
+
+
+@dataclass(frozen=True)
+class QueryRows:
+    """The rows of a batch's query tokens, in the order of tokens and of heads within a group.
+
+    Attributes:
+        row: int64 `[num_tokens, group_size]`, among all rows of a key/value head, those that nobody fills included.
+        request: int64 `[num_tokens]`, request of each token.
+        position: int64 `[num_tokens]`, of the token in its request's decoder sequence.
+        num_rows: rows of a key/value head: a multiple of the tile.
+    """
+
+    row: torch.Tensor
+    request: torch.Tensor
+    position: torch.Tensor
+    num_rows: int
+
+
+@dataclass(frozen=True)
+class KeyBlocks:
+    """What each tile reads and what each of its rows sees.
+
+    Attributes:
+        counts: int32 `[num_tiles]`, key blocks that a tile reads.
+        indices: int32 `[num_tiles, max(counts)]`, their numbers in the cache, in the order of the tokens they hold.
+        visible: int32 `[num_rows, 3]`: where the row's request begins in `positions`, and the first slot it sees and the
+            one after the last, both counted from the request's own first slot. Equal for a row that sees no key.
+        positions: int32 `[num_requests * num_blocks]`, for each request and block of the cache: the first slot of the
+            request that the block holds. Pages may be shared, so this is a matter of each request.
+        num_blocks: blocks of the cache up to the last page that is read.
+        num_pages: pages up to that one.
+    """
+
+    counts: torch.Tensor
+    indices: torch.Tensor
+    visible: torch.Tensor
+    positions: torch.Tensor
+    num_blocks: int
+    num_pages: int
+
+
+def place_queries(sequences: Sequences, group_size: int, tile: int, min_rows: int) -> QueryRows:
+    """Gives every query head of every token its row.
+
+    Args:
+        sequences: the requests.
+        group_size: query heads that share a key/value head.
+        tile: rows per tile.
+        min_rows: rows to have at least.
+    """
+    query_lens, context_lens = sequences.query_lens, sequences.context_lens
+    first_tiles = torch.div(context_lens * group_size, tile, rounding_mode="floor")
+    stop_tiles = -torch.div(-(context_lens + query_lens) * group_size, tile, rounding_mode="floor")
+    num_tiles = (stop_tiles - first_tiles) * (query_lens > 0)
+    # The tile of the batch that a request's position 0 would be in, were its context there as well.
+    origin_tiles = num_tiles.cumsum(0) - num_tiles - first_tiles
+    request = torch.repeat_interleave(query_lens)
+    token_of_request = torch.arange(len(request)) - (query_lens.cumsum(0) - query_lens)[request]
+    position = token_of_request + context_lens[request]
+    head = torch.arange(group_size)
+    row = (position * group_size + origin_tiles[request] * tile).unsqueeze(1) + head
+    filled_rows = int(num_tiles.sum()) * tile
+    return QueryRows(row, request, position, num_rows=max(filled_rows, -(-min_rows // tile) * tile))
+
+
+def find_key_blocks(
+    sequences: Sequences,
+    rows: QueryRows,
+    visibility: Visibility,
+    block_table: torch.Tensor,
+    page_size: int,
+    tile: int,
+    block_size: int,
+    min_slots: int,
+) -> KeyBlocks:
+    """Lists the key blocks of every tile, and the slots that every row sees.
+
+    Only the entries of `block_table` that hold attended slots are looked at: the others are stale.
+
+    Args:
+        sequences: the requests.
+        rows: where their queries stand.
+        visibility: which keys a query sees.
+        block_table: int `[num_requests, max_pages_per_request]`, on the host.
+        page_size: tokens per page; a multiple of `block_size`.
+        tile: rows per tile.
+        block_size: keys per block.
+        min_slots: slots of the cache to span at least.
+    """
+    first, stop = _visible_slots(sequences, rows, visibility)
+    num_tiles = rows.num_rows // tile
+    tile_of_row = rows.row // tile
+    tile_request = torch.zeros(num_tiles, dtype=torch.int64)
+    tile_request[tile_of_row] = rows.request.unsqueeze(1).expand_as(rows.row)
+
+    sees = stop > first
+    tiles = tile_of_row[sees].flatten()
+    first_block, stop_block = (
+        initial.scatter_reduce(0, tiles, blocks[sees].unsqueeze(1).expand_as(tile_of_row[sees]).flatten(), reduce)
+        for initial, blocks, reduce in (
+            (torch.full((num_tiles,), torch.iinfo(torch.int64).max), first // block_size, "amin"),
+            (torch.zeros(num_tiles, dtype=torch.int64), -(-stop // block_size), "amax"),
+        )
+    )
+    counts = (stop_block - first_block).clamp(min=0)
+    column = torch.arange(int(counts.max()))
+    listed = column < counts.unsqueeze(1)
+    owner = tile_request.unsqueeze(1).expand_as(listed)[listed]
+    request_block = (first_block.unsqueeze(1) + column)[listed]
+
+    blocks_per_page = page_size // block_size
+    page = block_table[owner, request_block // blocks_per_page].to(torch.int64)
+    cache_block = page * blocks_per_page + request_block % blocks_per_page
+    num_pages = max(int(page.max()) + 1 if len(page) else 0, -(-min_slots // page_size))
+    num_blocks = num_pages * blocks_per_page
+
+    indices = torch.zeros(listed.shape, dtype=torch.int32)
+    indices[listed] = cache_block.to(torch.int32)
+    positions = torch.full((len(sequences.query_lens) * num_blocks,), _NOBODYS_BLOCK, dtype=torch.int32)
+    positions[owner * num_blocks + cache_block] = (request_block * block_size).to(torch.int32)
+    visible = torch.zeros((rows.num_rows, 3), dtype=torch.int32)
+    of_token = torch.stack([rows.request * num_blocks, first, stop], dim=1).to(torch.int32)
+    visible[rows.row] = of_token.unsqueeze(1).expand(*rows.row.shape, 3)
+    return KeyBlocks(counts.to(torch.int32), indices, visible, positions, num_blocks, num_pages)
+
+
+def _visible_slots(
+    sequences: Sequences, rows: QueryRows, visibility: Visibility
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first slot that each token sees and the one after the last: int64 `[num_tokens]` each."""
+    origin = sequences.first_slots[rows.request]
+    first, stop = origin, origin + sequences.num_keys[rows.request]
+    if visibility.causal:
+        stop = torch.minimum(stop, origin + rows.position + 1)
+    if visibility.window is not None:
+        first = origin + (rows.position + 1 - visibility.window).clamp(min=0)
+    # A query before the first key sees the slots from `first` to `first`: none.
+    return first, torch.maximum(first, stop)

@@ -1,0 +1,150 @@
+"""The reference is right, and its bound lets correct arithmetic pass and wrong arithmetic not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from samebits.backends.contract import DTYPES
+from samebits.backends.problem import Geometry, Mask, Problem, Request
+from samebits.harness.batch import request_keys_values, request_queries
+from samebits.harness.reference import budget_used, request_reference, visible_keys
+
+CPU = torch.device("cpu")
+GEOMETRY = Geometry("test", num_heads=4, num_kv_heads=2, head_dim=64, window=5, softcap=3.0)
+
+
+def attend_one_row_at_a_time(problem: Problem, request: Request) -> tuple[torch.Tensor, torch.Tensor]:
+    """The definition of attention, written with loops and math alone, in float64."""
+    geometry = problem.geometry
+    queries = request_queries(problem, request).double()
+    keys, values = (tensor.double() for tensor in request_keys_values(problem, request))
+    first = 0 if problem.mask is Mask.CROSS else request.encoder_len
+    output = torch.zeros(request.query_len, geometry.num_heads, geometry.head_dim, dtype=torch.float64)
+    lse = torch.full((geometry.num_heads, request.query_len), -math.inf, dtype=torch.float64)
+    for row in range(request.query_len):
+        position = request.context_len + row
+        for head in range(geometry.num_heads):
+            weights = {}
+            for j in range(problem.kv_len(request)):
+                seen = {
+                    Mask.CAUSAL: j <= position,
+                    Mask.NON_CAUSAL: True,
+                    Mask.SLIDING_WINDOW: position - 5 < j <= position,
+                    Mask.CROSS: True,
+                }[problem.mask]
+                if seen:
+                    dot = float(queries[row, head] @ keys[first + j, head // geometry.group_size])
+                    weights[j] = math.exp(3.0 * math.tanh(dot * 64**-0.5 / 3.0))
+            if weights:
+                total = sum(weights.values())
+                lse[head, row] = math.log(total)
+                for j, weight in weights.items():
+                    output[row, head] += weight / total * values[first + j, head // geometry.group_size]
+    return output, lse
+
+
+@pytest.mark.parametrize("mask", list(Mask))
+@pytest.mark.parametrize("request_", [Request(1, 3, 9), Request(2, 4, -2), Request(3, 6, 0, 7), Request(4, 1, -1)])
+def test_reference_follows_the_definition_of_attention(mask: Mask, request_: Request) -> None:
+    problem = Problem(GEOMETRY, mask, "bf16", (request_,))
+    reference = request_reference(problem, request_, CPU)
+    output, lse = attend_one_row_at_a_time(problem, request_)
+    torch.testing.assert_close(reference.output, output, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(reference.lse, lse, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("mask", "row"), [(Mask.CAUSAL, 9), (Mask.SLIDING_WINDOW, 5)])
+def test_a_query_sees_as_many_keys_as_its_mask_says(mask: Mask, row: int) -> None:
+    request = Request(1, 1, 8)
+    visible = visible_keys(Problem(GEOMETRY, mask, "fp32", (request,)), request, CPU)
+    assert int(visible.sum()) == row
+    assert bool(visible[0, -1]), "the query does not see its own key"
+
+
+def attention(
+    problem: Problem,
+    request: Request,
+    *,
+    product: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = torch.matmul,
+    round_weights: bool = True,
+    accumulate: torch.dtype = torch.float32,
+    tile: int = 32,
+) -> torch.Tensor:
+    """Online softmax in float32 over tiles, as kernels do it, with its arithmetic open to damage."""
+    dtype = DTYPES[problem.dtype]
+    group = problem.geometry.group_size
+    query = request_queries(problem, request).float().transpose(0, 1)
+    key, value = (
+        tensor.float().transpose(0, 1).repeat_interleave(group, dim=0)
+        for tensor in request_keys_values(problem, request)
+    )
+    visible = visible_keys(problem, request, CPU)
+    maximum = torch.full(query.shape[:2], -math.inf)
+    total = torch.zeros(query.shape[:2])
+    result = torch.zeros_like(query)
+    for start in range(0, key.shape[1], tile):
+        part = slice(start, start + tile)
+        scores = product(query, key[:, part].transpose(1, 2)) * problem.geometry.softmax_scale
+        scores = scores.masked_fill(~visible[:, part], -math.inf)
+        new = torch.maximum(maximum, scores.amax(dim=2))
+        weights = torch.exp(scores - new.unsqueeze(2))
+        alpha = torch.exp(maximum - new)
+        total = total * alpha + weights.sum(dim=2)
+        rounded = weights.to(dtype).float() if round_weights else weights
+        result = (result * alpha.unsqueeze(2) + product(rounded, value[:, part])).to(accumulate).float()
+        maximum = new
+    return (result / total.unsqueeze(2)).to(dtype).transpose(0, 1)
+
+
+def tf32_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """A product of factors cut to the 10 bits of TF32."""
+    cut = [((tensor.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32) for tensor in (left, right)]
+    return cut[0] @ cut[1]
+
+
+LONG = Request(1, 4, 1500)
+PLAIN = Geometry("plain", num_heads=4, num_kv_heads=2, head_dim=64)
+
+
+def worst(problem: Problem, output: torch.Tensor) -> float:
+    reference = request_reference(problem, problem.requests[0], CPU)
+    return float(budget_used(output, reference.output, reference.output_bound).max())
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("tile", [16, 64, 512])
+@pytest.mark.parametrize("seed", range(3))
+def test_correct_arithmetic_stays_inside_the_bound(dtype: str, tile: int, seed: int) -> None:
+    problem = Problem(PLAIN, Mask.CAUSAL, dtype, (LONG,), seed=seed)
+    used = worst(problem, attention(problem, LONG, tile=tile))
+    assert used < 1.0, f"correct {dtype} arithmetic with tiles of {tile} keys used {used:.3g} of its budget"
+
+
+def test_tf32_products_exceed_the_bound_of_fp32() -> None:
+    problem = Problem(PLAIN, Mask.CAUSAL, "fp32", (LONG,))
+    used = worst(problem, attention(problem, LONG, product=tf32_product))
+    assert used > 10.0, f"TF32 used only {used:.3g} of the budget of float32"
+
+
+def test_a_bf16_accumulator_exceeds_the_bound_of_bf16() -> None:
+    problem = Problem(PLAIN, Mask.CAUSAL, "bf16", (LONG,))
+    used = worst(problem, attention(problem, LONG, accumulate=torch.bfloat16, tile=16))
+    assert used > 1.0, f"a bfloat16 accumulator used only {used:.3g} of the budget"
+
+
+def test_a_result_that_is_not_finite_uses_an_infinite_budget() -> None:
+    expected, bound = torch.ones(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+    used = budget_used(torch.tensor([math.nan, math.inf, 1.0]), expected, bound)
+    assert used.tolist() == [math.inf, math.inf, 0.0]
+
+
+def test_a_row_without_keys_must_be_zero() -> None:
+    request = Request(1, 2, -2)
+    reference = request_reference(Problem(PLAIN, Mask.CAUSAL, "fp32", (request,)), request, CPU)
+    used = budget_used(torch.full((2, 4, 64), 1e-30), reference.output, reference.output_bound)
+    assert bool(used.isinf().all()), "a value other than 0 passed for a row that sees no key"
+    assert bool((reference.lse == -math.inf).all())
