@@ -14,6 +14,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -128,6 +129,8 @@ def _import(entry_point: EntryPoint, version: str) -> ModuleType:
     try:
         with ExitStack() as scope:
             if kind != "rocm":
+                # Triton deprecates how AITER asks for tuning, of kernels that are not called here.
+                scope.enter_context(warnings.catch_warnings(action="ignore", category=DeprecationWarning))
                 scope.enter_context(_private_package(locations))
                 scope.enter_context(_import_target())
             if kind == "cpu":

@@ -7,6 +7,7 @@ import importlib.metadata
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from samebits.backends.contract import (
@@ -192,7 +193,7 @@ class SdpaAttention(Implementation[SdpaPlan]):
             output[request.rows] = result[0].transpose(0, 1)
 
 
-def implementations() -> list[Implementation[Schedule] | Implementation[SdpaPlan]]:
+def implementations() -> list[Implementation[Any]]:
     """What the CPU backend offers."""
     return [BundledAttention(), SdpaAttention()]
 

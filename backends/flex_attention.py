@@ -7,6 +7,7 @@ import os
 import shutil
 import sysconfig
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from samebits.backends.contract import (
@@ -19,14 +20,18 @@ from samebits.backends.contract import (
 )
 from samebits.backends.platform import Platform, accelerator, import_or_reason
 from samebits.backends.support import Support
-from samebits.kernels.flex.attention import FlexPlan, TileShape, paged_attention, plan_batch
-from samebits.kernels.flex.tiles import Sequences, Visibility
+from samebits.kernels.flex.tiles import Sequences, TileShape, Visibility
 
-# The shape that vLLM gives its FlexAttention where it asks for batch invariance, and the smallest that a GPU multiplies.
+# Importing it imports torch's compiler, which takes a second: left to those who probe or run this backend.
+KERNEL_MODULE = "samebits.kernels.flex.attention"
+if TYPE_CHECKING:
+    from samebits.kernels.flex.attention import FlexPlan
+
+# The tile that vLLM gives its FlexAttention where it asks for batch invariance, and the smallest that a GPU multiplies.
 _SMALLEST_TILE = 16
 
 
-class FlexAttention(Implementation[FlexPlan]):
+class FlexAttention(Implementation["FlexPlan"]):
     """`torch.nn.attention.flex_attention`, compiled once for every batch, mask and number of heads.
 
     Args:
@@ -75,14 +80,19 @@ class FlexAttention(Implementation[FlexPlan]):
         self.configuration = {"query_rows": str(query_rows), "max_key_block": str(max_key_block)}
 
     def probe(self) -> Availability:
-        """Asks for what inductor needs to compile here; compiling itself is left to the first run."""
-        if torch._dynamo.config.disable:
-            return Availability(reason="torch.compile is switched off by TORCH_COMPILE_DISABLE or TORCHDYNAMO_DISABLE")
-        reason = _processor_reason() if self._platform.kind == "cpu" else import_or_reason("triton.compiler")[1]
+        """Imports what is called, and asks for what inductor compiles it with; the first run compiles."""
+        _, reason = import_or_reason(KERNEL_MODULE)
+        if not reason and torch._dynamo.config.disable:
+            reason = "torch.compile is switched off, by TORCHDYNAMO_DISABLE=1 or in torch._dynamo.config"
+        if not reason:
+            on_processor = self._platform.kind == "cpu"
+            reason = _processor_reason() if on_processor else import_or_reason("triton.compiler")[1]
         return Availability(reason=reason, version=torch.__version__, device=self._platform.device)
 
     def plan(self, config: AttentionConfig, metadata: AttentionMetadata) -> FlexPlan:
         """Lays the batch out in tiles on the host."""
+        from samebits.kernels.flex.attention import Layer, plan_batch
+
         query_start_loc, seq_lens, first_slots, num_keys = (
             tensor.to(device="cpu", dtype=torch.int64)
             for tensor in (
@@ -94,18 +104,20 @@ class FlexAttention(Implementation[FlexPlan]):
         )
         query_lens = query_start_loc.diff()
         return plan_batch(
+            Layer(
+                num_heads=config.num_heads,
+                num_kv_heads=config.num_kv_heads,
+                head_dim=config.head_dim,
+                page_size=config.page_size,
+                scale=config.scale,
+                softcap=config.softcap,
+                dtype=config.dtype,
+                device=config.device,
+            ),
             Sequences(query_lens, seq_lens - query_lens, first_slots, num_keys),
             Visibility(metadata.causal, config.window),
             metadata.block_table.cpu(),
-            num_heads=config.num_heads,
-            num_kv_heads=config.num_kv_heads,
-            head_dim=config.head_dim,
-            page_size=config.page_size,
-            scale=config.scale,
-            softcap=config.softcap,
-            shape=TileShape(self._query_rows, math.gcd(config.page_size, self._max_key_block)),
-            dtype=config.dtype,
-            device=config.device,
+            TileShape(self._query_rows, math.gcd(config.page_size, self._max_key_block)),
         )
 
     def run(
@@ -118,6 +130,8 @@ class FlexAttention(Implementation[FlexPlan]):
         lse: torch.Tensor | None,
     ) -> None:
         """Copies the queries into their rows, attends, and copies the results out. Compiles at a graph's first call."""
+        from samebits.kernels.flex.attention import paged_attention
+
         paged_attention(plan, query, key_cache, value_cache, output, lse)
 
 
@@ -138,7 +152,7 @@ def _processor_reason() -> str:
         return "inductor compiles FlexAttention for processors with AVX2 only, and torch finds or may use none here"
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
-        return f"inductor compiles FlexAttention with a C++ compiler, and {compiler!r} (from CXX, or g++) is not on the path"
+        return f"inductor compiles FlexAttention with a C++ compiler, and {compiler!r} (from CXX) is not on the path"
     header = Path(sysconfig.get_path("include")) / "Python.h"
     if not header.exists():
         return f"inductor compiles FlexAttention against Python's headers, and {header} does not exist"

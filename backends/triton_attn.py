@@ -23,6 +23,9 @@ from samebits.backends.support import Support
 LOG2_E = math.log2(math.e)
 KERNELS = "samebits.kernels.triton.paged_attention"
 
+# An accumulator of this width fills the registers of the programs below.
+MAX_HEAD_DIM = 256
+
 # Beyond this, sharing a request among programs costs more memory than the time it saves is worth.
 MAX_PARTIAL_BYTES = 256 << 20
 
@@ -46,6 +49,9 @@ class KernelConfiguration:
     num_warps: int
     num_stages: int
 
+    def __str__(self) -> str:
+        return " ".join(f"{name}={value}" for name, value in asdict(self).items())
+
     def __post_init__(self) -> None:
         if self.kv_chunk % self.kv_tile:
             raise ValueError(
@@ -53,9 +59,15 @@ class KernelConfiguration:
             )
 
 
-COMPILED = KernelConfiguration(block_rows=64, kv_tile=64, kv_chunk=512, num_warps=4, num_stages=2)
+# By what is computed; `_configuration_for` chooses. Float32 products take no tensor cores and many registers, and wide
+# heads twice the registers and shared memory of others (64 KiB of it on an MI300).
+COMPILED = {
+    "16-bit": KernelConfiguration(block_rows=64, kv_tile=64, kv_chunk=512, num_warps=4, num_stages=2),
+    "16-bit wide": KernelConfiguration(block_rows=64, kv_tile=64, kv_chunk=512, num_warps=8, num_stages=1),
+    "fp32": KernelConfiguration(block_rows=32, kv_tile=64, kv_chunk=512, num_warps=8, num_stages=1),
+}
 # Small, so that short requests cross several tiles and chunks.
-INTERPRETED = KernelConfiguration(block_rows=16, kv_tile=32, kv_chunk=64, num_warps=1, num_stages=1)
+INTERPRETED = KernelConfiguration(block_rows=32, kv_tile=32, kv_chunk=64, num_warps=1, num_stages=1)
 # Programs that fill the interpreter: fewer, and requests are shared, so that both ways to merge are in daily use.
 INTERPRETED_PROGRAMS = 4
 
@@ -89,7 +101,7 @@ class TritonAttention(Implementation[TritonPlan]):
     """Our paged Triton kernel.
 
     Args:
-        kernel_configuration: None for the default of the platform.
+        kernel_configuration: one for everything; None for the defaults of the platform.
         num_segments: programs that share a tile's keys; None to follow the load. It changes no bit.
         kernels: name of the module that defines `paged_attention_kernel` and `merge_chunks_kernel`.
     """
@@ -97,13 +109,13 @@ class TritonAttention(Implementation[TritonPlan]):
     backend = "TRITON_ATTN"
     name = "bundled"
     claims = Claims(
-        batch_invariant=True,
-        schedule_invariant=True,
-        ignores_unread_memory=True,
-        source="samebits/kernels/triton/paged_attention.py",
+        batch_invariant=True, schedule_invariant=True, source="docstring of samebits/kernels/triton/paged_attention.py"
     )
     support = Support(
-        dtypes=("fp32", "bf16", "fp16"), head_dims=lambda head_dim: head_dim <= 256, encoder_offset=True, lse=True
+        dtypes=("fp32", "bf16", "fp16"),
+        head_dims=lambda head_dim: head_dim <= MAX_HEAD_DIM,
+        encoder_offset=True,
+        lse=True,
     )
 
     def __init__(
@@ -113,16 +125,15 @@ class TritonAttention(Implementation[TritonPlan]):
         kernels: str = KERNELS,
     ) -> None:
         self.device = accelerator().device
-        self.kernel_configuration = kernel_configuration or (INTERPRETED if self.interpreted else COMPILED)
         self.num_segments = num_segments
         self.kernels = kernels
-        self.tiling = Tiling(
-            query_tile=self.kernel_configuration.block_rows,
-            kv_tile=self.kernel_configuration.kv_tile,
-            kv_split=self.kernel_configuration.kv_chunk,
-        )
-        settings = {name: str(value) for name, value in asdict(self.kernel_configuration).items()}
-        self.configuration = {**settings, "interpreted": str(self.interpreted)}
+        if kernel_configuration is None and not self.interpreted:
+            self._configurations = COMPILED
+        else:
+            self._configurations = {"all": kernel_configuration or INTERPRETED}
+        first = next(iter(self._configurations.values()))
+        self.tiling = Tiling(query_tile=first.block_rows, kv_tile=first.kv_tile, kv_split=first.kv_chunk)
+        self.configuration = {name: str(settings) for name, settings in self._configurations.items()}
 
     @property
     def interpreted(self) -> bool:
@@ -141,7 +152,7 @@ class TritonAttention(Implementation[TritonPlan]):
 
     def plan(self, config: AttentionConfig, metadata: AttentionMetadata) -> TritonPlan:
         """Sizes the launch by upper bounds and decides how many programs share a tile's keys."""
-        configuration = self.kernel_configuration
+        configuration = self._configuration_for(config)
         if config.group_size > configuration.block_rows:
             configuration = replace(configuration, block_rows=_next_power_of_two(config.group_size))
         num_tiles = metadata.num_tokens // (configuration.block_rows // config.group_size) + metadata.num_requests
@@ -243,6 +254,13 @@ class TritonAttention(Implementation[TritonPlan]):
                 **shape,
                 **options,
             )
+
+    def _configuration_for(self, config: AttentionConfig) -> KernelConfiguration:
+        if "all" in self._configurations:
+            return self._configurations["all"]
+        if config.dtype == torch.float32:
+            return self._configurations["fp32"]
+        return self._configurations["16-bit wide" if config.head_dim > 128 else "16-bit"]
 
     def _load_kernels(self) -> ModuleType:
         if not self.interpreted:

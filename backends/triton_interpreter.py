@@ -4,9 +4,9 @@ Without a GPU, Triton kernels run in Triton's own interpreter: numpy operations,
 in Triton 3.6 and 3.7 it cannot serve as a backend. This module is the one place that mends it, for every kernel that is
 interpreted in the process, ours or another library's:
 
-* **bfloat16.** The interpreter holds bfloat16 as bit patterns in uint16 and does arithmetic on the patterns: `tl.dot`
-  (triton issue 11584), elementwise arithmetic and comparisons, `tl.fma`, conversions from and to integers. Conversion
-  from float32 truncates where compiled kernels round to nearest even. Here operands are widened to float32, and
+* **bfloat16.** The interpreter holds bfloat16 as bit patterns in uint16 and does arithmetic on the patterns: in `tl.dot`
+  (triton issue 11584), elementwise arithmetic and comparisons, `tl.fma`, conversions from and to integers. It converts
+  float32 by truncation, where compiled kernels round to nearest even. Here operands are widened to float32, and
   results are rounded once.
 * **`tl.dot` in a fixed order.** The interpreter calls BLAS. OpenBLAS's kernels for processors without AVX-512 give a row
   other bits at another position in its tile, and a tile of one row goes to a matrix-vector routine everywhere, so
@@ -15,8 +15,11 @@ interpreted in the process, ours or another library's:
   functions (`tl.max`, `tl.zeros`) included. They were defined when `triton` was imported, so interpreting later fails
   at their first call. Here they are callable while an interpreted kernel runs, and only then: compiled kernels, those
   of inductor among them, see Triton as it was.
-* **Speed.** Every integer addition computes an overflow check in six operations and then drops it, every call of a device
-  function patches the language again, and every operation builds a table of types. None of it changes a result.
+* **Loop bounds.** Triton 3.6 cannot take one from memory with numpy 2.4, which refuses `int()` of an array of one
+  element.
+* **Speed.** Every integer addition computes an overflow check and then drops it, every call of a device function
+  patches the language again, and every operation builds its types, and a table of numpy's, anew. Remembering types
+  and doing the rest once changes no result and takes a third of the time.
 """
 
 from __future__ import annotations
@@ -88,28 +91,33 @@ class MendedBuilder(InterpreterBuilder):  # type: ignore[misc]
         self.options = InterpreterOptions(sanitize_overflow=False)
 
     def get_bf16(self, value: float) -> TensorHandle:
+        """A constant; the interpreter has none of this type."""
         return _rounded(np.array([value], dtype=np.float32))
 
     def cast_impl(self, src: TensorHandle, dst_type: tl.dtype) -> TensorHandle:
+        """Any conversion between types but those of float8."""
         source = _widened(src)
         if dst_type.scalar == tl.bfloat16:
             return _rounded(source.data)
         return super().cast_impl(source, dst_type)
 
     def binary_op(self, lhs: TensorHandle, rhs: TensorHandle, op: Callable[..., Any]) -> TensorHandle:
+        """Arithmetic and comparisons of two operands of one type."""
         if lhs.dtype.scalar != tl.bfloat16:
             return super().binary_op(lhs, rhs, op)
         result = op(_widened(lhs).data, _widened(rhs).data)
         return TensorHandle(result, tl.int1) if result.dtype == np.bool_ else _rounded(result)
 
     def create_fma(self, x: TensorHandle, y: TensorHandle, z: TensorHandle) -> TensorHandle:
+        """`x * y + z`."""
         if z.dtype.scalar != tl.bfloat16:
             return super().create_fma(x, y, z)
         return _rounded(_widened(x).data * _widened(y).data + _widened(z).data)
 
     def create_dot(
-        self, a: TensorHandle, b: TensorHandle, d: TensorHandle, input_precision: Any, max_num_imprecise_acc: int
+        self, a: TensorHandle, b: TensorHandle, d: TensorHandle, input_precision: object, max_num_imprecise_acc: int
     ) -> TensorHandle:
+        """`a @ b + d`, accumulated in the type of `d`."""
         if a.dtype.scalar.primitive_bitwidth == 8:
             return super().create_dot(a, b, d, input_precision, max_num_imprecise_acc)
         # Both operands contiguous along the summed axis: einsum then sums each element in one order, whatever its row.
@@ -138,12 +146,46 @@ def _rounded(values: np.ndarray[Any, Any]) -> TensorHandle:
 def _mend_interpreter() -> None:
     """Puts the mended parts in place, once per process."""
     interpreter.interpreter_builder = interpreter.interpreter_semantic.builder = MendedBuilder()
-    interpreter._get_np_dtype = _remembered(interpreter._get_np_dtype)
-    interpreter._patch_lang = _patched_once(interpreter._patch_lang)
+    interpreter._get_np_dtype = _remembering_numpy_dtypes(interpreter._get_np_dtype)
+    interpreter._patch_lang = _patching_once(interpreter._patch_lang)
 
 
-def _remembered(numpy_dtype_of: Callable[[tl.dtype], np.dtype[Any]]) -> Callable[[tl.dtype], np.dtype[Any]]:
-    """Remembers numpy dtypes by the name of Triton's scalar type, as block and pointer types cannot be hashed."""
+def _patching_once(patch_language: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Patches the language when a kernel starts, for all device functions below it, Triton's own included."""
+    # The original patches the language modules that a function's globals name. A kernel may name `tl` alone, and a
+    # device function below it `tl.core`.
+    both_modules = SimpleNamespace(__globals__={"tl": tl, "core": tl.core})
+    block_type_init = _remembering_block_types(tl.block_type.__init__)
+    tensor_init = _remembering_tensor_shapes(tl.tensor.__init__)
+
+    def patch(fn: Any) -> Any:  # noqa: ANN401 -- both types are private to the interpreter
+        if JITFunction.__call__ is _call_python:
+            return interpreter._LangPatchScope()
+        scope = patch_language(both_modules)
+        scope.set_attr(JITFunction, "__call__", _call_python)
+        scope.set_attr(tl.tensor, "__index__", _to_index)
+        scope.set_attr(tl.block_type, "__init__", block_type_init)
+        scope.set_attr(tl.tensor, "__init__", tensor_init)
+        return scope
+
+    return patch
+
+
+def _call_python(function: JITFunction[Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 -- any device function
+    """Calls the Python function behind a compiled one: the language that it speaks is patched at that time."""
+    return function.fn(*args, **kwargs)
+
+
+def _to_index(tensor: tl.tensor) -> int:
+    return int(tensor.handle.data.item())
+
+
+# Types cannot be hashed, so what is known of them is remembered by their names, which tell them apart.
+
+
+def _remembering_numpy_dtypes(
+    numpy_dtype_of: Callable[[tl.dtype], np.dtype[Any]],
+) -> Callable[[tl.dtype], np.dtype[Any]]:
     known: dict[str, np.dtype[Any]] = {}
 
     def lookup(dtype: tl.dtype) -> np.dtype[Any]:
@@ -155,22 +197,26 @@ def _remembered(numpy_dtype_of: Callable[[tl.dtype], np.dtype[Any]]) -> Callable
     return lookup
 
 
-def _call_python(function: JITFunction[Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 -- any device function
-    """Calls the Python function behind a compiled one: the language that it speaks is patched at that time."""
-    return function.fn(*args, **kwargs)
+def _remembering_block_types(block_type_init: Callable[..., None]) -> Callable[..., None]:
+    known: dict[tuple[Any, ...], dict[str, Any]] = {}
+
+    def init(self: tl.block_type, element_ty: tl.dtype, shape: Any) -> None:  # noqa: ANN401 -- any sequence of Triton's
+        key = (element_ty.name, *shape)
+        if key not in known:
+            block_type_init(self, element_ty, shape)
+            known[key] = dict(vars(self))
+        vars(self).update(known[key])
+
+    return init
 
 
-def _patched_once(patch_language: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Patches the language when a kernel starts, for all device functions below it, Triton's own included."""
-    # The original patches the language modules that a function's globals name. A kernel may name `tl` alone, and a
-    # device function below it `tl.core`.
-    both_modules = SimpleNamespace(__globals__={"tl": tl, "core": tl.core})
+def _remembering_tensor_shapes(tensor_init: Callable[..., None]) -> Callable[..., None]:
+    known: dict[str, dict[str, Any]] = {}
 
-    def patch(fn: Any) -> Any:  # noqa: ANN401 -- both types are private to the interpreter
-        if JITFunction.__call__ is _call_python:
-            return interpreter._LangPatchScope()
-        scope = patch_language(both_modules)
-        scope.set_attr(JITFunction, "__call__", _call_python)
-        return scope
+    def init(self: tl.tensor, handle: TensorHandle, type: tl.dtype) -> None:
+        if type.name not in known:
+            tensor_init(self, handle, type)
+            known[type.name] = {name: getattr(self, name) for name in ("shape", "numel", "dtype")}
+        vars(self).update(known[type.name], handle=handle, type=type)
 
-    return patch
+    return init

@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from samebits.backends.contract import Tiling
-from samebits.backends.problem import Geometry, Mask, Problem, Request
+from samebits.backends.problem import DTYPE_NAMES, Geometry, Mask, Problem, Request
 from samebits.harness.geometries import GEOMETRIES
-
-TIERS = ("smoke", "default", "nightly")
+from samebits.harness.records import TIERS
 
 # Makes the requests of a batch from a page size and a tiling.
 _BatchMaker = Callable[[int, Tiling], list[Request]]
@@ -24,12 +23,14 @@ class Case:
         mask: which keys a query sees.
         batch: name of the batch.
         tier: smallest tier that holds the case.
+        dtypes: those it has in that tier; in the nightly tier it has all.
     """
 
     geometry: Geometry
     mask: Mask
     batch: str
     tier: str
+    dtypes: tuple[str, ...]
 
     @property
     def case_id(self) -> str:
@@ -104,23 +105,25 @@ BATCHES: Mapping[str, _BatchMaker] = {
     "behind_encoder": _behind_encoder,
 }
 
-# What the smoke and the default tier hold; the nightly tier holds every geometry with every mask and batch.
+_BOTH, _FP32, _BF16 = ("fp32", "bf16"), ("fp32",), ("bf16",)
+# What the smoke and the default tier hold; the nightly tier holds every geometry with every mask, batch and dtype.
+# The smoke cases cover each mask in both dtypes, and the default ones divide the batches and geometries between them.
 _SMOKE = (
-    ("llama3-8b", Mask.CAUSAL, "mixed"),
-    ("gemma2-9b", Mask.SLIDING_WINDOW, "mixed"),
-    ("llama3.2-11b-vision", Mask.CROSS, "mixed"),
-    ("llama3-8b", Mask.NON_CAUSAL, "draft"),
+    ("llama3-8b", Mask.CAUSAL, "mixed", _BOTH),
+    ("gemma2-9b", Mask.SLIDING_WINDOW, "mixed", _BOTH),
+    ("llama3.2-11b-vision", Mask.CROSS, "mixed", _BOTH),
+    ("llama3-8b", Mask.NON_CAUSAL, "draft", _BOTH),
 )
 _DEFAULT = (
-    ("qwen2.5-0.5b", Mask.CAUSAL, "decode"),
-    ("falcon-7b", Mask.CAUSAL, "prefill"),
-    ("qwen2.5-7b", Mask.CAUSAL, "draft"),
-    ("llama3-8b", Mask.CAUSAL, "edges"),
-    ("llama3.2-11b-vision", Mask.CAUSAL, "behind_encoder"),
-    ("gemma2-9b", Mask.CAUSAL, "decode"),
-    ("phi-2", Mask.NON_CAUSAL, "edges"),
-    ("mistral-7b", Mask.SLIDING_WINDOW, "decode"),
-    ("llama3.2-11b-vision", Mask.CROSS, "edges"),
+    ("qwen2.5-0.5b", Mask.CAUSAL, "decode", _BF16),
+    ("falcon-7b", Mask.CAUSAL, "prefill", _BF16),
+    ("qwen2.5-7b", Mask.CAUSAL, "draft", _FP32),
+    ("llama3-8b", Mask.CAUSAL, "edges", _BF16),
+    ("llama3.2-11b-vision", Mask.CAUSAL, "behind_encoder", _FP32),
+    ("gemma2-9b", Mask.CAUSAL, "decode", _FP32),
+    ("phi-2", Mask.NON_CAUSAL, "edges", _BF16),
+    ("mistral-7b", Mask.SLIDING_WINDOW, "decode", _BF16),
+    ("llama3.2-11b-vision", Mask.CROSS, "edges", _FP32),
 )
 
 
@@ -134,15 +137,15 @@ def cases(tier: str) -> Iterator[Case]:
     for name, entries in (("smoke", _SMOKE), ("default", _DEFAULT)):
         if TIERS.index(name) > TIERS.index(tier):
             return
-        for geometry, mask, batch in entries:
+        for geometry, mask, batch, dtypes in entries:
             chosen.add((geometry, mask, batch))
-            yield Case(GEOMETRIES[geometry], mask, batch, name)
+            yield Case(GEOMETRIES[geometry], mask, batch, name, dtypes)
     if tier != "nightly":
         return
-    for geometry in GEOMETRIES.values():
+    for shape in GEOMETRIES.values():
         for mask in Mask:
             for batch in BATCHES:
-                impossible = mask is Mask.SLIDING_WINDOW and geometry.window is None
-                pointless = batch == "behind_encoder" and mask is Mask.CROSS
-                if not (impossible or pointless or (geometry.name, mask, batch) in chosen):
-                    yield Case(geometry, mask, batch, "nightly")
+                impossible = mask is Mask.SLIDING_WINDOW and shape.window is None
+                pointless = mask is Mask.CROSS and batch == "behind_encoder"
+                if not (impossible or pointless or (shape.name, mask, batch) in chosen):
+                    yield Case(shape, mask, batch, "nightly", DTYPE_NAMES)

@@ -185,6 +185,10 @@ class ChunkedKernel(Implementation[ChunkedPlan]):
         """Runs wherever torch does."""
         return Availability(version=torch.__version__)
 
+    def schedule_of(self, view: RequestView) -> Schedule:
+        """How the keys of a request are added up."""
+        return self.flaw.schedule(view) if self.flaw else Schedule()
+
     def plan(self, config: AttentionConfig, metadata: AttentionMetadata) -> ChunkedPlan:
         """Keeps what `run` needs."""
         return ChunkedPlan(config, metadata)
@@ -207,7 +211,7 @@ class ChunkedKernel(Implementation[ChunkedPlan]):
             rows = slice(starts[index], starts[index + 1])
             query_len = rows.stop - rows.start
             view = RequestView(index, query_len, seq_len - query_len, metadata, largest_query)
-            schedule = self.flaw.schedule(view) if self.flaw else Schedule()
+            schedule = self.schedule_of(view)
             slots = _slots(metadata.block_table[index], seq_len + schedule.tail, config.page_size)
             output[rows], lse[:, rows] = _attend(
                 query[rows] * (config.scale * schedule.scale), key_cache, value_cache, slots, view, seq_len, schedule

@@ -72,30 +72,7 @@ def judge(cell: Cell, availability: Availability, executor: Executor, command: s
         command: reproduces the cell alone.
     """
     started = time.perf_counter()
-    implementation, relation = cell.implementation, cell.relation
-    claimed = bool(getattr(implementation.claims, relation.claim))
-    record = Record(
-        cell_id=cell.cell_id,
-        suite=cell.suite,
-        relation=relation.name,
-        case=cell.case.case_id,
-        backend=implementation.backend,
-        implementation=implementation.name,
-        variant=implementation.variant,
-        version=availability.version,
-        operation="attention",
-        dtype=cell.dtype,
-        mask=cell.case.mask.value,
-        geometry=cell.case.geometry.name,
-        tier=cell.case.tier,
-        verdict=Verdict.UNAVAILABLE,
-        environment=environment(availability.device),
-        seed=cell.seed,
-        command=command,
-        control=cell.flaw is not None,
-        claimed=claimed,
-        configuration=dict(implementation.configuration),
-    )
+    record = unjudged(cell, availability, command)
     if not availability.available:
         return replace(record, reasons=(availability.reason,))
     try:
@@ -103,7 +80,7 @@ def judge(cell: Cell, availability: Availability, executor: Executor, command: s
         if reasons:
             return replace(record, verdict=Verdict.UNSUPPORTED, reasons=reasons)
         findings = _find(cell, executor)
-        verdict, reasons = _conclude(cell, findings, claimed)
+        verdict, reasons = _conclude(cell, findings, bool(record.claimed))
         smallest = _smallest(findings, executor)
     except Exception as error:
         message = " ".join(str(error).split())[:2000]
@@ -120,6 +97,39 @@ def judge(cell: Cell, availability: Availability, executor: Executor, command: s
         digest=findings.digest,
         smallest_batch=smallest,
         seconds=time.perf_counter() - started,
+    )
+
+
+def unjudged(cell: Cell, availability: Availability, command: str) -> Record:
+    """The record of a cell that has not been run: `unavailable` until something is known.
+
+    Args:
+        cell: what is to be checked.
+        availability: of its implementation.
+        command: reproduces the cell alone.
+    """
+    implementation = cell.implementation
+    return Record(
+        cell_id=cell.cell_id,
+        suite=cell.suite,
+        relation=cell.relation.name,
+        case=cell.case.case_id,
+        backend=implementation.backend,
+        implementation=implementation.name,
+        variant=implementation.variant,
+        version=availability.version,
+        operation="attention",
+        dtype=cell.dtype,
+        mask=cell.case.mask.value,
+        geometry=cell.case.geometry.name,
+        tier=cell.tier,
+        verdict=Verdict.UNAVAILABLE,
+        environment=environment(availability.device),
+        seed=cell.seed,
+        command=command,
+        control=cell.flaw is not None,
+        claimed=bool(getattr(implementation.claims, cell.relation.claim)),
+        configuration=dict(implementation.configuration),
     )
 
 

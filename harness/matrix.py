@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from samebits.backends.problem import Mask, Problem
+from samebits.backends.problem import DTYPE_NAMES, Mask, Problem
 from samebits.harness.cases import Case, cases
 from samebits.harness.controls import Flaw, controls
 from samebits.harness.geometries import GEOMETRIES
 from samebits.harness.registry import AnyImplementation
 from samebits.harness.relations import RELATIONS, Comparison, Relation
 
-# fp16 is in every suite of the nightly tier; the others keep to what all models are served in.
-TIER_DTYPES = {"smoke": ("bf16",), "default": ("fp32", "bf16"), "nightly": ("fp32", "bf16", "fp16")}
-_CONTROL_CASE = Case(GEOMETRIES["llama3-8b"], Mask.CAUSAL, "mixed", "smoke")
+_CONTROL_CASE = Case(GEOMETRIES["llama3-8b"], Mask.CAUSAL, "mixed", "smoke", ("fp32",))
 
 
 @dataclass(frozen=True)
@@ -23,7 +21,7 @@ class Selection:
 
     Attributes:
         implementations: in the order of tables.
-        dtypes: names of dtypes.
+        dtypes: names of dtypes; empty for those that the tier gives each case.
         tier: name of the tier.
         seed: of all data.
     """
@@ -32,6 +30,10 @@ class Selection:
     dtypes: tuple[str, ...]
     tier: str
     seed: int = 0
+
+    def dtypes_of(self, case: Case) -> tuple[str, ...]:
+        """The dtypes that a case is run in."""
+        return self.dtypes or (DTYPE_NAMES if self.tier == "nightly" else case.dtypes)
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,11 @@ class Cell:
         return f"{self.implementation.label}:{self.relation.name}:{self.case.case_id}:{self.dtype}{seed}"
 
     @property
+    def tier(self) -> str:
+        """Smallest tier that holds the cell."""
+        return self.case.tier if self.dtype in self.case.dtypes else "nightly"
+
+    @property
     def problem(self) -> Problem:
         """The base problem, with poison that the implementation claims to withstand."""
         problem = self.case.problem(self.dtype, self.implementation.tiling, self.seed)
@@ -86,7 +93,7 @@ def batch_invariance_cells(selection: Selection) -> Iterator[Cell]:
             yield Cell(suite, control, relation, _CONTROL_CASE, "fp32", selection.seed, control.flaw)
     for implementation in selection.implementations:
         for case in cases(selection.tier):
-            for dtype in selection.dtypes:
+            for dtype in selection.dtypes_of(case):
                 for relation in RELATIONS.values():
                     cell = Cell(suite, implementation, relation, case, dtype, selection.seed)
                     if cell.comparisons:

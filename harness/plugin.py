@@ -8,22 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from samebits.harness.records import Record, UnusableInput, Verdict
-from samebits.harness.run_log import RECORD_PROPERTY, SUITE_MARKS, RunLog
+from samebits.harness.records import Record, Verdict
+from samebits.harness.run_log import RECORD_PROPERTY, SUITE_MARKS, RunLog, or_exit
 
 if TYPE_CHECKING:
     from samebits.harness.matrix import Cell
     from samebits.harness.session import MatrixSession
 
-T = TypeVar("T")
-
 _SESSION = pytest.StashKey["MatrixSession"]()
-# What a shell expects of input that cannot be used.
-_EXIT_UNUSABLE = 2
 _DEFAULTS = {"tier": "default", "threads": 1, "seed": 0}
 
 
@@ -100,14 +96,6 @@ def run_cell(request: pytest.FixtureRequest, record_property: Callable[[str, obj
         _decide(record)
 
     return run
-
-
-def or_exit(action: Callable[[], T]) -> T:
-    """Does something, or ends the run with one sentence and exit code 2 when its input is unusable."""
-    try:
-        return action()
-    except UnusableInput as error:
-        pytest.exit(str(error), returncode=_EXIT_UNUSABLE)
 
 
 def _session(config: pytest.Config) -> MatrixSession:

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum
-from pathlib import Path
+from enum import StrEnum
 from typing import Any
 
 SCHEMA_VERSION = 1
 RECORDS_FILE = "records.jsonl"
+# From the smallest to the largest; each holds the cells of those before it.
+TIERS = ("smoke", "default", "nightly")
 
 
-class Verdict(str, Enum):
+class Verdict(StrEnum):
     """What a cell came to.
 
     * `PASS`: correct, and the relation held.
@@ -36,9 +38,6 @@ class Verdict(str, Enum):
     UNAVAILABLE = "unavailable"
     KNOWN = "known"
     ERROR = "error"
-
-    def __str__(self) -> str:
-        return self.value
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ class Record:
 
     def to_line(self) -> str:
         """The record as one line of JSON, without its line break."""
-        return _dump({"kind": "cell", **dataclasses.asdict(self)})
+        return to_json({"kind": "cell", **vars(self)})
 
 
 @dataclass(frozen=True)
@@ -141,6 +140,7 @@ class RunHeader:
         suites, implementations, dtypes, tier: what was selected; `implementations` are labels.
         narrowed: True when single cells were selected, so that absent cells mean nothing.
         environment: of the accelerator's cells, or the processor's where there is no accelerator.
+        every_implementation: True when none was selected by name, so that one that is not listed is gone.
         schema_version: of the file.
     """
 
@@ -152,29 +152,53 @@ class RunHeader:
     tier: str
     narrowed: bool
     environment: Environment
+    every_implementation: bool = False
     schema_version: int = SCHEMA_VERSION
 
     def to_line(self) -> str:
         """The header as one line of JSON, without its line break."""
-        return _dump({"kind": "run", **dataclasses.asdict(self)})
+        return to_json({"kind": "run", **vars(self)})
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run's header and the cells it finished, in the order they finished."""
+    """A run's header and the cells it finished, in the order they finished.
+
+    Attributes:
+        header: what the run set out to do.
+        records: of its cells.
+        truncated: True when the file ends inside a line, as it does where a run was killed.
+    """
 
     header: RunHeader
     records: tuple[Record, ...]
+    truncated: bool = False
 
 
 class UnusableInput(ValueError):
     """Input a command cannot use, told in one sentence."""
 
 
-def _dump(values: Mapping[str, Any]) -> str:
-    return json.dumps(values, ensure_ascii=False, allow_nan=False, sort_keys=True)
+def to_json(values: Mapping[str, Any], *, sort_keys: bool = True) -> str:
+    """One line of strict JSON in ASCII, without its line break.
+
+    JSON has no infinite numbers: `inf`, `-inf` and `nan` become strings. Messages of foreign libraries may hold any
+    character, which ASCII carries through every locale and every pipe.
+
+    Args:
+        values: made of dataclasses, mappings, tuples, enumerations of strings and JSON's own types.
+        sort_keys: whether keys are put in order; otherwise they keep theirs.
+    """
+    return json.dumps(_plain(values), allow_nan=False, sort_keys=sort_keys)
 
 
-def read_run(path: Path) -> Run:
-    """Reads a run's records. Replaced by a validating reader; see the reports."""
-    raise NotImplementedError
+def _plain(value: object) -> object:
+    if dataclasses.is_dataclass(value):
+        return _plain(vars(value))
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import shlex
 from collections.abc import Callable, Iterator, Mapping
@@ -10,12 +11,13 @@ from pathlib import Path
 
 import torch
 
-from samebits.harness.cases import TIERS
+from samebits.backends.contract import Availability
+from samebits.harness.cases import cases
 from samebits.harness.environment import environment
 from samebits.harness.execution import Executor
-from samebits.harness.judgement import judge
-from samebits.harness.matrix import TIER_DTYPES, Cell, Selection, batch_invariance_cells
-from samebits.harness.records import Record, RunHeader, UnusableInput
+from samebits.harness.judgement import judge, unjudged
+from samebits.harness.matrix import Cell, Selection, batch_invariance_cells
+from samebits.harness.records import TIERS, Record, RunHeader, UnusableInput, Verdict
 from samebits.harness.registry import load_registry
 from samebits.backends.platform import accelerator
 from samebits.backends.problem import DTYPE_NAMES
@@ -70,7 +72,7 @@ class MatrixSession:
         self._registry = load_registry(options.load)
         self.selection = Selection(
             implementations=self._registry.select(options.backends, options.implementations),
-            dtypes=options.dtypes or TIER_DTYPES[options.tier],
+            dtypes=options.dtypes,
             tier=options.tier,
             seed=options.seed,
         )
@@ -85,16 +87,31 @@ class MatrixSession:
 
     def run(self, cell: Cell) -> Record:
         """Runs one cell."""
-        implementation = cell.implementation
-        if cell.flaw is None:
-            availability = self._registry.availability(implementation)
-        else:
-            availability = implementation.probe()
+        implementation, availability = cell.implementation, self._availability(cell)
         executor = self._executors.get(implementation.label)
         if executor is None:
             executor = Executor(implementation, torch.device(availability.device))
             self._executors[implementation.label] = executor
         return judge(cell, availability, executor, self._command(cell))
+
+    def crashed(self, node_id: str, message: str) -> Record | None:
+        """The record of a cell whose process died; None when the test was no cell.
+
+        Args:
+            node_id: pytest's, which holds the cell's id in brackets.
+            message: what is known of the crash.
+        """
+        for suite in SUITES:
+            for cell in self.cells(suite):
+                if f"[{cell.cell_id}]" in node_id:
+                    record = unjudged(cell, self._availability(cell), self._command(cell))
+                    return dataclasses.replace(record, verdict=Verdict.ERROR, reasons=(" ".join(message.split()),))
+        return None
+
+    @property
+    def devices(self) -> frozenset[str]:
+        """The devices that cells may run on, as records name them."""
+        return frozenset(environment(device).device for device in ("cpu", accelerator().device))
 
     def header(self, suites: tuple[str, ...], narrowed: bool) -> RunHeader:
         """The first line of this session's records.
@@ -109,11 +126,14 @@ class MatrixSession:
             started=now.isoformat(timespec="seconds"),
             suites=suites,
             implementations=tuple(implementation.label for implementation in self.selection.implementations),
-            dtypes=self.selection.dtypes,
+            dtypes=tuple(sorted({d for case in cases(self.selection.tier) for d in self.selection.dtypes_of(case)})),
             tier=self.selection.tier,
             narrowed=narrowed,
             environment=environment(accelerator().device),
         )
+
+    def _availability(self, cell: Cell) -> Availability:
+        return cell.implementation.probe() if cell.flaw else self._registry.availability(cell.implementation)
 
     def _command(self, cell: Cell) -> str:
         words = ["pytest", "-m", cell.suite]

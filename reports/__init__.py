@@ -1,0 +1,1 @@
+"""Tables, comparisons and baselines, made from records alone."""

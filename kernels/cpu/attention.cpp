@@ -24,6 +24,8 @@ namespace {
 
 // Rows of queries that share the keys they load. A row is one query head of one token, tokens outermost.
 constexpr int kRowTile = 32;
+// How many keys ahead of their use memory is asked for them.
+constexpr int kPrefetchDistance = 16;
 
 // Rows of a request and chunks of its keys, for one thread to compute for one key/value head.
 struct Task {
@@ -197,11 +199,24 @@ class TileTask {
         return true;
     }
 
+    // Asks for a key, or for the value that is read as many steps after the last key. Must be inlined: GCC drops the
+    // call of a function that does nothing but prefetch.
+    SAMEBITS_INLINE void prefetch(const void* cache, const std::vector<int64_t>& offsets, int64_t key, KeyRange keys) {
+        if (key < keys.end) {
+            prefetch_row<element>(cache, offsets[key], call_.head_dim);
+        } else if (cache == call_.key_cache && key - (keys.end - keys.begin) < keys.end) {
+            const int64_t value = workspace_.value_offsets[key - (keys.end - keys.begin)];
+            prefetch_row<element>(call_.value_cache, value, call_.head_dim);
+        }
+    }
+
     // One block of keys or values as floats, those in `keys` only.
     const float* load_block(const void* cache, const std::vector<int64_t>& offsets, int64_t block, KeyRange keys) {
-        for (int64_t key = std::max(block, keys.begin); key < std::min<int64_t>(block + kKeyBlock, keys.end); ++key)
+        for (int64_t key = std::max(block, keys.begin); key < std::min<int64_t>(block + kKeyBlock, keys.end); ++key) {
+            prefetch(cache, offsets, key + kPrefetchDistance, keys);
             widen_row<element>(cache, offsets[key], call_.head_dim,
                                workspace_.block.data() + (key - block) * padded_dim_);
+        }
         return workspace_.block.data();
     }
 
@@ -339,4 +354,9 @@ extern "C" __attribute__((visibility("default"))) int64_t samebits_attention(con
     return -1;
 }
 
-extern "C" __attribute__((visibility("default"))) int64_t samebits_row_tile() { return samebits::kRowTile; }
+// What attention.py repeats: the size of a call, the rows of a tile, the lanes.
+extern "C" __attribute__((visibility("default"))) void samebits_interface(int64_t interface[3]) {
+    interface[0] = sizeof(samebits::AttentionCall);
+    interface[1] = samebits::kRowTile;
+    interface[2] = samebits::kLanes;
+}

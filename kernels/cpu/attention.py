@@ -83,7 +83,7 @@ class Schedule:
         return int((self.query_starts + self.query_lens).max(initial=0))
 
 
-class _AttentionCall(ctypes.Structure):
+class AttentionCall(ctypes.Structure):
     """`AttentionCall` in attention.cpp."""
 
     _fields_ = [
@@ -186,7 +186,7 @@ def paged_attention(
     """
     parameters = schedule.parameters
     _check_tensors(schedule, query, key_cache, value_cache, output, lse)
-    call = _AttentionCall(
+    call = AttentionCall(
         query=query.data_ptr(),
         key_cache=key_cache.data_ptr(),
         value_cache=value_cache.data_ptr(),

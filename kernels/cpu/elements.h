@@ -14,13 +14,19 @@ SAMEBITS_INLINE int64_t size_of(Element element) { return element == Element::kF
 
 typedef uint16_t HalfRegister __attribute__((vector_size(kRegisterLanes * 2)));
 
-SAMEBITS_INLINE FloatRegister widen_bfloat16(HalfRegister bits) {
-    return (FloatRegister)(__builtin_convertvector(bits, UintRegister) << 16);
+SAMEBITS_INLINE UintRegister zero_extend(HalfRegister bits) {
+#if defined(__AVX512F__)
+    return (UintRegister)_mm512_cvtepu16_epi32((__m256i)bits);  // GCC makes two halves of the conversion below
+#else
+    return __builtin_convertvector(bits, UintRegister);
+#endif
 }
+
+SAMEBITS_INLINE FloatRegister widen_bfloat16(HalfRegister bits) { return (FloatRegister)(zero_extend(bits) << 16); }
 
 // The exponent field moves by 13 bits and its bias by 112; the product by 2^112 also makes subnormal numbers normal.
 SAMEBITS_INLINE FloatRegister widen_float16(HalfRegister bits) {
-    const UintRegister wide = __builtin_convertvector(bits, UintRegister);
+    const UintRegister wide = zero_extend(bits);
     const UintRegister magnitude = wide & 0x7fffu;
     const FloatRegister scaled = (FloatRegister)(magnitude << 13) * 0x1p112f;
     const UintRegister not_finite = (UintRegister)(magnitude >= 0x7c00u) & 0x7f800000u;
@@ -45,6 +51,13 @@ SAMEBITS_INLINE void widen_row(const void* source, int64_t first, int64_t count,
     const int64_t size = size_of(element);
     std::memcpy(rest, static_cast<const char*>(source) + (first + i) * size, (count - i) * size);
     store(target + i, load_widened(rest, 0, element));
+}
+
+// Asks for a row that will be widened soon. Rows of one head lie too far apart for the processor to foresee them.
+template <Element element>
+SAMEBITS_INLINE void prefetch_row(const void* source, int64_t first, int64_t count) {
+    const char* begin = static_cast<const char*>(source) + first * size_of(element);
+    for (int64_t byte = 0; byte < count * size_of(element); byte += 64) __builtin_prefetch(begin + byte);
 }
 
 SAMEBITS_INLINE uint32_t bits_of(float value) {

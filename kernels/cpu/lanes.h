@@ -45,7 +45,8 @@ SAMEBITS_INLINE Lanes for_each_register(MakePart make_part) {
     return result;
 }
 
-SAMEBITS_INLINE FloatRegister splat_register(float value) { return FloatRegister{} + value; }
+// Subtracting 0 changes no value, -0 among them, so only the broadcast is left of it.
+SAMEBITS_INLINE FloatRegister splat_register(float value) { return value - FloatRegister{}; }
 
 SAMEBITS_INLINE FloatRegister fused_multiply_add(FloatRegister a, FloatRegister b, FloatRegister c) {
 #if defined(__AVX512F__)

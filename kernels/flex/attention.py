@@ -1,26 +1,23 @@
 """One compiled FlexAttention call for a batch of any size, mask and number of heads.
 
-Compiling costs seconds, so as little as possible is compiled in: dtype, head_dim, scale, and whether there is a softcap.
-The rest is data. The mask is a range of slots per row, the key/value heads are FlexAttention's batch dimension (its
-number of heads is always compiled in, and here always 1), and the query heads that share one are rows like others.
+Compiling costs seconds, so little is compiled in: dtype, head_dim, scale, whether there is a softcap, and whether there
+is one key/value head. The rest is data. The mask is a range of slots per row, the key/value heads are FlexAttention's
+batch dimension (its number of heads is always compiled in, and here always 1), and the query heads that share one are
+rows like others.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
+from samebits.kernels.flex.tiles import Sequences, TileShape, Visibility, find_key_blocks, place_queries
 from torch.fx.experimental import _config as symbolic_shapes_config
-from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
-
-from samebits.kernels.flex.tiles import (
-    Sequences,
-    Visibility,
-    find_key_blocks,
-    place_queries,
-)
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, FlexKernelOptions, flex_attention
 
 # Inductor decides by the number of rows and of slots whether to pack keys and values for the matrix unit (on a CPU that
 # has one, for 16-bit dtypes, from 64 of each and 4 rows per thread), and whether to split the keys of a row (on a GPU,
@@ -33,11 +30,28 @@ _MAX_GRAPHS = 128
 
 
 @dataclass(frozen=True)
-class TileShape:
-    """Rows of a tile of queries, and keys of a block; both are powers of two of at least 16."""
+class Layer:
+    """What is the same for every batch.
 
-    rows: int
-    keys: int
+    Attributes:
+        num_heads: query heads.
+        num_kv_heads: key/value heads.
+        head_dim: elements per head.
+        page_size: tokens per page; a multiple of the keys of a block.
+        scale: factor on `q . k`.
+        softcap: cap on the scaled scores; None for none.
+        dtype: of queries, cache and output.
+        device: where they are.
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    page_size: int
+    scale: float
+    softcap: float | None
+    dtype: torch.dtype
+    device: torch.device
 
 
 @dataclass(frozen=True)
@@ -46,7 +60,7 @@ class FlexPlan:
 
     Attributes:
         shape: of the tiles.
-        scale: factor on the scores.
+        scale: factor on `q . k`.
         softcap: float32 scalar, or None for none.
         rows: `[num_kv_heads * num_rows, head_dim]`, scratch for the queries; 0 where no query stands.
         row_of_head: int64 `[num_tokens * num_heads]`, the row in it of each query head of each token.
@@ -69,41 +83,21 @@ class FlexPlan:
 
 
 def plan_batch(
-    sequences: Sequences,
-    visibility: Visibility,
-    block_table: torch.Tensor,
-    *,
-    num_heads: int,
-    num_kv_heads: int,
-    head_dim: int,
-    page_size: int,
-    scale: float,
-    softcap: float | None,
-    shape: TileShape,
-    dtype: torch.dtype,
-    device: torch.device,
+    layer: Layer, sequences: Sequences, visibility: Visibility, block_table: torch.Tensor, shape: TileShape
 ) -> FlexPlan:
     """Lays a batch out in tiles.
 
     Args:
+        layer: what is computed.
         sequences: the requests.
         visibility: which keys a query sees.
         block_table: int32 `[num_requests, max_pages_per_request]`, on the host.
-        num_heads: query heads.
-        num_kv_heads: key/value heads.
-        head_dim: elements per head.
-        page_size: tokens per page; a multiple of `shape.keys`.
-        scale: factor on `q . k`.
-        softcap: cap on the scaled scores; None for none.
         shape: of the tiles.
-        dtype: of queries, cache and output.
-        device: where they are.
     """
+    device, num_kv_heads = layer.device, layer.num_kv_heads
     min_rows = max(_MIN_ROWS, _MIN_ROWS_PER_THREAD * torch.get_num_threads())
-    queries = place_queries(sequences, num_heads // num_kv_heads, shape.rows, min_rows)
-    blocks = find_key_blocks(
-        sequences, queries, visibility, block_table, page_size, shape.rows, shape.keys, _MIN_SLOTS
-    )
+    queries = place_queries(sequences, layer.num_heads // num_kv_heads, shape, min_rows)
+    blocks = find_key_blocks(sequences, queries, visibility, block_table, layer.page_size, shape, _MIN_SLOTS)
     # FlexAttention for the CPU asks for a column per block of the cache; fewer than 2 would be compiled in.
     columns = blocks.num_blocks if device.type == "cpu" else max(2, blocks.indices.shape[1])
     key_blocks = torch.nn.functional.pad(blocks.indices, (0, columns - blocks.indices.shape[1]))
@@ -115,9 +109,9 @@ def plan_batch(
         torch._dynamo.decorators.mark_unbacked(captured, 0)
     return FlexPlan(
         shape=shape,
-        scale=scale,
-        softcap=None if softcap is None else torch.tensor(softcap, dtype=torch.float32, device=device),
-        rows=torch.zeros((num_kv_heads * queries.num_rows, head_dim), dtype=dtype, device=device),
+        scale=layer.scale,
+        softcap=None if layer.softcap is None else torch.tensor(layer.softcap, dtype=torch.float32, device=device),
+        rows=torch.zeros((num_kv_heads * queries.num_rows, layer.head_dim), dtype=layer.dtype, device=device),
         row_of_head=(queries.row.unsqueeze(1) + head_origin).flatten().to(device),
         key_counts=blocks.counts.view(1, 1, -1).to(device),
         key_blocks=key_blocks.view(1, 1, -1, columns).to(device),
@@ -128,9 +122,6 @@ def plan_batch(
 
 
 @torch.no_grad()
-# Sizes that happen to be equal in the first batch need not be in the next.
-@symbolic_shapes_config.patch(use_duck_shape=False)
-@torch._dynamo.config.patch(recompile_limit=_MAX_GRAPHS, fail_on_recompile_limit_hit=True)
 def paged_attention(
     plan: FlexPlan,
     query: torch.Tensor,
@@ -152,31 +143,30 @@ def paged_attention(
     Raises:
         ValueError: a cache that is too small, or whose pages do not follow each other at their own distance.
     """
-    num_tokens, num_heads, head_dim = query.shape
+    _, num_heads, head_dim = query.shape
     num_kv_heads = key_cache.shape[2]
     num_filled = len(plan.row_of_head)
     plan.rows.index_copy_(0, plan.row_of_head, query.reshape(-1, head_dim)[:num_filled])
-    compiled = _compiled(plan.shape, with_lse=lse is not None)
-    rows_output, rows_lse = compiled(
-        plan.rows.view(num_kv_heads, 1, -1, head_dim),
-        _as_sequence(key_cache, plan.num_pages, "key_cache"),
-        _as_sequence(value_cache, plan.num_pages, "value_cache"),
-        plan.key_counts,
-        plan.key_blocks,
-        plan.visible,
-        plan.positions,
-        plan.scale,
-        plan.softcap,
-    )
+    with _compiler_configuration():
+        rows_output, rows_lse = _compiled(plan.shape, with_lse=lse is not None)(
+            plan.rows.view(num_kv_heads, 1, -1, head_dim),
+            _as_sequence(key_cache, plan.num_pages, "key_cache"),
+            _as_sequence(value_cache, plan.num_pages, "value_cache"),
+            plan.key_counts,
+            plan.key_blocks,
+            plan.visible,
+            plan.positions,
+            plan.scale,
+            plan.softcap,
+        )
     output.view(-1, head_dim)[:num_filled] = rows_output.reshape(-1, head_dim)[plan.row_of_head]
-    if lse is not None:
-        assert rows_lse is not None
+    if lse is not None and rows_lse is not None:
         filled_tokens = num_filled // num_heads
         lse[:, :filled_tokens] = rows_lse.flatten()[plan.row_of_head].view(filled_tokens, num_heads).T
 
 
 def _as_sequence(cache: torch.Tensor, num_pages: int, name: str) -> torch.Tensor:
-    """The first pages of a cache as one sequence per key/value head: `[num_kv_heads, 1, num_slots, head_dim]`, a view."""
+    """A view of the first pages as one sequence per key/value head: `[num_kv_heads, 1, num_slots, head_dim]`."""
     available, page_size = cache.shape[:2]
     if available < num_pages:
         raise ValueError(f"{name} has {available} pages; it must have at least {num_pages}")
@@ -188,18 +178,33 @@ def _as_sequence(cache: torch.Tensor, num_pages: int, name: str) -> torch.Tensor
     return cache[:num_pages].flatten(0, 1).transpose(0, 1).unsqueeze(1)
 
 
+@contextlib.contextmanager
+def _compiler_configuration() -> Iterator[None]:
+    """One graph serves every size, and running out of graphs is an error."""
+    # Sizes that happen to be equal in the first batch need not be in the next.
+    with (
+        symbolic_shapes_config.patch(use_duck_shape=False),  # type: ignore[attr-defined]
+        torch._dynamo.config.patch(recompile_limit=_MAX_GRAPHS, fail_on_recompile_limit_hit=True),
+    ):
+        yield
+
+
 @functools.cache
 def _compiled(shape: TileShape, *, with_lse: bool) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
     """FlexAttention over rows and slots, compiled at its first call."""
-    kernel_options = {
-        "BLOCK_M": shape.rows,
-        "BLOCK_N": shape.keys,
-        # The keys of a row are never split over programs, nor is a batch of one shape computed by another kernel.
-        "FORCE_USE_FLEX_ATTENTION": True,
-        "IS_DIVISIBLE": False,
-        # Products of float32 are not rounded to TF32, whatever the process allows elsewhere.
-        "FLOAT32_PRECISION": "'ieee'",
-    }
+    # The last two are the kernel's, though not among those that torch documents.
+    kernel_options = cast(
+        FlexKernelOptions,
+        {
+            "BLOCK_M": shape.rows,
+            "BLOCK_N": shape.keys,
+            # No other kernel for a batch of few rows, which would split the keys by the number of processors.
+            "FORCE_USE_FLEX_ATTENTION": True,
+            "IS_DIVISIBLE": False,
+            # Products of float32 are not rounded to TF32, whatever the process allows elsewhere.
+            "FLOAT32_PRECISION": "'ieee'",
+        },
+    )
 
     def attend(
         query: torch.Tensor,
@@ -212,9 +217,7 @@ def _compiled(shape: TileShape, *, with_lse: bool) -> Callable[..., tuple[torch.
         scale: float,
         softcap: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        def mask(
-            head: torch.Tensor, unused: torch.Tensor, row: torch.Tensor, slot: torch.Tensor
-        ) -> torch.Tensor:
+        def mask(head: torch.Tensor, unused: torch.Tensor, row: torch.Tensor, slot: torch.Tensor) -> torch.Tensor:
             position = positions[visible[row, 0] + slot // shape.keys] + slot % shape.keys
             return (position >= visible[row, 1]) & (position < visible[row, 2])
 
@@ -242,7 +245,7 @@ def _compiled(shape: TileShape, *, with_lse: bool) -> Callable[..., tuple[torch.
             BLOCK_SIZE=(shape.rows, shape.keys),
             mask_mod=mask,
         )
-        result = flex_attention(
+        attention, auxiliary = flex_attention(
             query,
             keys,
             values,
@@ -250,11 +253,8 @@ def _compiled(shape: TileShape, *, with_lse: bool) -> Callable[..., tuple[torch.
             block_mask=block_mask,
             scale=scale,
             kernel_options=kernel_options,
-            return_aux=AuxRequest(lse=True) if with_lse else None,
+            return_aux=AuxRequest(lse=with_lse),
         )
-        if with_lse:
-            attention, auxiliary = result
-            return attention, auxiliary.lse
-        return result, None
+        return attention, auxiliary.lse
 
     return torch.compile(attend, fullgraph=True, dynamic=True)

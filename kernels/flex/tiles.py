@@ -24,6 +24,14 @@ _NOBODYS_BLOCK = -(1 << 30)
 
 
 @dataclass(frozen=True)
+class TileShape:
+    """Rows of a tile of queries, and keys of a block: powers of two of at least 16, as a matrix unit takes them."""
+
+    rows: int
+    keys: int
+
+
+@dataclass(frozen=True)
 class Sequences:
     """The requests of a batch: int64 `[num_requests]` on the host, each.
 
@@ -77,8 +85,8 @@ class KeyBlocks:
     Attributes:
         counts: int32 `[num_tiles]`, key blocks that a tile reads.
         indices: int32 `[num_tiles, max(counts)]`, their numbers in the cache, in the order of the tokens they hold.
-        visible: int32 `[num_rows, 3]`: where the row's request begins in `positions`, and the first slot it sees and the
-            one after the last, both counted from the request's own first slot. Equal for a row that sees no key.
+        visible: int32 `[num_rows, 3]`: where the row's request begins in `positions`, the first slot it sees and the
+            one after the last, counted from the request's own first slot and equal for a row that sees no key.
         positions: int32 `[num_requests * num_blocks]`, for each request and block of the cache: the first slot of the
             request that the block holds. Pages may be shared, so this is a matter of each request.
         num_blocks: blocks of the cache up to the last page that is read.
@@ -93,18 +101,18 @@ class KeyBlocks:
     num_pages: int
 
 
-def place_queries(sequences: Sequences, group_size: int, tile: int, min_rows: int) -> QueryRows:
+def place_queries(sequences: Sequences, group_size: int, shape: TileShape, min_rows: int) -> QueryRows:
     """Gives every query head of every token its row.
 
     Args:
         sequences: the requests.
         group_size: query heads that share a key/value head.
-        tile: rows per tile.
+        shape: of the tiles.
         min_rows: rows to have at least.
     """
     query_lens, context_lens = sequences.query_lens, sequences.context_lens
-    first_tiles = torch.div(context_lens * group_size, tile, rounding_mode="floor")
-    stop_tiles = -torch.div(-(context_lens + query_lens) * group_size, tile, rounding_mode="floor")
+    first_tiles = torch.div(context_lens * group_size, shape.rows, rounding_mode="floor")
+    stop_tiles = -torch.div(-(context_lens + query_lens) * group_size, shape.rows, rounding_mode="floor")
     num_tiles = (stop_tiles - first_tiles) * (query_lens > 0)
     # The tile of the batch that a request's position 0 would be in, were its context there as well.
     origin_tiles = num_tiles.cumsum(0) - num_tiles - first_tiles
@@ -112,9 +120,9 @@ def place_queries(sequences: Sequences, group_size: int, tile: int, min_rows: in
     token_of_request = torch.arange(len(request)) - (query_lens.cumsum(0) - query_lens)[request]
     position = token_of_request + context_lens[request]
     head = torch.arange(group_size)
-    row = (position * group_size + origin_tiles[request] * tile).unsqueeze(1) + head
-    filled_rows = int(num_tiles.sum()) * tile
-    return QueryRows(row, request, position, num_rows=max(filled_rows, -(-min_rows // tile) * tile))
+    row = (position * group_size + origin_tiles[request] * shape.rows).unsqueeze(1) + head
+    filled_rows = int(num_tiles.sum()) * shape.rows
+    return QueryRows(row, request, position, num_rows=max(filled_rows, -(-min_rows // shape.rows) * shape.rows))
 
 
 def find_key_blocks(
@@ -123,8 +131,7 @@ def find_key_blocks(
     visibility: Visibility,
     block_table: torch.Tensor,
     page_size: int,
-    tile: int,
-    block_size: int,
+    shape: TileShape,
     min_slots: int,
 ) -> KeyBlocks:
     """Lists the key blocks of every tile, and the slots that every row sees.
@@ -136,33 +143,32 @@ def find_key_blocks(
         rows: where their queries stand.
         visibility: which keys a query sees.
         block_table: int `[num_requests, max_pages_per_request]`, on the host.
-        page_size: tokens per page; a multiple of `block_size`.
-        tile: rows per tile.
-        block_size: keys per block.
+        page_size: tokens per page; a multiple of `shape.keys`.
+        shape: of the tiles.
         min_slots: slots of the cache to span at least.
     """
     first, stop = _visible_slots(sequences, rows, visibility)
-    num_tiles = rows.num_rows // tile
-    tile_of_row = rows.row // tile
+    num_tiles = rows.num_rows // shape.rows
+    tile_of_row = rows.row // shape.rows
     tile_request = torch.zeros(num_tiles, dtype=torch.int64)
     tile_request[tile_of_row] = rows.request.unsqueeze(1).expand_as(rows.row)
 
     sees = stop > first
-    tiles = tile_of_row[sees].flatten()
-    first_block, stop_block = (
-        initial.scatter_reduce(0, tiles, blocks[sees].unsqueeze(1).expand_as(tile_of_row[sees]).flatten(), reduce)
-        for initial, blocks, reduce in (
-            (torch.full((num_tiles,), torch.iinfo(torch.int64).max), first // block_size, "amin"),
-            (torch.zeros(num_tiles, dtype=torch.int64), -(-stop // block_size), "amax"),
-        )
-    )
+    seeing_tiles = tile_of_row[sees].flatten()
+
+    def over_tiles(initial: int, of_token: torch.Tensor, reduction: str) -> torch.Tensor:
+        of_row = of_token[sees].repeat_interleave(rows.row.shape[1])
+        return torch.full((num_tiles,), initial).scatter_reduce(0, seeing_tiles, of_row, reduction)
+
+    first_block = over_tiles(torch.iinfo(torch.int32).max, first // shape.keys, "amin")
+    stop_block = over_tiles(0, -(-stop // shape.keys), "amax")
     counts = (stop_block - first_block).clamp(min=0)
     column = torch.arange(int(counts.max()))
     listed = column < counts.unsqueeze(1)
     owner = tile_request.unsqueeze(1).expand_as(listed)[listed]
     request_block = (first_block.unsqueeze(1) + column)[listed]
 
-    blocks_per_page = page_size // block_size
+    blocks_per_page = page_size // shape.keys
     page = block_table[owner, request_block // blocks_per_page].to(torch.int64)
     cache_block = page * blocks_per_page + request_block % blocks_per_page
     num_pages = max(int(page.max()) + 1 if len(page) else 0, -(-min_slots // page_size))
@@ -171,16 +177,14 @@ def find_key_blocks(
     indices = torch.zeros(listed.shape, dtype=torch.int32)
     indices[listed] = cache_block.to(torch.int32)
     positions = torch.full((len(sequences.query_lens) * num_blocks,), _NOBODYS_BLOCK, dtype=torch.int32)
-    positions[owner * num_blocks + cache_block] = (request_block * block_size).to(torch.int32)
+    positions[owner * num_blocks + cache_block] = (request_block * shape.keys).to(torch.int32)
     visible = torch.zeros((rows.num_rows, 3), dtype=torch.int32)
     of_token = torch.stack([rows.request * num_blocks, first, stop], dim=1).to(torch.int32)
     visible[rows.row] = of_token.unsqueeze(1).expand(*rows.row.shape, 3)
     return KeyBlocks(counts.to(torch.int32), indices, visible, positions, num_blocks, num_pages)
 
 
-def _visible_slots(
-    sequences: Sequences, rows: QueryRows, visibility: Visibility
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _visible_slots(sequences: Sequences, rows: QueryRows, visibility: Visibility) -> tuple[torch.Tensor, torch.Tensor]:
     """The first slot that each token sees and the one after the last: int64 `[num_tokens]` each."""
     origin = sequences.first_slots[rows.request]
     first, stop = origin, origin + sequences.num_keys[rows.request]

@@ -22,8 +22,11 @@ import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
 
 SEARCH_WIDTH = tl.constexpr(128)
+MANY_ROWS = tl.constexpr(1 << 30)
 LN_2 = tl.constexpr(0.6931471805599453)
 TWO_LOG2_E = tl.constexpr(2.8853900817779268)
+# The maximum before any key: no score is below it, and unlike -inf it can be subtracted from itself.
+LOWEST = tl.constexpr(-3.4028234663852886e38)
 
 
 @triton.jit
@@ -49,9 +52,8 @@ def _locate_tile(
     request = -1
     for start in range(0, num_requests, SEARCH_WIDTH):
         candidate = start + tl.arange(0, SEARCH_WIDTH)
-        exists = candidate < num_requests
-        first_tile = tl.load(query_start_loc + candidate, mask=exists, other=0) // TILE_TOKENS + candidate
-        request += tl.sum((exists & (first_tile <= tile)).to(tl.int32), 0)
+        first_row = tl.load(query_start_loc + candidate, mask=candidate < num_requests, other=MANY_ROWS)
+        request += tl.sum((first_row // TILE_TOKENS + candidate <= tile).to(tl.int32), 0)
     first_row = tl.load(query_start_loc + request)
     query_len = tl.load(query_start_loc + request + 1) - first_row
     first_token = (tile - first_row // TILE_TOKENS - request) * TILE_TOKENS
@@ -86,12 +88,10 @@ def _attend_chunk(
     query,
     key_columns,
     value_columns,
-    column_exists,
     block_table_row,
     kv_start,
     begin_key,
     end_key,
-    visible_begin,
     visible_end,
     score_scale,
     softcap,
@@ -99,16 +99,21 @@ def _attend_chunk(
     stride_key_slot,
     stride_value_page,
     stride_value_slot,
+    HEAD_DIM: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
     KV_TILE: tl.constexpr,
     WINDOW: tl.constexpr,
 ):
     """Attends from zero to the keys `begin_key:end_key`, which lie in one chunk; `begin_key` starts a tile of keys.
 
+    `key_columns` and `value_columns` are pointers `[1, HEAD_DIM_PADDED]`; `visible_end`, `[rows, 1]`, is one past the
+    last key that each row sees.
+
     Returns:
-        Maximum score, sum of weights and unnormalised output of each row; (-inf, 0, 0) for a row that sees no key here.
+        Maximum score, sum of weights and unnormalised output of each row; (LOWEST, 0, 0) for a row that sees no key
+        here. No output is -0.0.
     """
-    chunk_max = tl.full([query.shape[0]], float("-inf"), tl.float32)
+    chunk_max = tl.full([query.shape[0]], LOWEST, tl.float32)
     chunk_sum = tl.full([query.shape[0]], 0.0, tl.float32)
     chunk_output = tl.full([query.shape[0], query.shape[1]], 0.0, tl.float32)
     for tile_key in range(begin_key, end_key, KV_TILE):
@@ -116,45 +121,48 @@ def _attend_chunk(
         in_range = key < end_key
         slot = kv_start + key
         page = tl.load(block_table_row + slot // PAGE_SIZE, mask=in_range, other=0).to(tl.int64)
-        page_slot = (slot % PAGE_SIZE).to(tl.int64)
+        page_slot = slot % PAGE_SIZE
         # Zeros beyond the range: weights there are 0, but 0 * NaN is not.
-        loaded = in_range[:, None] & column_exists[None, :]
+        loaded = in_range[:, None]
+        if query.shape[1] > HEAD_DIM:
+            loaded = loaded & (tl.arange(0, query.shape[1])[None, :] < HEAD_DIM)
         key_rows = page * stride_key_page + page_slot * stride_key_slot
-        keys = tl.load(key_columns[None, :] + key_rows[:, None], mask=loaded, other=0.0)
+        keys = tl.load(key_columns + key_rows[:, None], mask=loaded, other=0.0)
         value_rows = page * stride_value_page + page_slot * stride_value_slot
-        values = tl.load(value_columns[None, :] + value_rows[:, None], mask=loaded, other=0.0)
+        values = tl.load(value_columns + value_rows[:, None], mask=loaded, other=0.0)
 
         scores = tl.dot(query, tl.trans(keys), input_precision="ieee") * score_scale
         if softcap is not None:
             scores = softcap * _tanh(scores)
-        visible = key[None, :] < visible_end[:, None]
+        visible = key[None, :] < visible_end
         if WINDOW:
-            visible = visible & (key[None, :] >= visible_begin[:, None])
+            visible = visible & (key[None, :] >= visible_end - WINDOW)
         scores = tl.where(visible, scores, float("-inf"))
 
         new_max = tl.maximum(chunk_max, tl.max(scores, 1))
-        finite_max = tl.where(new_max == float("-inf"), 0.0, new_max)
-        weights = tl.exp2(scores - finite_max[:, None])
-        rescale = tl.exp2(chunk_max - finite_max)
+        weights = tl.exp2(scores - new_max[:, None])
+        rescale = tl.exp2(chunk_max - new_max)
         chunk_sum = chunk_sum * rescale + tl.sum(weights, 1)
-        chunk_output = tl.dot(weights.to(values.dtype), values, chunk_output * rescale[:, None], input_precision="ieee")
+        rescaled = chunk_output * rescale[:, None]
+        chunk_output = tl.dot(weights.to(values.dtype), values, rescaled, input_precision="ieee")
         chunk_max = new_max
-    # A tile that a row does not see adds +0.0 to it, which turns -0.0 into +0.0. Here this is done for every row.
+    # A tile without visible keys adds +0.0 to a row, which turns -0.0 into +0.0. Here that is done for every row.
     return chunk_max, chunk_sum, chunk_output + 0.0
 
 
 @triton.jit
 def _merge_chunk(row_max, row_sum, row_output, chunk_max, chunk_sum, chunk_output):
-    """Merges a chunk into what the chunks before it came to. A chunk without visible keys changes no bit."""
+    """Merges a chunk into what the chunks before it came to.
+
+    A chunk that a row sees no key of leaves the row bit for bit: the row's own factor is 1, what is added is +0.0, and
+    no output is -0.0, before or after.
+    """
     new_max = tl.maximum(row_max, chunk_max)
-    finite_max = tl.where(new_max == float("-inf"), 0.0, new_max)
-    row_factor = tl.exp2(row_max - finite_max)
-    chunk_factor = tl.exp2(chunk_max - finite_max)
-    # The sum tells whether a key was seen, as a NaN score may be missing from the maximum.
-    seen = chunk_sum != 0.0
-    new_sum = tl.where(seen, row_sum * row_factor + chunk_sum * chunk_factor, row_sum)
+    row_factor = tl.exp2(row_max - new_max)
+    chunk_factor = tl.exp2(chunk_max - new_max)
+    new_sum = row_sum * row_factor + chunk_sum * chunk_factor
     new_output = row_output * row_factor[:, None] + chunk_output * chunk_factor[:, None]
-    return new_max, new_sum, tl.where(seen[:, None], new_output, row_output)
+    return new_max, new_sum, new_output + 0.0
 
 
 @triton.jit
@@ -175,13 +183,16 @@ def _rows_of_tile(
 
 
 @triton.jit
-def _store_rows(output_pointers, lse, lse_offsets, row_max, row_sum, row_output, row_exists, column_exists):
+def _store_rows(output_pointers, lse, lse_rows, row_max, row_sum, row_output, stored, row_exists):
     """Normalises and stores rows; 0 and -inf for a row that saw no key."""
-    divisor = tl.where(row_sum == 0.0, 1.0, row_sum)
-    normalised = tl.math.div_rn(row_output, divisor[:, None]).to(output_pointers.dtype.element_ty)
-    tl.store(output_pointers, normalised, mask=row_exists[:, None] & column_exists[None, :])
+    # The sum tells, not the maximum: a score of NaN may be missing from the maximum.
+    empty = row_sum == 0.0
+    divisor = tl.where(empty, 1.0, row_sum)
+    normalised = tl.math.div_rn(row_output, divisor[:, None])
+    tl.store(output_pointers, normalised.to(output_pointers.dtype.element_ty), mask=stored)
     if lse is not None:
-        tl.store(lse + lse_offsets, (row_max + tl.log2(divisor)) * LN_2, mask=row_exists)
+        log_sum = (row_max + tl.log2(divisor)) * LN_2
+        tl.store(lse + lse_rows, tl.where(empty, float("-inf"), log_sum), mask=row_exists)
 
 
 @triton.jit(do_not_specialize=["num_requests", "partial_chunks"])
@@ -248,10 +259,9 @@ def paged_attention_kernel(
         BLOCK_ROWS, KV_TILE, CHUNK: rows of a tile; keys of a tile; keys of a chunk, a multiple of `KV_TILE`.
     """
     TILE_TOKENS: tl.constexpr = BLOCK_ROWS // GROUP
-    tile = tl.program_id(0)
     kv_head = tl.program_id(1)
     request, first_row, first_token, query_len, first_position, begin_key, end_key = _locate_tile(
-        tile, query_start_loc, kv_lens, num_requests, TILE_TOKENS, CAUSAL, WINDOW
+        tl.program_id(0), query_start_loc, kv_lens, num_requests, TILE_TOKENS, CAUSAL, WINDOW
     )
     if first_token >= query_len:
         return
@@ -259,43 +269,34 @@ def paged_attention_kernel(
     token, row, head, row_exists = _rows_of_tile(
         first_row, first_token, query_len, kv_head, GROUP, TILE_TOKENS, BLOCK_ROWS
     )
-    last_visible = first_position + token if CAUSAL else end_key - 1
-    visible_end = tl.where(row_exists, last_visible + 1, 0)
-    visible_begin = first_position + token - (WINDOW - 1)
-    column = tl.arange(0, HEAD_DIM_PADDED)
-    column_exists = column < HEAD_DIM
-    stored = row_exists[:, None] & column_exists[None, :]
+    visible_end = first_position + token + 1 if CAUSAL else end_key
+    column = tl.arange(0, HEAD_DIM_PADDED)[None, :]
+    stored = row_exists[:, None] & (column < HEAD_DIM)
     query_rows = row * stride_query_token + head * stride_query_head
-    query_block = tl.load(query + query_rows[:, None] + column[None, :], mask=stored, other=0.0)
+    query_block = tl.load(query + query_rows[:, None] + column, mask=stored, other=0.0)
     kv_head = kv_head.to(tl.int64)
-    key_columns = key_cache + kv_head * stride_key_head + column
-    value_columns = value_cache + kv_head * stride_value_head + column
-    block_table_row = block_table + request.to(tl.int64) * stride_block_table
-    kv_start = tl.load(kv_starts + request)
 
-    row_max = tl.full([BLOCK_ROWS], float("-inf"), tl.float32)
+    row_max = tl.full([BLOCK_ROWS], LOWEST, tl.float32)
     row_sum = tl.full([BLOCK_ROWS], 0.0, tl.float32)
     row_output = tl.full([BLOCK_ROWS, HEAD_DIM_PADDED], 0.0, tl.float32)
-    partial_rows = (row * (tl.num_programs(1) * GROUP) + head) * partial_chunks
     first_tile_key = begin_key // KV_TILE * KV_TILE
     for chunk in range(begin_key // CHUNK + tl.program_id(2), tl.cdiv(end_key, CHUNK), tl.num_programs(2)):
         chunk_max, chunk_sum, chunk_output = _attend_chunk(
             query_block,
-            key_columns,
-            value_columns,
-            column_exists,
-            block_table_row,
-            kv_start,
+            key_cache + kv_head * stride_key_head + column,
+            value_cache + kv_head * stride_value_head + column,
+            block_table + request.to(tl.int64) * stride_block_table,
+            tl.load(kv_starts + request).to(tl.int64),
             tl.maximum(chunk * CHUNK, first_tile_key),
             tl.minimum(chunk * CHUNK + CHUNK, end_key),
-            visible_begin,
-            visible_end,
+            tl.where(row_exists, visible_end, 0)[:, None],
             score_scale,
             softcap,
             stride_key_page,
             stride_key_slot,
             stride_value_page,
             stride_value_slot,
+            HEAD_DIM,
             PAGE_SIZE,
             KV_TILE,
             WINDOW,
@@ -305,22 +306,16 @@ def paged_attention_kernel(
                 row_max, row_sum, row_output, chunk_max, chunk_sum, chunk_output
             )
         else:
-            partial = partial_rows + chunk
+            partial = (row * (tl.num_programs(1) * GROUP) + head) * partial_chunks + chunk
             tl.store(partial_max + partial, chunk_max, mask=row_exists)
             tl.store(partial_sum + partial, chunk_sum, mask=row_exists)
-            tl.store(partial_output + partial[:, None] * HEAD_DIM + column[None, :], chunk_output, mask=stored)
+            tl.store(partial_output + partial[:, None] * HEAD_DIM + column, chunk_output, mask=stored)
 
     if partial_output is None:
         output_rows = row * stride_output_token + head * stride_output_head
+        lse_rows = head * stride_lse_head + row * stride_lse_token
         _store_rows(
-            output + output_rows[:, None] + column[None, :],
-            lse,
-            head * stride_lse_head + row * stride_lse_token,
-            row_max,
-            row_sum,
-            row_output,
-            row_exists,
-            column_exists,
+            output + output_rows[:, None] + column, lse, lse_rows, row_max, row_sum, row_output, stored, row_exists
         )
 
 
@@ -362,27 +357,18 @@ def merge_chunks_kernel(
     _, row, head, row_exists = _rows_of_tile(
         first_row, first_token, query_len, tl.program_id(1), GROUP, TILE_TOKENS, BLOCK_ROWS
     )
-    column = tl.arange(0, HEAD_DIM_PADDED)
-    column_exists = column < HEAD_DIM
-    stored = row_exists[:, None] & column_exists[None, :]
-    row_max = tl.full([BLOCK_ROWS], float("-inf"), tl.float32)
+    column = tl.arange(0, HEAD_DIM_PADDED)[None, :]
+    stored = row_exists[:, None] & (column < HEAD_DIM)
+    row_max = tl.full([BLOCK_ROWS], LOWEST, tl.float32)
     row_sum = tl.full([BLOCK_ROWS], 0.0, tl.float32)
     row_output = tl.full([BLOCK_ROWS, HEAD_DIM_PADDED], 0.0, tl.float32)
     partial_rows = (row * (tl.num_programs(1) * GROUP) + head) * partial_chunks
     for chunk in tl.range(begin_key // CHUNK, tl.cdiv(end_key, CHUNK), num_stages=NUM_STAGES):
         partial = partial_rows + chunk
-        chunk_max = tl.load(partial_max + partial, mask=row_exists, other=float("-inf"))
+        chunk_max = tl.load(partial_max + partial, mask=row_exists, other=LOWEST)
         chunk_sum = tl.load(partial_sum + partial, mask=row_exists, other=0.0)
-        chunk_output = tl.load(partial_output + partial[:, None] * HEAD_DIM + column[None, :], mask=stored, other=0.0)
+        chunk_output = tl.load(partial_output + partial[:, None] * HEAD_DIM + column, mask=stored, other=0.0)
         row_max, row_sum, row_output = _merge_chunk(row_max, row_sum, row_output, chunk_max, chunk_sum, chunk_output)
     output_rows = row * stride_output_token + head * stride_output_head
-    _store_rows(
-        output + output_rows[:, None] + column[None, :],
-        lse,
-        head * stride_lse_head + row * stride_lse_token,
-        row_max,
-        row_sum,
-        row_output,
-        row_exists,
-        column_exists,
-    )
+    lse_rows = head * stride_lse_head + row * stride_lse_token
+    _store_rows(output + output_rows[:, None] + column, lse, lse_rows, row_max, row_sum, row_output, stored, row_exists)

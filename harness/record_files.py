@@ -1,0 +1,232 @@
+"""Files of records: written by one process as cells finish, read back with every value checked."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from samebits.harness.decoding import DataclassT, Malformed, decode, parse_object, shown
+from samebits.harness.records import (
+    RECORDS_FILE,
+    SCHEMA_VERSION,
+    TIERS,
+    Record,
+    Run,
+    RunHeader,
+    UnusableInput,
+)
+
+
+class RecordWriter:
+    """Writes a run's records, one line as each cell finishes, so that a run that dies leaves what it did.
+
+    Attributes:
+        path: of the file.
+    """
+
+    def __init__(self, directory: Path, header: RunHeader) -> None:
+        """Creates the directory where it is absent, and the file with its header.
+
+        Raises:
+            UnusableInput: the directory cannot be written, or already holds the records of a run.
+        """
+        self.path = directory / RECORDS_FILE
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self._stream = self.path.open("x", encoding="ascii", newline="\n")
+        except FileExistsError as error:
+            if not self.path.exists():
+                raise unwritable(directory, error) from error
+            raise UnusableInput(
+                f"{str(self.path)!r} holds the records of another run; give a new directory, or remove that file"
+            ) from error
+        except OSError as error:
+            raise unwritable(directory, error) from error
+        self._write(header.to_line())
+
+    def write(self, record: Record) -> None:
+        """Adds a finished cell.
+
+        Raises:
+            UnusableInput: the file cannot be written any more, for example because the disk is full.
+        """
+        self._write(record.to_line())
+
+    def close(self) -> None:
+        """Closes the file; nothing can be added afterwards."""
+        self._stream.close()
+
+    def __enter__(self) -> RecordWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _write(self, line: str) -> None:
+        try:
+            self._stream.write(line + "\n")
+            self._stream.flush()
+        except OSError as error:
+            raise unwritable(self.path, error) from error
+
+
+def unwritable(path: Path, error: OSError) -> UnusableInput:
+    """The sentence for a place that cannot be written."""
+    reason = error.strerror or type(error).__name__
+    return UnusableInput(f"cannot write {str(path)!r} ({reason}); give a place that can be written")
+
+
+def read_run(path: Path) -> Run:
+    """Reads a run's records.
+
+    Args:
+        path: the file, or the directory that holds it as `records.jsonl`.
+
+    Raises:
+        UnusableInput: there is no such file, or a line of it is not what a run writes. A last line that is cut off is
+            no such case: it is left out and told by `Run.truncated`.
+    """
+    file = path / RECORDS_FILE if path.is_dir() else path
+    lines = JsonLines.read(file, "the records of a run")
+    header = lines.header("run", RunHeader)
+    records: dict[str, Record] = {}
+    for line in lines.body():
+        record = line.decode("cell", Record)
+        if record.cell_id in records:
+            raise line.unusable(f"cell_id {shown(record.cell_id)} occurs twice; each may occur once")
+        records[record.cell_id] = record
+    return Run(header, tuple(records.values()), truncated=lines.truncated)
+
+
+def parse_record(line: str) -> Record:
+    """Reads what `Record.to_line` wrote.
+
+    Raises:
+        UnusableInput: it is not a record.
+    """
+    try:
+        return _decode(parse_object(line.encode(errors="replace")), "cell", Record)
+    except Malformed as error:
+        raise UnusableInput(f"a line of records is unusable: {error}") from error
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a file: a JSON object and its place.
+
+    Attributes:
+        file: the file's path.
+        number: of the line, from 1.
+        values: its fields, `kind` among them.
+    """
+
+    file: Path
+    number: int
+    values: Mapping[str, Any]
+
+    def decode(self, kind: str, dataclass_type: type[DataclassT]) -> DataclassT:
+        """The line as a dataclass.
+
+        Raises:
+            UnusableInput: the line is of another kind, or a field of it does not fit.
+        """
+        try:
+            return _decode(self.values, kind, dataclass_type)
+        except Malformed as error:
+            raise self.unusable(str(error)) from error
+
+    def unusable(self, complaint: str) -> UnusableInput:
+        """The sentence for a complaint about this line."""
+        return UnusableInput(f"{str(self.file)!r}, line {self.number}: {complaint}")
+
+
+@dataclass(frozen=True)
+class JsonLines:
+    """A file of JSON objects, one to a line, the first of which says what the file is.
+
+    Attributes:
+        file: its path.
+        lines: all lines that are whole.
+        truncated: whether the last line was cut off, as by a process that was killed while it wrote.
+    """
+
+    file: Path
+    lines: tuple[Line, ...]
+    truncated: bool
+
+    @classmethod
+    def read(cls, file: Path, content: str) -> JsonLines:
+        """Reads a file.
+
+        Args:
+            file: its path.
+            content: what it should hold, in words.
+
+        Raises:
+            UnusableInput: the file is absent, cannot be read, or holds a line that is no JSON object.
+        """
+        try:
+            data = file.read_bytes()
+        except (OSError, ValueError) as error:  # ValueError: a path with a NUL in it
+            reason = getattr(error, "strerror", None) or str(error)
+            raise UnusableInput(f"cannot read {str(file)!r} ({reason}); give a file that holds {content}") from error
+        *whole, rest = data.split(b"\n")
+        lines = [_parsed(file, number, line) for number, line in enumerate(whole, start=1)]
+        truncated = False
+        if rest:
+            try:
+                lines.append(_parsed(file, len(whole) + 1, rest))
+            except UnusableInput:
+                # A proper prefix of a JSON object is never JSON itself, so this is a line that was cut off.
+                truncated = rest.startswith(b"{")
+                if not truncated:
+                    raise
+        if not lines:
+            state = "is cut off inside its first line" if truncated else "is empty"
+            raise UnusableInput(f"{str(file)!r} {state}; it must hold {content}")
+        return cls(file, tuple(lines), truncated)
+
+    @property
+    def kind(self) -> object:
+        """What the first line says the file is."""
+        return self.lines[0].values.get("kind")
+
+    def header(self, kind: str, dataclass_type: type[DataclassT]) -> DataclassT:
+        """The first line as a dataclass.
+
+        Raises:
+            UnusableInput: it is of another kind, or a field of it does not fit.
+        """
+        return self.lines[0].decode(kind, dataclass_type)
+
+    def body(self) -> Iterator[Line]:
+        """All lines after the first."""
+        return iter(self.lines[1:])
+
+
+def _parsed(file: Path, number: int, line: bytes) -> Line:
+    try:
+        return Line(file, number, parse_object(line))
+    except Malformed as error:
+        raise UnusableInput(f"{str(file)!r}, line {number}: {error}") from error
+
+
+def _decode(values: Mapping[str, Any], kind: str, dataclass_type: type[DataclassT]) -> DataclassT:
+    """A line's object as a dataclass, after what tells one line from another."""
+    fields = dict(values)
+    found = fields.pop("kind", None)
+    if found != kind:
+        raise Malformed(f"field 'kind' is {shown(found)}; it must be {kind!r}")
+    if any(field.name == "schema_version" for field in dataclasses.fields(dataclass_type)):
+        version = fields.get("schema_version")
+        if type(version) is not int or version != SCHEMA_VERSION:
+            raise Malformed(f"field 'schema_version' is {shown(version)}; it must be {SCHEMA_VERSION}")
+    if "tier" in fields and fields["tier"] not in TIERS:
+        raise Malformed(f"field 'tier' is {shown(fields['tier'])}; it must be one of {', '.join(TIERS)}")
+    return decode(dataclass_type, fields)

@@ -1,0 +1,184 @@
+"""What a reader must know of a run, gathered so that it can be read: failures, variance, gaps and their reasons."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from samebits.harness.records import Record, Run, Verdict
+
+# The order in which relations are told: those of the batch first, then those of the schedule. Others follow by name.
+RELATION_ORDER = (
+    "batch_size",
+    "position",
+    "neighbour_lengths",
+    "neighbour_contents",
+    "pages",
+    "table_width",
+    "max_seq_len",
+    "padding",
+    "unread_memory",
+    "chunked_prefill",
+    "extend",
+    "decode",
+)
+_TOLD = (Verdict.FAIL, Verdict.ERROR, Verdict.VARIES, Verdict.KNOWN)
+DID_NOT_RUN = (Verdict.UNSUPPORTED, Verdict.UNAVAILABLE)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Cells of one implementation and relation that came to the same verdict.
+
+    Attributes:
+        verdict: what they came to.
+        label, suite, relation: whose they are.
+        records: the cells.
+        ran: how many cells of that implementation and relation ran at all.
+    """
+
+    verdict: Verdict
+    label: str
+    suite: str
+    relation: str
+    records: tuple[Record, ...]
+    ran: int
+
+    @property
+    def example(self) -> Record:
+        """The cell that is easiest to follow: the one with the shortest smallest batch, where any has one."""
+        return min(
+            self.records,
+            key=lambda record: (not record.smallest_batch, len(record.smallest_batch), record.cell_id),
+        )
+
+    @property
+    def share(self) -> str:
+        """How many cells of those that ran."""
+        return f"{len(self.records)} of {self.ran}"
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Why some cells of an implementation did not run.
+
+    Attributes:
+        verdict: `unsupported` or `unavailable`.
+        label: of the implementation.
+        reason: one sentence.
+        cells: how many.
+    """
+
+    verdict: Verdict
+    label: str
+    reason: str
+    cells: int
+
+
+@dataclass(frozen=True)
+class Guard:
+    """The controls of a relation.
+
+    Attributes:
+        suite, relation: what they guard.
+        caught: ids of the controls that were reported broken.
+        missed: ids of those that were not.
+    """
+
+    suite: str
+    relation: str
+    caught: tuple[str, ...]
+    missed: tuple[str, ...]
+
+    @property
+    def holds(self) -> bool:
+        """Whether there is a control and none was missed."""
+        return bool(self.caught) and not self.missed
+
+
+def findings(records: Iterable[Record]) -> list[Finding]:
+    """Everything that failed, raised, varies or is known to fail, the worst first; controls are left out."""
+    groups: dict[tuple[str, str, str], list[Record]] = {}
+    for record in records:
+        if not record.control and record.verdict not in DID_NOT_RUN:
+            groups.setdefault((record.label, record.suite, record.relation), []).append(record)
+    found = [
+        Finding(verdict, label, suite, relation, tuple(told), len(group))
+        for (label, suite, relation), group in groups.items()
+        for verdict in _TOLD
+        if (told := [record for record in group if record.verdict is verdict])
+    ]
+    labels = list(dict.fromkeys(label for label, _, _ in groups))
+    return sorted(
+        found,
+        key=lambda finding: (
+            _TOLD.index(finding.verdict),
+            labels.index(finding.label),
+            finding.suite,
+            relation_place(finding.relation),
+        ),
+    )
+
+
+def gaps(records: Iterable[Record]) -> list[Gap]:
+    """Why cells did not run: what is unavailable first, then what is unsupported, each reason once."""
+    counted = Counter(
+        (record.verdict, record.label, reason)
+        for record in records
+        if not record.control and record.verdict in DID_NOT_RUN
+        for reason in (record.reasons or ("no reason given",))
+    )
+    return [
+        Gap(verdict, label, reason, cells)
+        for wanted in reversed(DID_NOT_RUN)
+        for (verdict, label, reason), cells in counted.items()
+        if verdict is wanted
+    ]
+
+
+def guards(run: Run) -> list[Guard]:
+    """The controls of every relation that was checked."""
+    relations = dict.fromkeys((record.suite, record.relation) for record in run.records)
+    return [
+        Guard(suite, relation, *(_controls(run.records, suite, relation, caught) for caught in (True, False)))
+        for suite, relation in sorted(relations, key=lambda key: (key[0], relation_place(key[1])))
+    ]
+
+
+def red_reasons(run: Run) -> list[str]:
+    """Why a run is red by itself, whatever its baseline; empty where it is not."""
+    cells = [record for record in run.records if not record.control]
+    failed, raised = (sum(record.verdict is verdict for record in cells) for verdict in (Verdict.FAIL, Verdict.ERROR))
+    reasons = [f"{number} {word}" for number, word in ((failed, "failed"), (raised, "raised")) if number]
+    missed = [cell_id for guard in guards(run) for cell_id in guard.missed]
+    if missed:
+        reasons.append(f"{len(missed)} control{'s' if len(missed) > 1 else ''} not caught")
+    unguarded = [] if run.header.narrowed else [g.relation for g in guards(run) if not (g.caught or g.missed)]
+    if unguarded:
+        reasons.append(f"no control for {', '.join(unguarded)}")
+    return reasons
+
+
+def by_relation(records: Sequence[Record]) -> Mapping[str, list[Record]]:
+    """Records by their relation, in the order in which relations are told."""
+    grouped: dict[str, list[Record]] = {}
+    for record in sorted(records, key=lambda record: relation_place(record.relation)):
+        grouped.setdefault(record.relation, []).append(record)
+    return grouped
+
+
+def relation_place(relation: str) -> tuple[int, str]:
+    """Sorts relations into the order in which they are told."""
+    known = relation in RELATION_ORDER
+    return (RELATION_ORDER.index(relation) if known else len(RELATION_ORDER)), relation
+
+
+def _controls(records: Sequence[Record], suite: str, relation: str, caught: bool) -> tuple[str, ...]:
+    return tuple(
+        sorted(
+            record.cell_id
+            for record in records
+            if record.control and (record.suite, record.relation) == (suite, relation) and record.red is not caught
+        )
+    )

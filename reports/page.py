@@ -1,0 +1,163 @@
+"""The page that a run leaves, in Markdown: what changed first, then what was found, then the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pandas as pd
+from samebits.harness.records import Verdict
+from samebits.reports import text
+from samebits.reports.findings import Finding, findings, gaps, guards
+from samebits.reports.regression import ComparedCell, Comparison, State
+from samebits.reports.sentences import baseline_sentences, conclusion, controls_sentence, run_sentences
+from samebits.reports.tables import claims_table, implementation_table
+from tabulate import tabulate
+
+# Enough to act on; the table in CSV holds every cell.
+_MOST_CELLS = 50
+_CHANGED = (State.REGRESSED, State.MISSING, State.NEW_BITS, State.BETTER)
+_FINDING_TITLES = {
+    Verdict.FAIL: "Failed",
+    Verdict.ERROR: "Raised an error",
+    Verdict.VARIES: "Varies, and claims no different",
+    Verdict.KNOWN: "Fails as is known",
+}
+
+
+def page(comparison: Comparison, cells: pd.DataFrame) -> str:
+    """The whole page.
+
+    Args:
+        comparison: of the run with its baseline.
+        cells: the comparison's cell table.
+    """
+    sections = (
+        _summary(comparison),
+        _changes(comparison),
+        _findings(comparison),
+        _implementations(cells),
+        _claims(comparison),
+        _controls(comparison),
+        _gaps(comparison),
+    )
+    return "\n".join(line for section in sections for line in section)
+
+
+def _summary(comparison: Comparison) -> Iterator[str]:
+    yield f"# {text.markdown(f'samebits: run {comparison.run.header.run_id}')}\n"
+    yield f"**{text.markdown(conclusion(comparison))}**\n"
+    for sentence in (*baseline_sentences(comparison), controls_sentence(comparison), *run_sentences(comparison)):
+        yield f"- {text.markdown(sentence)}"
+    yield ""
+
+
+def _changes(comparison: Comparison) -> Iterator[str]:
+    changed = [(state, [cell for cell in comparison.cells if cell.state is state]) for state in _CHANGED]
+    if not any(cells for _, cells in changed):
+        return
+    yield "## What changed\n"
+    for state, cells in changed:
+        if not cells:
+            continue
+        yield f"### {state.value.capitalize()}: {text.counted(len(cells), 'cell')}\n"
+        rows = [[text.markdown(cell.known.cell_id), text.markdown(cell.note), _versions(cell)] for cell in cells]
+        yield from _table(["cell", "change", "versions"], rows[:_MOST_CELLS], numbers=0)
+        if len(rows) > _MOST_CELLS:
+            yield f"And {len(rows) - _MOST_CELLS:,} more, in the CSV file.\n"
+
+
+def _versions(cell: ComparedCell) -> str:
+    return text.markdown(", ".join(f"{name} {old} -> {new}" for name, (old, new) in cell.versions.items()))
+
+
+def _findings(comparison: Comparison) -> Iterator[str]:
+    yield "## Findings\n"
+    found = findings(comparison.run.records)
+    if not found:
+        yield "None: every cell that ran passed.\n"
+    for verdict, title in _FINDING_TITLES.items():
+        of_verdict = [finding for finding in found if finding.verdict is verdict]
+        if of_verdict:
+            yield f"### {title}\n"
+        for finding in of_verdict:
+            yield from _finding(finding)
+
+
+def _finding(finding: Finding) -> Iterator[str]:
+    example = finding.example
+    dtypes, masks = (text.joined(getattr(record, name) for record in finding.records) for name in ("dtype", "mask"))
+    where = text.markdown(f"{finding.suite}; {dtypes}; {masks}")
+    yield f"- **{text.markdown(finding.label)}**, {text.markdown(finding.relation)}: {finding.share} cells ({where})"
+    yield f"  - {text.markdown('; '.join(example.reasons) or 'no reason given')}"
+    if example.smallest_batch:
+        yield f"  - smallest batch: {text.markdown_code(example.smallest_batch)}"
+    yield f"  - reproduce: {text.markdown_code(example.command)}"
+    yield ""
+
+
+def _implementations(cells: pd.DataFrame) -> Iterator[str]:
+    yield "## Implementations\n"
+    table = implementation_table(cells)
+    formats = {
+        "implementation": text.markdown,
+        "suite": text.markdown,
+        "error_budget": text.budget,
+        "max_ulp": text.whole,
+    }
+    rows = [
+        [formats.get(column, text.count)(value) for column, value in zip(table.columns, line, strict=True)]
+        for line in table.to_numpy().tolist()
+    ]
+    headings = {"error_budget": "worst error budget", "max_ulp": "worst ULP"}
+    yield from _table([headings.get(column, column) for column in table.columns], rows, numbers=len(table.columns) - 2)
+    yield (
+        "Of the *relations* that ran, some are *claimed* by the implementation, and some *held* in every cell. The error "
+        "budget is the share of the bound on rounding errors that the worst element uses against the fp64 "
+        "reference: above 1 is wrong. ULP are between two computations of the same request.\n"
+    )
+
+
+def _claims(comparison: Comparison) -> Iterator[str]:
+    table = claims_table(comparison.run.records)
+    if table.empty:
+        return
+    yield "## Claims and findings\n"
+    rows = [[text.markdown(str(relation)), *map(text.markdown, line)] for relation, line in table.iterrows()]
+    yield from _table(["relation", *map(text.markdown, table.columns)], rows, numbers=0)
+    yield (
+        "*held*: claimed, and so in every cell. *holds, unclaimed*: so in every cell, and not promised. *broken*: claimed, "
+        "and not so. *varies*: not claimed, and not so. *wrong*: the bits hold, but the result is outside its error "
+        "budget. Numbers are cells of those that ran.\n"
+    )
+
+
+def _controls(comparison: Comparison) -> Iterator[str]:
+    yield "## Controls\n"
+    rows = [
+        [
+            text.markdown(guard.suite),
+            text.markdown(guard.relation),
+            f"{len(guard.caught)}/{len(guard.caught) + len(guard.missed)}",
+            text.markdown(", ".join(guard.missed)),
+        ]
+        for guard in guards(comparison.run)
+    ]
+    yield from _table(["suite", "relation", "caught", "not caught"], rows, numbers=0)
+
+
+def _gaps(comparison: Comparison) -> Iterator[str]:
+    found = gaps(comparison.run.records)
+    if not found:
+        return
+    yield "## What did not run\n"
+    rows = [
+        [text.markdown(gap.label), gap.verdict.value, text.markdown(gap.reason), text.count(gap.cells)] for gap in found
+    ]
+    yield from _table(["implementation", "verdict", "reason", "cells"], rows, numbers=1)
+
+
+def _table(headers: list[str], rows: list[list[str]], numbers: int) -> Iterator[str]:
+    """A table whose last columns, as many as `numbers`, hold numbers."""
+    sides = ["left"] * (len(headers) - numbers) + ["right"] * numbers
+    yield tabulate(rows, headers=headers, tablefmt="pipe", disable_numparse=True, colalign=sides if rows else None)
+    yield ""

@@ -1,0 +1,74 @@
+"""The sentences that a terminal and a page tell of a run."""
+
+from __future__ import annotations
+
+from samebits.reports import text
+from samebits.reports.findings import guards, red_reasons
+from samebits.reports.regression import Comparison, State
+
+
+def has_baseline(comparison: Comparison) -> bool:
+    """Whether any cell could be compared, or found new or missing."""
+    return any(number for state, number in comparison.counts.items() if state is not State.NO_BASELINE)
+
+
+def baseline_sentences(comparison: Comparison) -> list[str]:
+    """What became of the cells, and across which changes of versions they were compared."""
+    counts = comparison.counts
+    run, name = comparison.run.header, comparison.baseline
+    if not has_baseline(comparison):
+        environment = run.environment
+        return [
+            f"No baseline in {name!r} for {environment.device} with {text.counted(environment.threads, 'thread')}; "
+            "write one with --update-baseline FILE."
+        ]
+    told = ", ".join(f"{number:,} {state}" for state, number in counts.items() if number)
+    sentences = [f"Against the baseline {name!r}: {told}."]
+    if comparison.changed_versions:
+        changes = ", ".join(
+            f"{what} {old} -> {new} ({text.counted(cells, 'cell')})"
+            for (what, old, new), cells in sorted(comparison.changed_versions.items())
+        )
+        sentences.append(f"Versions changed since: {changes}.")
+    return sentences
+
+
+def conclusion(comparison: Comparison) -> str:
+    """One sentence: whether the run is red, and why."""
+    counts = comparison.counts
+    reasons = red_reasons(comparison.run)
+    reasons += [f"{counts[state]:,} {state}" for state in (State.REGRESSED, State.MISSING) if counts[state]]
+    if reasons:
+        return f"RED: {', '.join(reasons)}."
+    return "GREEN: nothing failed, every control was caught, nothing regressed."
+
+
+def controls_sentence(comparison: Comparison) -> str:
+    """How many controls were caught, relation by relation where they are not all."""
+    every = guards(comparison.run)
+    caught, missed = (sum(len(getattr(guard, what)) for guard in every) for what in ("caught", "missed"))
+    if not caught + missed:
+        return "Controls: none ran."
+    sentence = f"Controls: {caught} of {caught + missed} caught, over {text.counted(len(every), 'relation')}"
+    open_ones = [
+        f"{guard.relation} {len(guard.caught)} of {len(guard.caught) + len(guard.missed)}"
+        for guard in every
+        if not guard.holds
+    ]
+    return f"{sentence}; not guarded: {', '.join(open_ones)}." if open_ones else f"{sentence}."
+
+
+def run_sentences(comparison: Comparison) -> list[str]:
+    """What ran, where, with which versions."""
+    header = comparison.run.header
+    environment = header.environment
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(environment.versions.items()))
+    sentences = [
+        f"Run {header.run_id}: {', '.join(header.suites)}, {header.tier} tier, {', '.join(header.dtypes)}.",
+        f"On {environment.device}, {text.counted(environment.threads, 'thread')}, {versions}.",
+    ]
+    if header.narrowed:
+        sentences.append("Narrowed to single cells, so absent ones mean nothing.")
+    if comparison.run.truncated:
+        sentences.append("Cut off: the file of records ends inside a line, and only the cells before it are told here.")
+    return [text.plain(sentence) for sentence in sentences]

@@ -1,0 +1,72 @@
+"""Text and numbers made fit for a terminal, a Markdown page and a CSV cell.
+
+Records carry whatever a foreign library says, so no character of theirs may end a table, a line or a cell.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+
+# Markdown's own characters, and an underscore that is not inside a word; HTML is turned into entities apart.
+_MARKDOWN = re.compile(r"([\\`*\[\]|~#]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")
+_HTML = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
+# A spreadsheet takes a cell that begins so for a formula.
+_FORMULA = ("=", "+", "-", "@")
+
+
+def plain(text: str) -> str:
+    """One line without control characters, so that nothing moves a cursor or breaks a table."""
+    joined = " ".join(text.split())
+    return "".join(character if character.isprintable() else _escaped(character) for character in joined)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def markdown(text: str) -> str:
+    """Text that Markdown shows as it is, in a table too."""
+    return _MARKDOWN.sub(r"\\\1", plain(text)).translate(_HTML)
+
+
+def markdown_code(text: str) -> str:
+    """Text as a code span outside of tables, where a pipe needs no escape."""
+    line = plain(text)
+    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    padding = " " if line.startswith("`") or line.endswith("`") else ""
+    return f"{fence}{padding}{line}{padding}{fence}"
+
+
+def csv_cell(text: str) -> str:
+    """One line that no spreadsheet takes for a formula."""
+    line = plain(text)
+    return f"'{line}" if line.startswith(_FORMULA) else line
+
+
+def budget(value: float | None) -> str:
+    """Share of the error budget used; `-` where nothing was computed, `inf` for an output that is no number."""
+    if value is None:
+        return "-"
+    return f"{value:.2g}" if math.isfinite(value) else "inf"
+
+
+def whole(value: int | None) -> str:
+    """A whole number, with its thousands set apart; `-` for none."""
+    return "-" if value is None else f"{value:,}"
+
+
+def count(value: int) -> str:
+    """How many; `-` for none, so that the others are seen."""
+    return f"{value:,}" if value else "-"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def joined(words: Iterable[str]) -> str:
+    """Words in order of first mention, with commas."""
+    return ", ".join(dict.fromkeys(words))

@@ -1,0 +1,320 @@
+"""AITER/triton: its kernels are right where they are said to be, and every world without them gets one sentence."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import types
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from samebits.backends import aiter_adapter
+from samebits.backends.aiter import FlashAttentionWithKVCache, UnifiedAttention, implementations
+from samebits.backends.aiter_adapter import DISTRIBUTION, PACKAGE, TESTED_VERSION, _private_package
+from samebits.backends.platform import Platform
+from samebits.backends.problem import Geometry, Layout, Mask, Problem, Request
+from samebits.harness.batch import make_batch
+from samebits.harness.comparison import compare_bits
+from samebits.harness.execution import execute
+
+CPU = torch.device("cpu")
+GEOMETRY = Geometry("small", num_heads=2, num_kv_heads=1, head_dim=64, page_size=16, window=20)
+EXTEND, DECODE = Request(1, 5, 68), Request(2, 1, 40)
+
+
+def _installed() -> bool:
+    try:
+        return importlib.metadata.version(DISTRIBUTION) == TESTED_VERSION
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
+needs_aiter = pytest.mark.skipif(
+    not _installed() or torch.cuda.is_available(),
+    reason=f"needs {DISTRIBUTION} {TESTED_VERSION} (pip install 'samebits[aiter]') and no GPU",
+)
+
+
+def problem(*requests: Request, mask: Mask = Mask.CAUSAL, dtype: str = "fp32", poison: str = "large") -> Problem:
+    return Problem(GEOMETRY, mask, dtype, requests, layout=Layout(poison=poison))
+
+
+def computed(implementation: UnifiedAttention | FlashAttentionWithKVCache, case: Problem) -> torch.Tensor:
+    """All query rows that `run` writes for a problem, whatever the implementation says of its support."""
+    batch = make_batch(case, CPU)
+    output = torch.full_like(batch.query, 7.0)
+    plan = implementation.plan(batch.config, batch.metadata)
+    implementation.run(plan, batch.query, batch.key_cache, batch.value_cache, output, None)  # type: ignore[arg-type]
+    return output
+
+
+def assert_correct(implementation: UnifiedAttention | FlashAttentionWithKVCache, case: Problem) -> None:
+    assert implementation.reasons(case) == [], f"{implementation.label} should support {case}"
+    execution = execute(implementation, case, CPU)  # type: ignore[arg-type]
+    assert execution.error_budget <= 1.0, f"{execution.error_budget:.3g} of the error budget at {execution.worst}"
+    assert execution.faults == (), f"{implementation.label} did more than write its output on {case}"
+
+
+@needs_aiter
+class TestKernels:
+    @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+    @pytest.mark.parametrize("mask", [Mask.CAUSAL, Mask.SLIDING_WINDOW])
+    def test_unified_agrees_with_the_reference(self, mask: Mask, dtype: str) -> None:
+        assert_correct(UnifiedAttention(), problem(EXTEND, DECODE, mask=mask, dtype=dtype))
+
+    @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+    def test_unified_caps_scores(self, dtype: str) -> None:
+        geometry = replace(GEOMETRY, softcap=2.0)
+        assert_correct(UnifiedAttention(), replace(problem(EXTEND, DECODE, dtype=dtype), geometry=geometry))
+
+    @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+    def test_unified_split_over_keys_agrees_with_the_reference(self, dtype: str) -> None:
+        case = problem(EXTEND, DECODE, dtype=dtype).with_layout(max_seq_len_slack=4096)
+        assert_correct(UnifiedAttention(), case)
+
+    @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+    @pytest.mark.parametrize("mask", list(Mask))
+    def test_kvcache_agrees_with_the_reference(self, mask: Mask, dtype: str) -> None:
+        requests = [replace(request, encoder_len=30) for request in (EXTEND, DECODE)] if mask is Mask.CROSS else []
+        case = problem(*(requests or [EXTEND, DECODE]), mask=mask, dtype=dtype, poison="nan")
+        assert_correct(FlashAttentionWithKVCache(), case)
+
+    def test_kvcache_gives_zero_for_queries_that_see_no_key(self) -> None:
+        more_queries_than_keys, no_keys = Request(1, 5, -2), Request(2, 5, -5)
+        assert_correct(FlashAttentionWithKVCache(), problem(more_queries_than_keys, no_keys, poison="nan"))
+        assert_correct(FlashAttentionWithKVCache(), problem(Request(1, 3, 4), mask=Mask.CROSS, poison="nan"))
+
+    def test_kvcache_keeps_requests_of_different_query_len_apart(self) -> None:
+        implementation = FlashAttentionWithKVCache()
+        longer = Request(9, 2, 200)
+        alone = computed(implementation, problem(DECODE))
+        beside = computed(implementation, problem(DECODE, longer))[:1]
+        assert compare_bits(alone, beside).mismatches == 0, "a request of another query_len changed a decode row"
+
+    def test_kvcache_refuses_pages_with_gaps(self) -> None:
+        implementation = FlashAttentionWithKVCache()
+        batch = make_batch(problem(DECODE), CPU)
+        plan = implementation.plan(batch.config, batch.metadata)
+        interleaved = torch.stack([batch.key_cache, batch.value_cache], dim=1)
+        with pytest.raises(ValueError, match=r"key_cache has strides .* needs pages without gaps"):
+            implementation.run(plan, batch.query, interleaved[:, 0], interleaved[:, 1], batch.query, None)
+
+    def test_padding_requests_and_rows_are_left_alone(self) -> None:
+        for implementation in (UnifiedAttention(), FlashAttentionWithKVCache()):
+            padded = problem(EXTEND, DECODE).with_layout(padding_requests=2, padding_tokens=3)
+            assert_correct(implementation, padded)
+
+    @pytest.mark.parametrize("mask", [Mask.NON_CAUSAL, Mask.CROSS])
+    def test_unified_is_never_asked_for_a_mask_it_would_compute_as_causal(self, mask: Mask) -> None:
+        reasons = UnifiedAttention().reasons(problem(replace(EXTEND, encoder_len=9), mask=mask))
+        assert any(f"mask {mask} is not supported" in reason for reason in reasons), reasons
+
+
+@needs_aiter
+class TestWhatAiterDoesToABatch:
+    """What its rows report. When one of these fails, AITER has changed: claims, support and docs/aiter.md follow."""
+
+    def test_unified_decodes_with_other_tiles_beside_a_prefill(self) -> None:
+        alone = computed(UnifiedAttention(), problem(DECODE))
+        beside = computed(UnifiedAttention(), problem(DECODE, EXTEND))[:1]
+        assert compare_bits(alone, beside).mismatches > 0, "a tile is a page in an all-decode batch, and 64 keys else"
+
+    def test_unified_splits_keys_where_the_bound_on_lengths_is_large(self) -> None:
+        tight = computed(UnifiedAttention(), problem(EXTEND))
+        loose = computed(UnifiedAttention(), problem(EXTEND).with_layout(max_seq_len_slack=4096))
+        assert compare_bits(tight, loose).mismatches > 0, "max_seqlen_k above 512 should choose the split kernel"
+
+    def test_kvcache_splits_where_the_longest_neighbour_says(self) -> None:
+        victim = Request(2, 1, 99)
+        alone = computed(FlashAttentionWithKVCache(), problem(victim))
+        beside = computed(FlashAttentionWithKVCache(), problem(victim, Request(9, 1, 129)))[:1]
+        assert compare_bits(alone, beside).mismatches > 0, "a neighbour of 130 keys should bring a second split"
+
+    def test_unified_reads_behind_the_last_key_of_a_page(self) -> None:
+        assert not UnifiedAttention().claims.ignores_unread_memory
+        assert computed(UnifiedAttention(), problem(DECODE, poison="nan")).isnan().all()
+        assert computed(UnifiedAttention(), problem(DECODE, poison="large")).isfinite().all()
+
+    def test_unified_divides_by_zero_for_a_query_that_sees_no_key(self) -> None:
+        case = problem(Request(1, 5, -2))
+        assert UnifiedAttention().reasons(case), "what is NaN must not be called supported"
+        assert computed(UnifiedAttention(), case)[0].isnan().all()
+
+    def test_unified_cannot_merge_splits_of_an_odd_head_dim(self) -> None:
+        case = problem(DECODE).with_layout(max_seq_len_slack=4096)
+        case = replace(case, geometry=replace(GEOMETRY, head_dim=80))
+        assert UnifiedAttention().reasons(case) == ["head_dim 80 is not supported"]
+        with pytest.raises(Exception, match="offs_d"):
+            computed(UnifiedAttention(), case)
+
+
+@needs_aiter
+class TestAdapter:
+    def test_leaves_no_trace_in_the_process(self) -> None:
+        script = """
+import sys
+import triton
+from samebits.backends.aiter import implementations
+
+def state():
+    return triton.runtime.driver._active, triton.knobs.runtime.interpret
+
+before = state()
+assert all(implementation.probe().available for implementation in implementations())
+assert state() == before, state()
+assert not [name for name in sys.modules if name.split(".")[0] == "aiter"], "aiter stayed in sys.modules"
+"""
+        subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+
+    def test_puts_back_a_foreign_module_of_the_name(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        foreign = types.ModuleType(PACKAGE)
+        monkeypatch.setitem(sys.modules, PACKAGE, foreign)
+        monkeypatch.setitem(sys.modules, f"{PACKAGE}.core", foreign)
+        with _private_package(["nowhere"]):
+            assert sys.modules[PACKAGE] is not foreign
+            assert f"{PACKAGE}.core" not in sys.modules
+        assert sys.modules[PACKAGE] is foreign
+        assert sys.modules[f"{PACKAGE}.core"] is foreign
+
+    def test_records_what_it_substitutes(self) -> None:
+        for implementation in implementations():
+            assert implementation.configuration["adapter"] == "triton interpreter"
+            assert implementation.probe().version == TESTED_VERSION
+
+
+@pytest.fixture(scope="session")
+def bare_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What is installed here, but for everything that is called `aiter` or `amd-aiter`."""
+    bare = tmp_path_factory.mktemp("site")
+    for folder in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
+        for entry in Path(folder).iterdir():
+            if not entry.name.startswith((PACKAGE, "amd_aiter")):
+                (bare / entry.name).symlink_to(entry)
+    return bare
+
+
+def add_metadata(folder: Path, version: str = TESTED_VERSION) -> None:
+    metadata = folder / f"amd_aiter-{version}.dist-info" / "METADATA"
+    metadata.parent.mkdir(parents=True)
+    metadata.write_text(f"Metadata-Version: 2.1\nName: {DISTRIBUTION}\nVersion: {version}\n")
+
+
+def add_kernels(folder: Path, source: str) -> None:
+    """A package of AITER's layout, both of whose kernel modules hold `source`."""
+    for module in ("unified_attention.py", "mha_v3.py"):
+        path = folder / PACKAGE / "ops" / "triton" / module
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(source)
+
+
+def probed(bare_site: Path, first: Path) -> list[str]:
+    """Reasons of both implementations in a process whose path begins with `first` and has no AITER behind it."""
+    script = f"""
+import site
+site.addsitedir({str(bare_site)!r})
+import json
+from samebits.backends.aiter import implementations
+print(json.dumps([implementation.probe().reason for implementation in implementations()]))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(first)}
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", script], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, f"probing must not end the process: {done.stderr}"
+    reasons: list[str] = json.loads(done.stdout)
+    return reasons
+
+
+class TestWorldsWithoutAiter:
+    def test_absent(self, bare_site: Path, tmp_path: Path) -> None:
+        assert probed(bare_site, tmp_path) == ["amd-aiter is not installed; pip install 'samebits[aiter]'"] * 2
+
+    def test_metadata_is_left_and_the_modules_are_gone(self, bare_site: Path, tmp_path: Path) -> None:
+        add_metadata(tmp_path)
+        for reason in probed(bare_site, tmp_path):
+            assert f"amd-aiter {TESTED_VERSION} is listed as installed, but its module aiter is missing" in reason
+
+    def test_part_of_the_modules_is_gone(self, bare_site: Path, tmp_path: Path) -> None:
+        add_metadata(tmp_path)
+        (tmp_path / PACKAGE / "ops").mkdir(parents=True)
+        unified, kvcache = probed(bare_site, tmp_path)
+        assert "its module aiter.ops.triton.unified_attention is missing" in unified
+        assert "its module aiter.ops.triton.mha_v3 is missing" in kvcache
+
+    def test_the_unrelated_library_of_the_name(self, bare_site: Path, tmp_path: Path) -> None:
+        (tmp_path / PACKAGE).mkdir()
+        (tmp_path / PACKAGE / "__init__.py").write_text("async def anext(iterator): ...\n")
+        for reason in probed(bare_site, tmp_path):
+            assert reason.startswith("amd-aiter is not installed: the module aiter at ")
+            assert "is another library's (pip install aiter is one); pip install 'samebits[aiter]'" in reason
+
+    def test_a_module_of_the_name_shadows_the_package(self, bare_site: Path, tmp_path: Path) -> None:
+        add_metadata(tmp_path)
+        (tmp_path / "aiter.py").write_text("raise SystemExit('must not be run')\n")
+        for reason in probed(bare_site, tmp_path):
+            assert (
+                f"the module aiter that Python finds first, at {tmp_path / 'aiter.py'}, is not that of amd-aiter"
+                in reason
+            )
+
+    @pytest.mark.parametrize("raised", ["ImportError", "OSError", "RuntimeError", "SystemExit"])
+    def test_modules_that_raise(self, bare_site: Path, tmp_path: Path, raised: str) -> None:
+        add_metadata(tmp_path)
+        add_kernels(tmp_path, f"raise {raised}('libamdhip64.so:\\n not found')\n")
+        told = f"raised {raised}: libamdhip64.so: not found"
+        assert probed(bare_site, tmp_path) == [
+            f"importing aiter.ops.triton.unified_attention {told}",
+            f"importing aiter.ops.triton.mha_v3 {told}",
+        ]
+
+    def test_an_untested_version(self, bare_site: Path, tmp_path: Path) -> None:
+        add_metadata(tmp_path, "0.2.0")
+        add_kernels(tmp_path, "raise AssertionError('must not be run')\n")
+        for reason in probed(bare_site, tmp_path):
+            assert reason.startswith("amd-aiter 0.2.0 was never tested with the adapter")
+            assert TESTED_VERSION in reason
+
+
+class TestOnROCm:
+    """What an AMD device would do, with stand-ins for the package."""
+
+    @pytest.fixture(autouse=True)
+    def rocm(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+        monkeypatch.setattr(aiter_adapter, "accelerator", lambda: Platform("rocm", "cuda", "gfx942"))
+        monkeypatch.syspath_prepend(tmp_path)
+        yield
+        for name in [name for name in sys.modules if name == PACKAGE or name.startswith(f"{PACKAGE}.")]:
+            del sys.modules[name]
+
+    def reached(self, *parameters: str) -> aiter_adapter.Reached:
+        return aiter_adapter.reach.__wrapped__(
+            aiter_adapter.EntryPoint("aiter.ops.triton.unified_attention", "unified_attention", parameters)
+        )
+
+    def test_the_package_is_imported_as_its_users_do(self, tmp_path: Path) -> None:
+        add_kernels(tmp_path, "import aiter\ndef unified_attention(q): return aiter.initialised\n")
+        (tmp_path / PACKAGE / "__init__.py").write_text("initialised = True\n")
+        reached = self.reached("q")
+        assert reached.reason == ""
+        assert reached.function(q=None) is True, "the package's __init__ should have run"
+        assert dict(aiter_adapter.substitutions()) == {"adapter": "none"}
+
+    def test_a_package_that_cannot_initialise(self, tmp_path: Path) -> None:
+        add_kernels(tmp_path, "def unified_attention(q): ...\n")
+        (tmp_path / PACKAGE / "__init__.py").write_text("raise RuntimeError('ROCm version file not found')\n")
+        assert self.reached("q").reason == (
+            "importing aiter.ops.triton.unified_attention raised RuntimeError: ROCm version file not found"
+        )
+
+    def test_a_function_that_takes_other_arguments(self, tmp_path: Path) -> None:
+        add_kernels(tmp_path, "def unified_attention(q): ...\n")
+        (tmp_path / PACKAGE / "__init__.py").touch()
+        assert "takes no block_table; tested is" in self.reached("q", "block_table").reason

@@ -1,0 +1,439 @@
+"""The CPU backend: the C++ kernel's values, its bits, its boundary and its build."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import math
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from samebits.backends.contract import Implementation
+from samebits.backends.cpu import BundledAttention, SdpaAttention
+from samebits.backends.problem import Geometry, Layout, Mask, Problem, Request
+from samebits.harness.batch import Batch, make_batch
+from samebits.harness.execution import execute
+from samebits.kernels.cpu import attention, build
+
+CPU = torch.device("cpu")
+MASKS = tuple(Mask)
+# head_dim, page_size and group of each pair differ, so that few runs cross many edges of each.
+SHAPES = ((64, 1, 4), (80, 16, 3), (128, 64, 1), (250, 16, 7))
+
+
+@pytest.fixture(scope="module")
+def kernel() -> BundledAttention:
+    implementation = BundledAttention()
+    availability = implementation.probe()
+    assert availability.available, f"CPU/bundled is unavailable: {availability.reason}"
+    return implementation
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A kernel cache in which nothing has been compiled."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "samebits"
+
+
+def geometry(
+    head_dim: int = 64,
+    page_size: int = 16,
+    group: int = 2,
+    kv_heads: int = 2,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Geometry:
+    return Geometry("test", kv_heads * group, kv_heads, head_dim, page_size, window, softcap)
+
+
+def edge_requests(mask: Mask) -> tuple[Request, ...]:
+    """Requests over chunks, tiles and nothing: no keys, one key, more queries than keys, encoders of 0 and more."""
+    if mask is Mask.CROSS:
+        return (Request(1, 5, 0, 290), Request(2, 1, 20, 0), Request(3, 40, 7, 33), Request(4, 1, 0, 1))
+    if mask is Mask.NON_CAUSAL:
+        return (Request(1, 5, 290), Request(2, 16, 0, 17), Request(3, 3, -3), Request(4, 1), Request(5, 7, -3))
+    return (
+        Request(1, 1, 290),
+        Request(2, 140, 0, 5),
+        Request(3, 8, 120, 9),
+        Request(4, 1),
+        Request(5, 4, -4),
+        Request(6, 9, -3),
+        Request(7, 0, 5, 10),
+    )
+
+
+def compute(implementation: Implementation[Any], batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Output and LSE of a batch, NaN where nothing was written."""
+    plan = implementation.plan(batch.config, batch.metadata)
+    output = torch.full_like(batch.query, math.nan)
+    lse = torch.full((batch.config.num_heads, batch.query.shape[0]), math.nan)
+    implementation.run(plan, batch.query, batch.key_cache, batch.value_cache, output, lse)
+    return output, lse
+
+
+def same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
+    return torch.equal(left.contiguous().view(torch.uint8), right.contiguous().view(torch.uint8))
+
+
+def rows_by_position(implementation: Implementation[Any], *problems: Problem) -> dict[tuple[int, int], bytes]:
+    """Bytes of output and LSE of every query row, by request key and decoder position."""
+    rows: dict[tuple[int, int], bytes] = {}
+    for problem in problems:
+        results = execute(implementation, problem, CPU).results
+        for request in problem.requests:
+            result = results[request.key]
+            for row in range(request.query_len):
+                lse = b"" if result.lse is None else result.lse[:, row].contiguous().numpy().tobytes()
+                output = result.output[row].contiguous().view(torch.uint8).numpy().tobytes()
+                rows[request.key, request.context_len + row] = output + lse
+    return rows
+
+
+def assert_same_rows(left: dict[tuple[int, int], bytes], right: dict[tuple[int, int], bytes], what: str) -> None:
+    common = left.keys() & right.keys()
+    assert common, f"{what}: no row is on both sides"
+    different = sorted(key for key in common if left[key] != right[key])
+    assert not different, f"{what}: (request, position) {different[:5]} of {len(common)} rows have other bits"
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("mask", MASKS, ids=str)
+def test_kernel_matches_fp64_reference_at_every_edge(kernel: BundledAttention, mask: Mask, dtype: str) -> None:
+    layout = Layout(padding_requests=2, padding_tokens=3, extra_table_columns=2)
+    for head_dim, page_size, group in SHAPES:
+        for softcap in (None, 20.0):
+            shape = geometry(head_dim, page_size, group, kv_heads=1, window=40, softcap=softcap)
+            problem = Problem(shape, mask, dtype, edge_requests(mask), layout)
+            execution = execute(kernel, problem, CPU)
+            assert execution.error_budget <= 1, f"{problem}: {execution.worst}"
+            assert not execution.faults, f"{problem}: {execution.faults}"
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("mask", MASKS, ids=str)
+def test_sdpa_matches_fp64_reference_at_every_edge(mask: Mask, dtype: str) -> None:
+    for head_dim, page_size, group in SHAPES:
+        problem = Problem(geometry(head_dim, page_size, group, window=40), mask, dtype, edge_requests(mask))
+        execution = execute(SdpaAttention(), problem, CPU)
+        assert execution.error_budget <= 1, f"{problem}: {execution.worst}"
+        assert not execution.faults, f"{problem}: {execution.faults}"
+
+
+def test_sdpa_answers_that_softcap_is_unsupported() -> None:
+    problem = Problem(geometry(softcap=30.0), Mask.CAUSAL, "fp32", (Request(1, 1),))
+    assert SdpaAttention().reasons(problem) == ["softcap 30 is not supported"]
+
+
+@pytest.mark.parametrize("mask", MASKS, ids=str)
+def test_row_without_keys_is_zero_and_its_lse_minus_infinity(kernel: BundledAttention, mask: Mask) -> None:
+    request = Request(1, 3, 2, 0) if mask is Mask.CROSS else Request(1, 3, -3)
+    output, lse = compute(kernel, make_batch(Problem(geometry(window=8), mask, "bf16", (request,)), CPU))
+    assert same_bits(output, torch.zeros_like(output)), f"a row without keys holds {output.tolist()}"
+    assert (lse == -math.inf).all(), f"the LSE of a row without keys is {lse.tolist()}"
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("mask", MASKS, ids=str)
+def test_bits_do_not_depend_on_thread_count_or_on_splitting(kernel: BundledAttention, mask: Mask, dtype: str) -> None:
+    lengths = ((1, 2000), (40, 900), (1, 5), (3, 1200))
+    if mask is Mask.CROSS:
+        requests = [Request(key, query_len, 20, encoder_len) for key, (query_len, encoder_len) in enumerate(lengths)]
+    else:
+        requests = [Request(key, query_len, context_len, 3) for key, (query_len, context_len) in enumerate(lengths)]
+    batch = make_batch(Problem(geometry(window=1900), mask, dtype, tuple(requests)), CPU)
+    results = {}
+    for num_threads in (1, 2, 3):
+        torch.set_num_threads(num_threads)
+        num_merges = len(kernel.plan(batch.config, batch.metadata).merges)
+        assert (num_merges > 0) == (num_threads > 1), f"{num_threads} threads cut {num_merges} tiles over their keys"
+        results[num_threads] = compute(kernel, batch)
+    for num_threads in (2, 3):
+        for name, one, several in zip(("output", "LSE"), results[1], results[num_threads], strict=True):
+            assert same_bits(one, several), f"{name} has other bits on {num_threads} threads than on 1"
+
+
+def test_thread_count_at_run_need_not_be_that_of_plan(kernel: BundledAttention) -> None:
+    batch = make_batch(Problem(geometry(), Mask.CAUSAL, "bf16", (Request(1, 1, 3000),)), CPU)
+    expected, _ = compute(kernel, batch)
+    torch.set_num_threads(4)
+    plan = kernel.plan(batch.config, batch.metadata)
+    plan.partials.fill_(math.nan)
+    torch.set_num_threads(1)
+    output = torch.empty_like(expected)
+    kernel.run(plan, batch.query, batch.key_cache, batch.value_cache, output, None)
+    assert same_bits(output, expected), "a batch planned for 4 threads has other bits on 1"
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("mask", MASKS, ids=str)
+def test_request_keeps_its_bits_in_any_batch_on_any_page(kernel: BundledAttention, mask: Mask, dtype: str) -> None:
+    problem = Problem(geometry(80, 16, 3, window=40), mask, dtype, edge_requests(mask))
+    together = rows_by_position(kernel, problem.with_layout(page_seed=5, padding_requests=3, extra_table_columns=9))
+    alone = rows_by_position(kernel, *(problem.with_requests(request) for request in problem.requests))
+    assert_same_rows(alone, together, f"{mask} {dtype}, alone and in a batch")
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("mask", [Mask.CAUSAL, Mask.SLIDING_WINDOW, Mask.CROSS], ids=str)
+def test_schedule_of_a_request_does_not_change_its_bits(kernel: BundledAttention, mask: Mask, dtype: str) -> None:
+    length, encoder_len = 300, 150 if mask is Mask.CROSS else 7
+    problem = Problem(geometry(window=150), mask, dtype, (Request(1, length, 0, encoder_len),))
+
+    def step(start: int, stop: int) -> Problem:
+        return problem.with_requests(Request(1, stop - start, start, encoder_len))
+
+    one_shot = rows_by_position(kernel, problem)
+    for size in (17, 128):
+        steps = [step(start, min(start + size, length)) for start in range(0, length, size)]
+        assert_same_rows(one_shot, rows_by_position(kernel, *steps), f"one shot and chunks of {size}")
+    decoded = [step(position, position + 1) for position in (0, 1, 15, 16, 127, 128, 129, 255, 256, 257, 299)]
+    assert_same_rows(one_shot, rows_by_position(kernel, *decoded), "a row of a prefill and the same row decoded")
+
+
+@pytest.mark.parametrize("mask", MASKS, ids=str)
+def test_unread_memory_may_hold_anything(kernel: BundledAttention, mask: Mask) -> None:
+    problem = Problem(geometry(80, 64, 3, window=40), mask, "bf16", edge_requests(mask))
+    nan, large = (rows_by_position(kernel, problem.with_layout(poison=poison)) for poison in ("nan", "large"))
+    assert_same_rows(nan, large, "unread memory full of NaN and of large values")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_key_that_only_other_rows_of_the_tile_see_does_not_reach_a_row(kernel: BundledAttention, value: float) -> None:
+    window, length, hidden = 12, 24, 9
+    problem = Problem(geometry(window=window), Mask.SLIDING_WINDOW, "fp32", (Request(1, length),))
+    batch = make_batch(problem, CPU)
+    expected, expected_lse = compute(kernel, batch)
+    page, offset = divmod(int(batch.metadata.slot_mapping[hidden]), problem.geometry.page_size)
+    batch.key_cache[page, offset] = value
+    batch.value_cache[page, offset] = value
+    output, lse = compute(kernel, batch)
+    sees = [hidden <= position < hidden + window for position in range(length)]
+    for position in range(length):
+        unchanged = same_bits(output[position], expected[position]) and same_bits(
+            lse[:, position], expected_lse[:, position]
+        )
+        assert unchanged != sees[position], f"position {position} {'ignores' if sees[position] else 'sees'} {value}"
+    seen_bits = set(output[sees].view(torch.int32)[output[sees].isnan()].tolist())
+    assert seen_bits == {0x7FC00000}, f"NaN results hold the bits {[hex(bits) for bits in seen_bits]}"
+
+
+def test_strides_of_caches_and_output_do_not_change_bits(kernel: BundledAttention) -> None:
+    batch = make_batch(Problem(geometry(), Mask.CAUSAL, "bf16", edge_requests(Mask.CAUSAL)), CPU)
+    expected, _ = compute(kernel, batch)
+    num_pages, page_size, num_kv_heads, head_dim = batch.key_cache.shape
+    interleaved = torch.full((num_pages, num_kv_heads, page_size, 2, head_dim + 3), math.nan, dtype=torch.bfloat16)
+    key_cache = interleaved[:, :, :, 0, :head_dim].transpose(1, 2).copy_(batch.key_cache)
+    value_cache = interleaved[:, :, :, 1, 1 : head_dim + 1].transpose(1, 2).copy_(batch.value_cache)
+    wide = torch.full((batch.query.shape[1], batch.query.shape[0], 2 * head_dim), math.nan, dtype=torch.bfloat16)
+    query = wide[..., :head_dim].transpose(0, 1).copy_(batch.query)
+    output = wide[..., head_dim:].transpose(0, 1)
+    plan = kernel.plan(batch.config, batch.metadata)
+    kernel.run(plan, query, key_cache, value_cache, output, None)
+    assert same_bits(output, expected), "strided tensors give other bits than contiguous ones"
+
+
+def test_bits_do_not_depend_on_the_instruction_set(kernel: BundledAttention) -> None:
+    plain_flags = (*(flag for flag in build.FLAGS if not flag.startswith(("-march", "-O"))), "-O1")
+    plain = BundledAttention()
+    plain._library = build.load_library(flags=plain_flags)
+    for dtype in ("fp32", "bf16", "fp16"):
+        problem = Problem(geometry(80, softcap=5.0, window=150), Mask.SLIDING_WINDOW, dtype, edge_requests(Mask.CAUSAL))
+        native, other = (rows_by_position(implementation, problem) for implementation in (kernel, plain))
+        assert_same_rows(native, other, f"{dtype}, compiled for this {platform.machine()} and for any")
+
+
+def test_bits_do_not_depend_on_the_callers_subnormal_mode(kernel: BundledAttention) -> None:
+    batch = make_batch(Problem(geometry(), Mask.CAUSAL, "fp32", (Request(1, 4, 300),)), CPU)
+    batch.value_cache.mul_(1e-40)
+    expected, _ = compute(kernel, batch)
+    assert expected.count_nonzero(), "this test needs results below the smallest normal number"
+    try:
+        if not torch.set_flush_denormal(True):
+            pytest.skip("this processor cannot flush subnormal numbers")
+        output, _ = compute(kernel, batch)
+    finally:
+        torch.set_flush_denormal(False)
+    assert same_bits(output, expected), "a caller that flushes subnormal numbers gets other bits"
+
+
+def test_python_mirrors_the_interface_of_the_kernel() -> None:
+    interface = (ctypes.c_int64 * 3)()
+    build.load_library().samebits_interface(interface)
+    mirrored = [ctypes.sizeof(attention.AttentionCall), attention.ROW_TILE, attention.LANES]
+    assert list(interface) == mirrored, f"C++ has {list(interface)}, Python {mirrored}"
+
+
+def test_exponential_and_tanh_are_within_their_documented_error(tmp_path: Path) -> None:
+    (tmp_path / "attention.cpp").write_text(
+        f'#include "{build.SOURCE_DIRECTORY / "exponential.h"}"\n'
+        "using namespace samebits;\n"
+        'extern "C" __attribute__((visibility("default"))) void apply(int which, float* x, long count) {\n'
+        "    for (long i = 0; i < count; i += kLanes)\n"
+        "        store(x + i, which ? tanh(load(x + i)) : exp_of_nonpositive(load(x + i)));\n"
+        "}\n"
+    )
+    apply = build.load_library(tmp_path).apply
+    exponents = -np.concatenate([np.geomspace(1e-30, 104, 200_000), np.linspace(0, 104, 200_000)]).astype(np.float32)
+    for which, exact, argument, documented in ((0, np.exp, exponents, 1.04), (1, np.tanh, exponents, 2.5)):
+        result = argument.copy()
+        apply(which, result.ctypes.data_as(ctypes.c_void_p), ctypes.c_long(result.size))
+        expected = exact(argument.astype(np.float64))
+        unit = np.maximum(np.exp2(np.floor(np.log2(np.abs(expected).clip(1e-50))) - 23), 2.0**-149)
+        worst = float((np.abs(result - expected) / unit).max())
+        assert worst <= documented, f"{exact.__name__} is {worst:.3f} units in the last place off"
+    special = np.full(16, -math.inf, dtype=np.float32)
+    special[1], special[2], special[3] = math.nan, 0.0, -1e30
+    apply(0, special.ctypes.data_as(ctypes.c_void_p), ctypes.c_long(16))
+    assert special[0] == 0, f"exp(-inf) is {special[0]}"
+    assert math.isnan(special[1]), f"exp(NaN) is {special[1]}"
+    assert special[2] == 1, f"exp(0) is {special[2]}"
+    assert special[3] == 0, f"exp(-1e30) is {special[3]}"
+
+
+def test_page_that_does_not_exist_is_refused(kernel: BundledAttention) -> None:
+    batch = make_batch(Problem(geometry(), Mask.CAUSAL, "fp32", (Request(1, 1, 30), Request(2, 1, 30))), CPU)
+    batch.metadata.block_table[1, 1] = batch.key_cache.shape[0]
+    with pytest.raises(ValueError, match=r"page outside 0\.\.\d+ for request 1"):
+        compute(kernel, batch)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"block_table": lambda t: t.long()}, "block_table is torch.int64"),
+        ({"block_table": lambda t: t[:, :1]}, "31 slots, but block_table has 1 pages of 16"),
+        ({"block_table": lambda t: t[:1]}, "block_table for 1; they must agree"),
+        ({"seq_lens": lambda t: -t}, "must not be negative"),
+        ({"query_start_loc": lambda t: t.flip(0)}, "must not be negative or descend"),
+    ],
+)
+def test_plan_refuses_metadata_that_would_be_read_out_of_bounds(
+    kernel: BundledAttention, changes: dict[str, Callable[[torch.Tensor], torch.Tensor]], message: str
+) -> None:
+    batch = make_batch(Problem(geometry(), Mask.CAUSAL, "fp32", (Request(1, 1, 30), Request(2, 1, 30))), CPU)
+    changed: dict[str, Any] = {name: change(getattr(batch.metadata, name)) for name, change in changes.items()}
+    with pytest.raises(ValueError, match=message):
+        kernel.plan(batch.config, dataclasses.replace(batch.metadata, **changed))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("query", lambda t: t[:-1], "at least 2 tokens"),
+        ("query", lambda t: t.double(), "dtype torch.float64; it must be one of"),
+        ("query", lambda t: t[..., ::2], "it must be torch.float32 \\[2, 4, 64\\]"),
+        ("key_cache", lambda t: t.bfloat16(), "key_cache is torch.bfloat16"),
+        ("key_cache", lambda t: t[:-1], "value_cache is"),
+        ("value_cache", lambda t: t.transpose(2, 3).contiguous().transpose(2, 3), "the last one must be 1"),
+        ("output", lambda t: t[:, :1], "output is"),
+        ("lse", lambda t: t.T.contiguous(), "lse is"),
+    ],
+)
+def test_run_refuses_tensors_that_it_would_leave_the_bounds_of(
+    kernel: BundledAttention, name: str, change: Callable[[torch.Tensor], torch.Tensor], message: str
+) -> None:
+    batch = make_batch(Problem(geometry(), Mask.CAUSAL, "fp32", (Request(1, 1, 30), Request(2, 1, 30))), CPU)
+    tensors = {
+        "query": batch.query,
+        "key_cache": batch.key_cache,
+        "value_cache": batch.value_cache,
+        "output": torch.empty_like(batch.query),
+        "lse": torch.empty(4, 2),
+    }
+    tensors[name] = change(tensors[name])
+    with pytest.raises(ValueError, match=message):
+        kernel.run(kernel.plan(batch.config, batch.metadata), **tensors)
+
+
+def test_chunk_size_that_is_no_multiple_of_the_lanes_is_refused(kernel: BundledAttention) -> None:
+    batch = make_batch(Problem(geometry(), Mask.CAUSAL, "fp32", (Request(1, 1),)), CPU)
+    with pytest.raises(ValueError, match="chunk_size is 100; it must be a positive multiple of 16"):
+        BundledAttention(chunk_size=100).plan(batch.config, batch.metadata)
+
+
+def test_chunk_size_decides_bits_and_is_recorded(kernel: BundledAttention) -> None:
+    other = BundledAttention(chunk_size=64)
+    assert other.label == "CPU/bundled[chunk_size=64]"
+    assert (other.configuration["chunk_size"], other.tiling.kv_split) == ("64", 64)
+    problem = Problem(geometry(), Mask.CAUSAL, "fp32", (Request(1, 1, 400),))
+    assert rows_by_position(kernel, problem) != rows_by_position(other, problem), "chunks of 64 and 128 give equal bits"
+
+
+def test_missing_compiler_is_a_reason(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler -m64")
+    assert BundledAttention().probe().reason == (
+        "there is no C++ compiler 'no-such-compiler' on PATH; install g++, or set CXX to a compiler"
+    )
+
+
+def test_failed_compilation_is_a_reason_with_the_compilers_first_error(empty_cache: Path, tmp_path: Path) -> None:
+    shutil.copytree(build.SOURCE_DIRECTORY, tmp_path / "broken")
+    source = tmp_path / "broken" / "attention.cpp"
+    source.write_text("#error first fault\n#error second fault\n" + source.read_text())
+    reason = BundledAttention(source_directory=source.parent).probe().reason
+    assert "first fault" in reason, reason
+    assert "second fault" not in reason, reason
+    assert "\n" not in reason, reason
+    assert not list(empty_cache.iterdir()), "a failed compilation left files in the cache"
+
+
+def test_cache_that_cannot_be_written_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    reason = BundledAttention().probe().reason
+    assert reason.startswith(f"the kernel cache {tmp_path / 'file' / 'samebits'} cannot be written"), reason
+
+
+def test_library_that_does_not_load_is_a_reason(empty_cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "attention.cpp").write_text('extern "C" int undefined_function();\nint value = undefined_function();\n')
+    reason = BundledAttention(source_directory=tmp_path).probe().reason
+    assert reason.startswith("the compiled kernel cannot be loaded: "), reason
+    assert "undefined_function" in reason, reason
+
+
+def test_importing_the_backend_compiles_nothing(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    code = "from samebits.backends.cpu import implementations; print(len(implementations()))"
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert finished.stdout.strip() == "2", finished.stderr
+    assert not empty_cache.exists(), "importing the backend touched the kernel cache"
+
+
+def test_processes_may_build_at_once_and_later_ones_reuse_the_library(empty_cache: Path, tmp_path: Path) -> None:
+    calls = tmp_path / "calls"
+    compiler = tmp_path / "compiler"
+    compiler.write_text(f'#!/bin/sh\ncase "$*" in *-shared*) echo "$$" >> {calls};; esac\nexec g++ "$@"\n')
+    compiler.chmod(0o755)
+    code = (
+        "from pathlib import Path; from samebits.kernels.cpu import build\n"
+        f"build.load_library(flags=({', '.join(repr(flag) for flag in (*build.FLAGS, '-O0'))}))"
+    )
+    command, environment = [sys.executable, "-c", code], {**os.environ, "CXX": str(compiler)}
+    racing = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    for process in racing:
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+    built = calls.read_text().split()
+    subprocess.run(command, env=environment, check=True)
+    assert calls.read_text().split() == built, "a process compiled what another had compiled before"
+    left = [path.name for path in empty_cache.iterdir()]
+    assert len(left) == 1, f"the cache holds {left}, not one library"

@@ -1,0 +1,311 @@
+"""Compiled FlexAttention over the paged cache. Few graphs are compiled here, and all tests share them."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+
+import pytest
+import torch
+from samebits.backends.flex_attention import KERNEL_MODULE, FlexAttention, implementations
+from samebits.backends.platform import processor
+from samebits.backends.problem import Geometry, Layout, Mask, Problem, Request
+from samebits.harness.batch import Batch, make_batch
+from samebits.harness.execution import Execution, execute
+from samebits.kernels.flex.tiles import (
+    KeyBlocks,
+    QueryRows,
+    Sequences,
+    TileShape,
+    Visibility,
+    find_key_blocks,
+    place_queries,
+)
+
+# One head_dim and never a single key/value head: what is compiled in stays the same.
+GROUPED = Geometry("grouped", num_heads=8, num_kv_heads=2, head_dim=64, page_size=16, window=21)
+SEVENFOLD = Geometry("sevenfold", num_heads=14, num_kv_heads=2, head_dim=64, page_size=32, window=21)
+UNGROUPED = Geometry("ungrouped", num_heads=3, num_kv_heads=3, head_dim=64, page_size=48, window=21)
+CAPPED = dataclasses.replace(GROUPED, name="capped", softcap=5.0)
+
+# Values of slots that nobody may see are multiplied by 0, so they must be finite (`ignores_unread_memory=False`).
+FINITE = Layout(poison="large")
+
+REQUESTS = {
+    "prefill": (Request(1, 33), Request(2, 16), Request(3, 1)),
+    "extend": (Request(1, 5, 44), Request(2, 17, 15), Request(3, 3, 16)),
+    "decode": (Request(1, 1, 70), Request(2, 1, 31), Request(3, 1, 32), Request(4, 1, 0)),
+    "edges": (Request(1, 1, 50), Request(2, 1, -1), Request(3, 7, -4), Request(4, 16, -16), Request(5, 0, 5)),
+    "behind_encoder": (Request(1, 4, 30, 7), Request(2, 9, 0, 32), Request(3, 1, 20, 0)),
+}
+
+each_implementation = pytest.mark.parametrize("flex", implementations(), ids=lambda flex: flex.label)
+each_dtype = pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> object:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def problem_of(geometry: Geometry, mask: Mask, dtype: str, *requests: Request, layout: Layout = FINITE) -> Problem:
+    if mask is Mask.CROSS:
+        requests = tuple(dataclasses.replace(r, context_len=2, encoder_len=r.seq_len) for r in requests)
+    return Problem(geometry, mask, dtype, requests, layout)
+
+
+def executed(flex: FlexAttention, problem: Problem) -> Execution:
+    assert flex.reasons(problem) == []
+    return execute(flex, problem, torch.device(flex.probe().device))
+
+
+def run_batch(flex: FlexAttention, batch: Batch) -> torch.Tensor:
+    output = torch.full_like(batch.query, float("nan"))
+    flex.run(flex.plan(batch.config, batch.metadata), batch.query, batch.key_cache, batch.value_cache, output, None)
+    return output
+
+
+def bits(tensor: torch.Tensor) -> list[int]:
+    return tensor.contiguous().flatten().view(torch.uint8).tolist()
+
+
+@each_implementation
+@each_dtype
+@pytest.mark.parametrize("mask", Mask)
+@pytest.mark.parametrize("geometry", [GROUPED, SEVENFOLD, UNGROUPED], ids=lambda geometry: geometry.name)
+def test_every_mask_and_batch_is_within_the_error_bound(
+    flex: FlexAttention, dtype: str, mask: Mask, geometry: Geometry
+) -> None:
+    for name, requests in REQUESTS.items():
+        if name == "behind_encoder" and mask is Mask.CROSS:
+            continue
+        execution = executed(flex, problem_of(geometry, mask, dtype, *requests))
+        assert execution.error_budget <= 1, f"{name}: {execution.worst}"
+        assert not execution.faults, f"{name}: {execution.faults}"
+
+
+@each_implementation
+@pytest.mark.parametrize("mask", [Mask.CAUSAL, Mask.CROSS])
+def test_a_softcap_is_applied_to_the_scaled_scores(flex: FlexAttention, mask: Mask) -> None:
+    execution = executed(flex, problem_of(CAPPED, mask, "fp32", *REQUESTS["extend"]))
+    assert execution.error_budget <= 1, execution.worst
+
+
+@each_implementation
+@each_dtype
+def test_a_query_without_keys_gives_zero_and_an_lse_of_minus_infinity(flex: FlexAttention, dtype: str) -> None:
+    problem = problem_of(GROUPED, Mask.CAUSAL, dtype, Request(1, 7, -4), Request(2, 2, -2), Request(3, 1, 40))
+    results = executed(flex, problem).results
+    for key, count in ((1, 4), (2, 2)):
+        assert not results[key].output[:count].any(), f"request {key}: {results[key].output[:count]}"
+        assert results[key].output[count:].all(), f"request {key} sees keys from query {count} on"
+        if flex.support.lse:
+            lse = results[key].lse
+            assert lse is not None
+            assert torch.isneginf(lse[:, :count]).all(), f"request {key}: {lse[:, :count]}"
+            assert torch.isfinite(lse[:, count:]).all(), f"request {key}: {lse[:, count:]}"
+
+
+@each_implementation
+@each_dtype
+def test_an_empty_encoder_gives_zero(flex: FlexAttention, dtype: str) -> None:
+    problem = Problem(GROUPED, Mask.CROSS, dtype, (Request(1, 3, 4, 0), Request(2, 2, 4, 20)), FINITE)
+    results = executed(flex, problem).results
+    assert not results[1].output.any(), f"there is nothing to attend to, but output={results[1].output}"
+    assert results[2].output.all(), "a request with an encoder got nothing from it"
+
+
+@each_implementation
+@each_dtype
+def test_a_request_keeps_its_bits_whatever_its_batch(flex: FlexAttention, dtype: str) -> None:
+    requests = (*REQUESTS["extend"], Request(7, 40), Request(8, 1, 69))
+    problem = problem_of(GROUPED, Mask.CAUSAL, dtype, *requests)
+    batch = executed(flex, problem).results
+    for request in requests:
+        alone = executed(flex, problem.with_requests(request)).results[request.key]
+        assert bits(alone.output) == bits(batch[request.key].output), f"request {request} differs alone"
+    layout = {"page_seed": 9, "padding_requests": 3, "padding_tokens": 17, "extra_table_columns": 5}
+    moved = executed(flex, problem.with_requests(*requests[::-1]).with_layout(**layout)).results
+    for request in requests:
+        assert bits(moved[request.key].output) == bits(batch[request.key].output), f"request {request} differs moved"
+
+
+@each_implementation
+@each_dtype
+@pytest.mark.parametrize("mask", [Mask.CAUSAL, Mask.SLIDING_WINDOW])
+def test_a_row_keeps_its_bits_however_its_sequence_was_divided(flex: FlexAttention, dtype: str, mask: Mask) -> None:
+    whole = problem_of(SEVENFOLD, mask, dtype, Request(1, 70))
+    at_once = executed(flex, whole).results[1].output
+    for start, stop in ((0, 1), (0, 33), (33, 70), (15, 16), (16, 17), (69, 70)):
+        part = executed(flex, whole.with_requests(Request(1, stop - start, start))).results[1].output
+        assert bits(part) == bits(at_once[start:stop]), f"positions {start} to {stop} differ when computed as a step"
+
+
+@each_implementation
+def test_stale_table_entries_may_name_any_page(flex: FlexAttention) -> None:
+    problem = problem_of(GROUPED, Mask.CAUSAL, "fp32", *REQUESTS["extend"]).with_layout(extra_table_columns=4)
+    batch = make_batch(problem, torch.device(flex.probe().device))
+    expected = run_batch(flex, batch)
+    table = batch.metadata.block_table
+    for name, stale in {
+        "the request's own first page": table[:, :1],
+        "a neighbour's first page": table.roll(1, dims=0)[:, :1],
+        "a page number that does not exist": torch.full_like(table[:, :1], 1 << 20),
+        "a negative page number": torch.full_like(table[:, :1], -1),
+    }.items():
+        changed = table.clone()
+        for index, request in enumerate(problem.requests):
+            changed[index, -(-request.num_slots // GROUPED.page_size) :] = stale[index]
+        metadata = dataclasses.replace(batch.metadata, block_table=changed)
+        actual = run_batch(flex, dataclasses.replace(batch, metadata=metadata))
+        assert bits(actual) == bits(expected), f"the output depends on stale entries that hold {name}"
+
+
+@each_implementation
+def test_requests_may_share_pages(flex: FlexAttention) -> None:
+    """As after prefix caching: two requests, one's pages listed by the other at the same and at a later place."""
+    problem = problem_of(GROUPED, Mask.CAUSAL, "fp32", Request(1, 2, 30), Request(2, 3, 45))
+    batch = make_batch(problem, torch.device(flex.probe().device))
+    first, second = (batch.metadata.block_table[index].clone() for index in range(2))
+    shared, copied = second.clone(), second.clone()
+    shared[0], shared[1] = first[1], first[0]
+    outputs = []
+    for table in (shared, copied):
+        if table is copied:
+            # The same tokens on pages of the second request's own.
+            for column, page in ((0, first[1]), (1, first[0])):
+                for cache in (batch.key_cache, batch.value_cache):
+                    cache[second[column]] = cache[page]
+        metadata = dataclasses.replace(batch.metadata, block_table=torch.stack([first, table]))
+        outputs.append(run_batch(flex, dataclasses.replace(batch, metadata=metadata)))
+    assert bits(outputs[0]) == bits(outputs[1]), "a request's output depends on whether it shares its pages"
+
+
+@each_implementation
+@each_dtype
+def test_nobody_reads_the_padding_rows(flex: FlexAttention, dtype: str) -> None:
+    problem = problem_of(GROUPED, Mask.NON_CAUSAL, dtype, *REQUESTS["prefill"]).with_layout(padding_tokens=20)
+    batch = make_batch(problem, torch.device(flex.probe().device))
+    filled = problem.requests[0].query_len + problem.requests[1].query_len + problem.requests[2].query_len
+    outputs = []
+    for value in (float("nan"), 3.0):
+        query = batch.query.clone()
+        query[filled:] = value
+        outputs.append(run_batch(flex, dataclasses.replace(batch, query=query))[:filled])
+    assert bits(outputs[0]) == bits(outputs[1]), "the output depends on query rows that belong to nobody"
+
+
+@each_implementation
+def test_values_of_unseen_slots_reach_the_output_as_zero_times_nan(flex: FlexAttention) -> None:
+    """When this fails, torch no longer multiplies them, and `claims.ignores_unread_memory` may be True."""
+    problem = problem_of(GROUPED, Mask.CAUSAL, "fp32", Request(1, 1, 20), layout=Layout(poison="nan"))
+    assert not flex.claims.ignores_unread_memory
+    assert executed(flex, problem).results[1].output.isnan().any(), "NaN behind the last key did not reach the output"
+
+
+@each_implementation
+def test_no_batch_mask_or_number_of_heads_compiles_again(flex: FlexAttention, monkeypatch: pytest.MonkeyPatch) -> None:
+    executed(flex, problem_of(GROUPED, Mask.CAUSAL, "fp32", *REQUESTS["extend"]))
+    monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", True)
+    crowd = tuple(Request(key, 1 + key % 3, key) for key in range(1, 40))
+    for requests in (*REQUESTS.values(), crowd, (Request(1, 128, 0),)):
+        for mask in Mask:
+            for heads, kv_heads in ((2, 2), (8, 2), (14, 2), (12, 6)):
+                geometry = dataclasses.replace(GROUPED, num_heads=heads, num_kv_heads=kv_heads, window=heads)
+                if mask is Mask.CROSS:
+                    requests = tuple(dataclasses.replace(r, encoder_len=0) for r in requests)
+                execution = executed(flex, problem_of(geometry, mask, "fp32", *requests))
+                assert execution.error_budget <= 1, execution.worst
+
+
+@each_implementation
+def test_a_cache_that_cannot_be_viewed_as_one_sequence_is_refused(flex: FlexAttention) -> None:
+    batch = make_batch(problem_of(GROUPED, Mask.CAUSAL, "fp32", Request(1, 1, 20)), torch.device(flex.probe().device))
+    both = torch.stack([batch.key_cache, batch.value_cache], dim=1)
+    with pytest.raises(ValueError, match=r"key_cache has strides .* the first must be 2048"):
+        run_batch(flex, dataclasses.replace(batch, key_cache=both[:, 0], value_cache=both[:, 1]))
+    with pytest.raises(ValueError, match="key_cache has 2 pages; it must have at least"):
+        run_batch(flex, dataclasses.replace(batch, key_cache=batch.key_cache[:2]))
+
+
+def test_small_pages_are_unsupported_with_a_reason() -> None:
+    geometry = dataclasses.replace(GROUPED, page_size=8)
+    reasons = FlexAttention(processor()).reasons(problem_of(geometry, Mask.CAUSAL, "fp32", Request(1, 1)))
+    assert reasons == ["page_size 8 is not supported"]
+
+
+def test_without_a_compiler_it_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    availability = FlexAttention(processor()).probe()
+    assert availability.reason == (
+        "inductor compiles FlexAttention with a C++ compiler, and 'no-such-compiler' (from CXX) is not on the path"
+    )
+
+
+def test_where_compiling_is_switched_off_it_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch._dynamo.config, "disable", True)
+    assert "torch.compile is switched off" in FlexAttention(processor()).probe().reason
+
+
+def test_where_the_kernel_does_not_import_it_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, KERNEL_MODULE, None)
+    assert f"importing {KERNEL_MODULE} raised ModuleNotFoundError" in FlexAttention(processor()).probe().reason
+
+
+# Layout in tiles, which needs no compiling.
+
+SHAPE = TileShape(rows=16, keys=16)
+PAGE_SIZE = 32
+
+
+def laid_out(
+    *lengths: tuple[int, int, int, int], group_size: int = 3, window: int | None = None
+) -> tuple[QueryRows, KeyBlocks]:
+    """Lays out requests of (query_len, context_len, first_slot, num_keys); request b has pages 10 b + 9, 10 b + 8 ..."""
+    sequences = Sequences(*(torch.tensor(column) for column in zip(*lengths, strict=True)))
+    rows = place_queries(sequences, group_size, SHAPE, min_rows=64)
+    table = torch.arange(len(lengths)).unsqueeze(1) * 10 + 9 - torch.arange(10)
+    visibility = Visibility(causal=True, window=window)
+    return rows, find_key_blocks(sequences, rows, visibility, table, PAGE_SIZE, SHAPE, min_slots=64)
+
+
+def test_a_row_stands_where_its_position_puts_it() -> None:
+    rows, _ = laid_out((5, 0, 0, 5), (0, 9, 0, 9), (20, 7, 0, 27), (3, -2, 0, 1))
+    expected = (rows.position.unsqueeze(1) * 3 + torch.arange(3)) % SHAPE.rows
+    assert (rows.row % SHAPE.rows).tolist() == expected.tolist()
+    assert len(set(rows.row.flatten().tolist())) == rows.row.numel(), "two queries have the same row"
+    assert int(rows.row.max()) < rows.num_rows
+
+
+def test_a_tile_holds_rows_of_one_request() -> None:
+    rows, _ = laid_out((5, 0, 0, 5), (1, 9, 0, 10), (20, 7, 0, 27), (3, -2, 0, 1))
+    owners: dict[int, set[int]] = {}
+    for tiles, request in zip((rows.row // SHAPE.rows).tolist(), rows.request.tolist(), strict=True):
+        for tile in tiles:
+            owners.setdefault(tile, set()).add(request)
+    assert all(len(requests) == 1 for requests in owners.values()), f"tiles and their requests: {owners}"
+
+
+def test_blocks_are_listed_in_the_order_of_the_tokens() -> None:
+    _, blocks = laid_out((1, 69, 0, 70), group_size=1)
+    listed = blocks.indices[0, : blocks.counts[0]].tolist()
+    assert listed == [18, 19, 16, 17, 14], "pages 9, 8 and 7 hold two blocks each, of which the last is not needed"
+    assert blocks.positions[listed].tolist() == [0, 16, 32, 48, 64]
+
+
+def test_a_window_lists_no_block_before_it() -> None:
+    _, blocks = laid_out((1, 69, 5, 70), group_size=1, window=20)
+    row = blocks.visible[69 % SHAPE.rows].tolist()
+    assert row == [0, 55, 75], "20 slots, the last of them that of position 69 behind 5 encoder tokens"
+    assert blocks.indices[0, : blocks.counts[0]].tolist() == [17, 14], "slots 48 to 63 and 64 to 79"
+
+
+def test_rows_that_nobody_fills_see_nothing() -> None:
+    rows, blocks = laid_out((5, 0, 0, 5), (3, -3, 0, 0))
+    empty = torch.ones(rows.num_rows, dtype=torch.bool)
+    empty[rows.row[:5]] = False
+    assert (blocks.visible[empty][:, 1] >= blocks.visible[empty][:, 2]).all()
+    assert blocks.counts.tolist() == [1, 0, 0, 0], "only the first request's tile has keys to read"
