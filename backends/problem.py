@@ -130,7 +130,7 @@ class Layout:
 
     Attributes:
         page_seed: seed of the permutation that scatters the requests' pages over the cache.
-        extra_table_columns: columns of the block table beyond the longest request; they hold stale page numbers.
+        extra_table_columns: further columns of the block table; they hold stale page numbers.
         max_seq_len_slack: how far `max_seq_len` lies above the true maximum.
         padding_requests: requests of length 0 appended to the batch.
         padding_tokens: query rows after the last request's.

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from types import ModuleType
 
 import torch
+
 from samebits.backends.contract import (
     AttentionConfig,
     AttentionMetadata,
@@ -131,8 +132,8 @@ class TritonAttention(Implementation[TritonPlan]):
             self._configurations = COMPILED
         else:
             self._configurations = {"all": kernel_configuration or INTERPRETED}
-        first = next(iter(self._configurations.values()))
-        self.tiling = Tiling(query_tile=first.block_rows, kv_tile=first.kv_tile, kv_split=first.kv_chunk)
+        self.kernel_configuration = usual = next(iter(self._configurations.values()))
+        self.tiling = Tiling(query_tile=usual.block_rows, kv_tile=usual.kv_tile, kv_split=usual.kv_chunk)
         self.configuration = {name: str(settings) for name, settings in self._configurations.items()}
 
     @property

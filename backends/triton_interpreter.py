@@ -4,13 +4,13 @@ Without a GPU, Triton kernels run in Triton's own interpreter: numpy operations,
 in Triton 3.6 and 3.7 it cannot serve as a backend. This module is the one place that mends it, for every kernel that is
 interpreted in the process, ours or another library's:
 
-* **bfloat16.** The interpreter holds bfloat16 as bit patterns in uint16 and does arithmetic on the patterns: in `tl.dot`
-  (triton issue 11584), elementwise arithmetic and comparisons, `tl.fma`, conversions from and to integers. It converts
-  float32 by truncation, where compiled kernels round to nearest even. Here operands are widened to float32, and
-  results are rounded once.
-* **`tl.dot` in a fixed order.** The interpreter calls BLAS. OpenBLAS's kernels for processors without AVX-512 give a row
-  other bits at another position in its tile, and a tile of one row goes to a matrix-vector routine everywhere, so
-  that what a compiled kernel computes invariantly would vary here. One summation order serves every row.
+* **bfloat16.** The interpreter holds bfloat16 as bit patterns in uint16 and does arithmetic on the patterns: in
+  `tl.dot` (triton issue 11584), elementwise arithmetic and comparisons, `tl.fma`, conversions from and to integers. It
+  converts float32 by truncation, where compiled kernels round to nearest even. Here operands are widened to float32,
+  and results are rounded once.
+* **`tl.dot` in a fixed order.** The interpreter calls BLAS. OpenBLAS's kernels for processors without AVX-512 give a
+  row other bits at another position in its tile, and everywhere a tile of one row goes to a matrix-vector routine, so
+  that what a compiled kernel computes invariantly would vary here. Here one summation order serves every row.
 * **Programmatic use.** `@triton.jit` decides when a kernel is defined whether it will be interpreted, Triton's own
   functions (`tl.max`, `tl.zeros`) included. They were defined when `triton` was imported, so interpreting later fails
   at their first call. Here they are callable while an interpreted kernel runs, and only then: compiled kernels, those
@@ -18,8 +18,8 @@ interpreted in the process, ours or another library's:
 * **Loop bounds.** Triton 3.6 cannot take one from memory with numpy 2.4, which refuses `int()` of an array of one
   element.
 * **Speed.** Every integer addition computes an overflow check and then drops it, every call of a device function
-  patches the language again, and every operation builds its types, and a table of numpy's, anew. Remembering types
-  and doing the rest once changes no result and takes a third of the time.
+  patches the language again, every operation builds its types and a table of numpy's anew, and every launch copies
+  the memory of its arguments onto itself. Without that, results are the same in a third of the time.
 """
 
 from __future__ import annotations
@@ -148,6 +148,7 @@ def _mend_interpreter() -> None:
     interpreter.interpreter_builder = interpreter.interpreter_semantic.builder = MendedBuilder()
     interpreter._get_np_dtype = _remembering_numpy_dtypes(interpreter._get_np_dtype)
     interpreter._patch_lang = _patching_once(interpreter._patch_lang)
+    interpreter.GridExecutor._restore_args_dev = _restoring_from_host(interpreter.GridExecutor._restore_args_dev)
 
 
 def _patching_once(patch_language: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -178,6 +179,17 @@ def _call_python(function: JITFunction[Any], *args: Any, **kwargs: Any) -> Any: 
 
 def _to_index(tensor: tl.tensor) -> int:
     return int(tensor.handle.data.item())
+
+
+def _restoring_from_host(restore: Callable[..., None]) -> Callable[..., None]:
+    """Copies results back to the device of the arguments, unless that is the host, where they are already."""
+
+    def restore_arguments(executor: Any, args_dev: Any, args_hst: Any, kwargs: Any, kwargs_hst: Any) -> None:  # noqa: ANN401
+        devices = {argument.device.type for argument in (*args_dev, *kwargs.values()) if hasattr(argument, "device")}
+        if devices != {"cpu"}:
+            restore(executor, args_dev, args_hst, kwargs, kwargs_hst)
+
+    return restore_arguments
 
 
 # Types cannot be hashed, so what is known of them is remembered by their names, which tell them apart.

@@ -19,6 +19,8 @@ from samebits.harness.dataset import Role, token_values
 NULL_PAGE = 0
 # Pages that belong to nobody, so that a wrong page number finds poison rather than a neighbour.
 _UNUSED_PAGES = 3
+# Entries behind every request's own, so that a read past its end finds a stale page rather than no table.
+_STALE_COLUMNS = 1
 _CANARY_ELEMENTS = 256
 # Finite, and exactly representable in every dtype here: large enough to show in any sum it enters.
 _LARGE = 32768.0
@@ -191,8 +193,8 @@ def _make_metadata(
     query_lens = [request.query_len for request in problem.requests] + padding
     seq_lens = [request.seq_len for request in problem.requests] + padding
     encoder_lens = [request.encoder_len for request in problem.requests] + padding
-    columns = max(1, max(len(owned) for owned in pages)) + layout.extra_table_columns
-    # An engine leaves the pages of former occupants in the entries that a request does not use.
+    # An engine's table is wider than its longest request, and holds pages of former occupants in the entries not in use.
+    columns = max(len(owned) for owned in pages) + _STALE_COLUMNS + layout.extra_table_columns
     stale = np.random.Generator(np.random.Philox(key=layout.page_seed + (1 << 64)))
     block_table = stale.integers(0, num_pages, size=(len(seq_lens), columns))
     block_table[len(pages) :] = NULL_PAGE

@@ -1,0 +1,116 @@
+"""The `samebits` command: lists implementations, reports a run, compares two.
+
+Reporting and comparing need neither torch nor a backend, so only listing imports them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.metadata
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from samebits.harness.record_files import read_run
+from samebits.harness.records import RECORDS_FILE, UnusableInput
+from samebits.reports.report import Report, write_report
+
+_EXIT_GREEN, _EXIT_RED, _EXIT_UNUSABLE = 0, 1, 2
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells an unusable command line as every other unusable input: in one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UnusableInput(f"{message}; see {self.prog} --help")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command.
+
+    Args:
+        arguments: words of the command line; None for the process's own.
+
+    Returns:
+        Exit code: 0, 1 for a red run or a regression, 2 for input that cannot be used.
+    """
+    try:
+        # What a foreign library said may hold characters that the terminal's encoding has not.
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")
+        options = _parser().parse_args(arguments)
+        code = int(options.run(options))
+        sys.stdout.flush()
+    except UnusableInput as error:
+        print(f"samebits: {' '.join(str(error).split())}", file=sys.stderr)
+        return _EXIT_UNUSABLE
+    except BrokenPipeError:
+        # The reader, `head` for example, has seen enough. Python would flush at exit, and complain of the same again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _EXIT_GREEN
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="samebits", description="Conformance of attention backends: same request, same bits.")
+    parser.add_argument("--version", action="version", version=f"samebits {importlib.metadata.version('samebits')}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    listing = commands.add_parser("list", help="every implementation, its version, whether it can run, and its claims")
+    listing.add_argument("--json", action="store_true", help="for machines")
+    listing.add_argument("--load", metavar="FILE", type=Path, action="append", default=[], help=_LOAD_HELP)
+    listing.set_defaults(run=_list)
+
+    report = commands.add_parser("report", help="tables of a run, and what changed since its baseline")
+    report.add_argument("directory", metavar="DIR", type=Path, help=f"a run's results: a directory with {RECORDS_FILE}")
+    report.add_argument("--baseline", metavar="FILE|DIR", type=Path, help=_BASELINE_HELP)
+    report.set_defaults(run=_report)
+
+    compare = commands.add_parser("compare", help="what changed from one run to another; exits 1 on a regression")
+    compare.add_argument("old", metavar="OLD", type=Path, help="results of the earlier run, or a baseline file")
+    compare.add_argument("new", metavar="NEW", type=Path, help="results of the later run")
+    compare.add_argument("-o", "--output", metavar="DIR", type=Path, help="where the tables go (default: beside NEW)")
+    compare.set_defaults(run=_compare)
+    return parser
+
+
+_LOAD_HELP = "run a Python file that defines a backend; repeatable"
+_BASELINE_HELP = "what to compare with (default: the baselines that come with samebits)"
+
+
+def _list(options: argparse.Namespace) -> int:
+    # A library may print while it is imported, which must not get into what machines read.
+    with contextlib.redirect_stdout(sys.stderr):
+        from samebits.harness import listing
+        from samebits.harness.registry import load_registry
+
+        registry = load_registry(options.load)
+        told = listing.as_json(registry) if options.json else listing.as_text(registry)
+    print(told)
+    return _EXIT_GREEN
+
+
+def _report(options: argparse.Namespace) -> int:
+    report = _write(options.directory, options.baseline, None)
+    return _EXIT_RED if report.red else _EXIT_GREEN
+
+
+def _compare(options: argparse.Namespace) -> int:
+    # As a file, so that one of another device is refused rather than passed over.
+    old = options.old / RECORDS_FILE if options.old.is_dir() else options.old
+    report = _write(options.new, old, options.output)
+    return _EXIT_RED if report.regressed else _EXIT_GREEN
+
+
+def _write(results: Path, baseline: Path | None, directory: Path | None) -> Report:
+    """Reports a run beside its records or into a directory, and prints the summary and where the files are."""
+    run = read_run(results)
+    report = write_report(run, baseline, directory or (results if results.is_dir() else results.parent))
+    print(report.summary, end="\n\n")
+    for path in report.paths:
+        print(f"written: {path}")
+    return report

@@ -224,7 +224,7 @@ def controls(relation: str) -> list[ChunkedKernel]:
 
 
 def _slots(pages: torch.Tensor, length: int, page_size: int) -> torch.Tensor:
-    token = torch.arange(length).clamp(max=len(pages) * page_size - 1)
+    token = torch.arange(length)
     return pages[token // page_size].to(torch.int64) * page_size + token % page_size
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from samebits.harness.records import Record, Run, Verdict
+from samebits.reports import text
 
 # The order in which relations are told: those of the batch first, then those of the schedule. Others follow by name.
 RELATION_ORDER = (
@@ -149,11 +150,14 @@ def guards(run: Run) -> list[Guard]:
 def red_reasons(run: Run) -> list[str]:
     """Why a run is red by itself, whatever its baseline; empty where it is not."""
     cells = [record for record in run.records if not record.control]
-    failed, raised = (sum(record.verdict is verdict for record in cells) for verdict in (Verdict.FAIL, Verdict.ERROR))
-    reasons = [f"{number} {word}" for number, word in ((failed, "failed"), (raised, "raised")) if number]
+    reasons = [
+        f"{text.counted(number, 'cell')} {what}"
+        for verdict, what in ((Verdict.FAIL, "failed"), (Verdict.ERROR, "raised an error"))
+        if (number := sum(record.verdict is verdict for record in cells))
+    ]
     missed = [cell_id for guard in guards(run) for cell_id in guard.missed]
     if missed:
-        reasons.append(f"{len(missed)} control{'s' if len(missed) > 1 else ''} not caught")
+        reasons.append(f"{text.counted(len(missed), 'control')} not caught")
     unguarded = [] if run.header.narrowed else [g.relation for g in guards(run) if not (g.caught or g.missed)]
     if unguarded:
         reasons.append(f"no control for {', '.join(unguarded)}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import pandas as pd
 from samebits.harness.records import Verdict
@@ -16,10 +17,16 @@ from tabulate import tabulate
 # Enough to act on; the table in CSV holds every cell.
 _MOST_CELLS = 50
 _CHANGED = (State.REGRESSED, State.MISSING, State.NEW_BITS, State.BETTER)
+_FORMATS: Mapping[str, Callable[[Any], str]] = {
+    "implementation": text.markdown,
+    "suite": text.markdown,
+    "error_budget": text.budget,
+    "max_ulp": text.whole,
+}
 _FINDING_TITLES = {
     Verdict.FAIL: "Failed",
     Verdict.ERROR: "Raised an error",
-    Verdict.VARIES: "Varies, and claims no different",
+    Verdict.VARIES: "Varies where nothing is claimed",
     Verdict.KNOWN: "Fails as is known",
 }
 
@@ -72,7 +79,7 @@ def _versions(cell: ComparedCell) -> str:
 
 def _findings(comparison: Comparison) -> Iterator[str]:
     yield "## Findings\n"
-    found = findings(comparison.run.records)
+    found = findings(comparison.records)
     if not found:
         yield "None: every cell that ran passed.\n"
     for verdict, title in _FINDING_TITLES.items():
@@ -98,36 +105,32 @@ def _finding(finding: Finding) -> Iterator[str]:
 def _implementations(cells: pd.DataFrame) -> Iterator[str]:
     yield "## Implementations\n"
     table = implementation_table(cells)
-    formats = {
-        "implementation": text.markdown,
-        "suite": text.markdown,
-        "error_budget": text.budget,
-        "max_ulp": text.whole,
-    }
-    rows = [
-        [formats.get(column, text.count)(value) for column, value in zip(table.columns, line, strict=True)]
-        for line in table.to_numpy().tolist()
-    ]
+    for column in table.columns:
+        table[column] = table[column].map(_FORMATS.get(column, text.count))
     headings = {"error_budget": "worst error budget", "max_ulp": "worst ULP"}
-    yield from _table([headings.get(column, column) for column in table.columns], rows, numbers=len(table.columns) - 2)
+    yield from _table(
+        [headings.get(column, column) for column in table.columns],
+        table.to_numpy().tolist(),
+        numbers=len(table.columns) - 2,
+    )
     yield (
-        "Of the *relations* that ran, some are *claimed* by the implementation, and some *held* in every cell. The error "
-        "budget is the share of the bound on rounding errors that the worst element uses against the fp64 "
+        "Of the *relations* that ran, some are *claimed* by the implementation, and some *held* in every cell. The "
+        "error budget is the share of the bound on rounding errors that the worst element uses against the fp64 "
         "reference: above 1 is wrong. ULP are between two computations of the same request.\n"
     )
 
 
 def _claims(comparison: Comparison) -> Iterator[str]:
-    table = claims_table(comparison.run.records)
+    table = claims_table(comparison.records)
     if table.empty:
         return
     yield "## Claims and findings\n"
     rows = [[text.markdown(str(relation)), *map(text.markdown, line)] for relation, line in table.iterrows()]
     yield from _table(["relation", *map(text.markdown, table.columns)], rows, numbers=0)
     yield (
-        "*held*: claimed, and so in every cell. *holds, unclaimed*: so in every cell, and not promised. *broken*: claimed, "
-        "and not so. *varies*: not claimed, and not so. *wrong*: the bits hold, but the result is outside its error "
-        "budget. Numbers are cells of those that ran.\n"
+        "*held*: claimed, and so in every cell. *holds, unclaimed*: so in every cell, and not promised. *broken*: "
+        "claimed, and not so. *varies*: not claimed, and not so. *wrong*: the bits hold, but the result is outside its "
+        "error budget. Numbers are cells of those that ran.\n"
     )
 
 
@@ -146,7 +149,7 @@ def _controls(comparison: Comparison) -> Iterator[str]:
 
 
 def _gaps(comparison: Comparison) -> Iterator[str]:
-    found = gaps(comparison.run.records)
+    found = gaps(comparison.records)
     if not found:
         return
     yield "## What did not run\n"

@@ -129,6 +129,11 @@ class Comparison:
     cells: tuple[ComparedCell, ...]
 
     @property
+    def records(self) -> tuple[Record, ...]:
+        """The run's records in the order of the cells, which is the same however the run was spread over processes."""
+        return tuple(cell.record for cell in self.cells if cell.record is not None)
+
+    @property
     def counts(self) -> Mapping[State, int]:
         """Cells by state."""
         counted = Counter(cell.state for cell in self.cells)
@@ -190,6 +195,6 @@ def _note(old: BaselineRow, new: BaselineRow, state: State) -> str:
         return ""
     if old.verdict is not new.verdict:
         return f"{old.verdict} -> {new.verdict}"
-    if old.error_budget is None or new.error_budget is None:
+    if old.error_budget is None or new.error_budget is None or state is State.NEW_BITS:
         return "other bits"
     return f"error budget {old.error_budget:.3g} -> {new.error_budget:.3g}"

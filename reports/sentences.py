@@ -61,10 +61,13 @@ def controls_sentence(comparison: Comparison) -> str:
 def run_sentences(comparison: Comparison) -> list[str]:
     """What ran, where, with which versions."""
     header = comparison.run.header
+    records = comparison.run.records
+    controls = sum(record.control for record in records)
     environment = header.environment
     versions = ", ".join(f"{name} {version}" for name, version in sorted(environment.versions.items()))
     sentences = [
-        f"Run {header.run_id}: {', '.join(header.suites)}, {header.tier} tier, {', '.join(header.dtypes)}.",
+        f"Run {header.run_id}: {', '.join(header.suites)}, {header.tier} tier, {', '.join(header.dtypes)}; "
+        f"{text.counted(len(records) - controls, 'cell')} and {text.counted(controls, 'control')}.",
         f"On {environment.device}, {text.counted(environment.threads, 'thread')}, {versions}.",
     ]
     if header.narrowed:

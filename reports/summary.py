@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pandas as pd
 from samebits.harness.records import Verdict
 from samebits.reports import text
+from samebits.reports.columns import columns
 from samebits.reports.findings import Finding, findings, gaps
 from samebits.reports.regression import Comparison, State
 from samebits.reports.sentences import baseline_sentences, conclusion, controls_sentence, has_baseline, run_sentences
 from samebits.reports.tables import STATES, VERDICTS, implementation_table
-from tabulate import tabulate
 
-_WIDTH = 120
 # Of what there may be hundreds of, this many are shown; the files hold all.
 _MOST = 8
-_LEFT = ("implementation", "suite")
 _ALWAYS = (Verdict.PASS.value, Verdict.VARIES.value, Verdict.FAIL.value)
 _HEADINGS = {
-    "unsupported": "un- supported",
-    "unavailable": "un- available",
-    "error_budget": "worst budget",
-    "max_ulp": "worst ULP",
+    "claimed": ("relations", "claimed"),
+    "held": ("relations", "held"),
+    "unsupported": ("un-", "supported"),
+    "unavailable": ("un-", "available"),
+    "error_budget": ("worst", "budget"),
+    "max_ulp": ("worst", "ULP"),
 }
 _FINDING_TITLES = {
     Verdict.FAIL: "Failed",
     Verdict.ERROR: "Raised an error",
-    Verdict.VARIES: "Varies, which is no failure where nothing else is claimed",
+    Verdict.VARIES: "Varies where nothing is claimed, which is not red",
     Verdict.KNOWN: "Fails as is known",
 }
 
@@ -42,56 +41,52 @@ def summary(comparison: Comparison, cells: pd.DataFrame) -> str:
         cells: the comparison's cell table.
     """
     sections = (
-        _title(comparison),
-        _table(comparison, cells),
-        _findings(comparison),
-        _gaps(comparison),
-        _changes(comparison),
-        _conclusion(comparison),
+        "\n".join(_title(comparison)),
+        "\n".join(_table(cells)),
+        *_findings(comparison),
+        "\n".join(_gaps(comparison)),
+        "\n".join(_changes(comparison, cells)),
+        "\n".join(_conclusion(comparison)),
     )
-    return "\n\n".join("\n".join(section) for lines in sections if (section := list(lines)))
+    return "\n\n".join(section for section in sections if section)
 
 
 def _title(comparison: Comparison) -> Iterator[str]:
     for sentence in run_sentences(comparison):
-        yield from _wrapped(sentence)
+        yield from text.wrapped(sentence)
 
 
-def _table(comparison: Comparison, cells: pd.DataFrame) -> Iterator[str]:
+def _table(cells: pd.DataFrame) -> Iterator[str]:
     table = implementation_table(cells)
     if table.empty:
         yield "No cell finished."
         return
-    shown = ["implementation"]
-    shown += ["suite"] if table["suite"].nunique() > 1 else []
-    shown += ["relations", "claimed", "held", "cells"]
+    relations = zip(table["held"], table["relations"], strict=True)
+    lines = table.assign(held=[f"{held}/{ran}" if ran else "-" for held, ran in relations])
+    shown = ["claimed", "held", "cells"]
     shown += [verdict for verdict in VERDICTS if verdict in _ALWAYS or table[verdict].any()]
-    shown += ["error_budget", "max_ulp"]
-    shown += [state for state in STATES if table[state].any()] if has_baseline(comparison) else []
-    headings = [_HEADINGS.get(column, column).split(" ") for column in shown]
-    upper = [" ".join(heading[:-1]) for heading in headings]
-    lower = [heading[-1] for heading in headings]
+    yield from _aligned(lines, [*shown, "error_budget", "max_ulp"])
+
+
+def _aligned(table: pd.DataFrame, shown: list[str]) -> Iterator[str]:
+    """Some columns of the implementation table, behind its implementations."""
+    left = ["implementation", *(["suite"] if table["suite"].nunique() > 1 else [])]
+    shown = [*left, *shown]
     rows = [
-        [_formatted(column, value) for column, value in zip(shown, line, strict=True)] for line in table[shown].values
+        [_formatted(column, value) for column, value in zip(shown, line, strict=True)]
+        for line in table[shown].to_numpy().tolist()
     ]
-    lines = tabulate(
-        [upper, lower, *rows],
-        tablefmt="plain",
-        disable_numparse=True,
-        colalign=["left" if column in _LEFT else "right" for column in shown],
-    ).splitlines()
-    yield from (line.rstrip() for line in lines[:2])
-    yield "-" * max(map(len, lines))
-    yield from lines[2:]
+    yield from columns([_HEADINGS.get(column, ("", column)) for column in shown], rows, len(left))
 
 
 def _findings(comparison: Comparison) -> Iterator[str]:
-    found = findings(comparison.run.records)
+    """One section per verdict that is no pass."""
+    found = findings(comparison.records)
     for verdict, title in _FINDING_TITLES.items():
         of_verdict = [finding for finding in found if finding.verdict is verdict]
         if of_verdict:
-            yield f"{title}:"
-            yield from _failures(of_verdict) if verdict in (Verdict.FAIL, Verdict.ERROR) else _variations(of_verdict)
+            told = _failures(of_verdict) if verdict in (Verdict.FAIL, Verdict.ERROR) else _variations(of_verdict)
+            yield "\n".join((f"{title}:", *told))
 
 
 def _failures(found: Sequence[Finding]) -> Iterator[str]:
@@ -99,9 +94,9 @@ def _failures(found: Sequence[Finding]) -> Iterator[str]:
     for finding in found[:_MOST]:
         example = finding.example
         yield f"  {text.plain(finding.label)}  {text.plain(finding.relation)}  {finding.share} cells"
-        yield from _wrapped("; ".join(example.reasons), "    ")
+        yield from text.wrapped("; ".join(example.reasons), "    ")
         if example.smallest_batch:
-            yield from _wrapped(f"smallest batch: {example.smallest_batch}", "    ")
+            yield from text.wrapped(f"smallest batch: {example.smallest_batch}", "    ")
         # Never wrapped: it is made to be copied.
         yield f"    reproduce: {text.plain(example.command)}"
     yield from _more(len(found), "groups")
@@ -114,25 +109,32 @@ def _variations(found: Sequence[Finding]) -> Iterator[str]:
         groups.setdefault(finding.label, []).append(finding)
     for label, group in groups.items():
         relations = ", ".join(f"{finding.relation} {finding.share}" for finding in group)
-        yield from _wrapped(f"{label}: {relations}", "  ")
+        yield from text.wrapped(f"{label}: {relations}", "  ")
         examples = [finding.example for finding in group if finding.example.smallest_batch]
         if examples:
             smallest = min(examples, key=lambda record: len(record.smallest_batch))
-            yield from _wrapped(f"smallest batch, {smallest.relation}: {smallest.smallest_batch}", "    ")
+            yield from text.wrapped(f"smallest batch, {smallest.relation}: {smallest.smallest_batch}", "    ")
 
 
 def _gaps(comparison: Comparison) -> Iterator[str]:
-    found = gaps(comparison.run.records)
+    found = gaps(comparison.records)
     if found:
         yield "Did not run:"
     for gap in found[:_MOST]:
-        yield from _wrapped(f"{gap.label}: {text.counted(gap.cells, 'cell')} {gap.verdict}: {gap.reason}", "  ")
+        yield from text.wrapped(f"{gap.label}: {text.counted(gap.cells, 'cell')} {gap.verdict}: {gap.reason}", "  ")
     yield from _more(len(found), "reasons")
 
 
-def _changes(comparison: Comparison) -> Iterator[str]:
+def _changes(comparison: Comparison, cells: pd.DataFrame) -> Iterator[str]:
     for sentence in baseline_sentences(comparison):
-        yield from _wrapped(sentence)
+        yield from text.wrapped(sentence)
+    table = implementation_table(cells)
+    # An implementation of which every cell is the same is told by the sentence above.
+    changed = table[table[State.SAME] != table[list(STATES)].sum(axis=1)]
+    if has_baseline(comparison) and not changed.empty:
+        yield ""
+        yield from _aligned(changed, [state for state in STATES if table[state].any()])
+        yield ""
     regressed = [cell for cell in comparison.cells if cell.state is State.REGRESSED]
     for cell in regressed[:_MOST]:
         yield "  " + text.plain(f"regressed: {cell.known.cell_id}, {cell.note}")
@@ -143,13 +145,13 @@ def _changes(comparison: Comparison) -> Iterator[str]:
             missing.setdefault(cell.known.label, []).append(cell.known.cell_id)
     for cell_ids in list(missing.values())[:_MOST]:
         others = f" and {len(cell_ids) - 1:,} more of the implementation" if len(cell_ids) > 1 else ""
-        yield from _wrapped(f"missing: {cell_ids[0]}{others}", "  ")
+        yield from text.wrapped(f"missing: {cell_ids[0]}{others}", "  ")
     yield from _more(len(missing), "implementations with missing cells")
 
 
 def _conclusion(comparison: Comparison) -> Iterator[str]:
-    yield from _wrapped(controls_sentence(comparison))
-    yield from _wrapped(conclusion(comparison))
+    yield from text.wrapped(controls_sentence(comparison))
+    yield from text.wrapped(conclusion(comparison))
 
 
 def _more(found: int, what: str) -> Iterator[str]:
@@ -157,21 +159,9 @@ def _more(found: int, what: str) -> Iterator[str]:
         yield f"  and {found - _MOST:,} more {what}, in the files"
 
 
-def _wrapped(sentence: str, indent: str = "") -> list[str]:
-    """Lines of a sentence, those after the first set in by two."""
-    return textwrap.wrap(
-        text.plain(sentence),
-        width=_WIDTH,
-        initial_indent=indent,
-        subsequent_indent=indent + "  ",
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-
-
 def _formatted(column: str, value: Any) -> str:  # noqa: ANN401 -- a data frame's value
     """How a value of the implementation table is shown."""
-    if column in _LEFT:
+    if column in ("implementation", "suite", "held"):
         return text.plain(value)
     if column == "error_budget":
         return text.budget(value)

@@ -74,8 +74,9 @@ _FROM_RECORD = (
 
 def cell_table(comparison: Comparison) -> pd.DataFrame:
     """One line per cell with its state, missing cells among them: what `regression.csv` holds."""
+    lines = [[values.get(column) for column in _CELL_COLUMNS] for values in map(_cell, comparison.cells)]
     # Columns of objects: as numbers, a column with a gap in it would turn counts into floats.
-    return pd.DataFrame([_cell(cell) for cell in comparison.cells], columns=list(_CELL_COLUMNS), dtype=object)
+    return pd.DataFrame(lines, columns=list(_CELL_COLUMNS), dtype=object)
 
 
 def implementation_table(cells: pd.DataFrame) -> pd.DataFrame:
@@ -134,8 +135,12 @@ def claim_held(records: Sequence[Record]) -> str:
 
 def to_csv(cells: pd.DataFrame) -> str:
     """A cell table as CSV, one line per cell, that a spreadsheet can open without running any of it."""
-    safe = cells.map(lambda value: text.csv_cell(value) if isinstance(value, str) else value)
-    return str(safe.to_csv(index=False, lineterminator="\n"))
+    safe = pd.DataFrame(
+        [[text.csv_cell(value) if isinstance(value, str) else value for value in line] for line in cells.to_numpy()],
+        columns=cells.columns,
+        dtype=object,
+    )
+    return safe.to_csv(index=False, lineterminator="\n")
 
 
 def _cell(cell: ComparedCell) -> dict[str, object]:

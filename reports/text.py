@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import math
 import re
+import textwrap
 from collections.abc import Iterable
 
-# Markdown's own characters, and an underscore that is not inside a word; HTML is turned into entities apart.
-_MARKDOWN = re.compile(r"([\\`*\[\]|~#]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")
-_HTML = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
+# Markdown's own characters: anywhere, outside of a word, and where a line begins.
+_MARKDOWN = re.compile(r"([\\`*\[\]|~]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|^[>#+=-])")
+# Without its first character there is neither a tag nor an entity.
+_HTML = str.maketrans({"&": "&amp;", "<": "&lt;"})
+_WIDTH = 120
 # A spreadsheet takes a cell that begins so for a formula.
 _FORMULA = ("=", "+", "-", "@")
 
@@ -24,6 +27,18 @@ def plain(text: str) -> str:
 
 def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
+
+
+def wrapped(sentence: str, indent: str = "") -> list[str]:
+    """Lines of a sentence for a terminal of 120 columns, those after the first set in by two more."""
+    return textwrap.wrap(
+        plain(sentence),
+        width=_WIDTH,
+        initial_indent=indent,
+        subsequent_indent=indent + "  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def markdown(text: str) -> str:

@@ -222,6 +222,18 @@ def test_no_batch_mask_or_number_of_heads_compiles_again(flex: FlexAttention, mo
 
 
 @each_implementation
+def test_sizes_that_are_equal_in_the_first_batch_are_not_compiled_in_as_equal(
+    flex: FlexAttention, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The smallest batches have 128 rows, which for this geometry is head_dim as well."""
+    geometry = dataclasses.replace(GROUPED, head_dim=128)
+    executed(flex, problem_of(geometry, Mask.CAUSAL, "fp32", Request(1, 1, 20)))
+    monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", True)
+    execution = executed(flex, problem_of(geometry, Mask.CAUSAL, "fp32", Request(1, 70), Request(2, 1, 300)))
+    assert execution.error_budget <= 1, execution.worst
+
+
+@each_implementation
 def test_a_cache_that_cannot_be_viewed_as_one_sequence_is_refused(flex: FlexAttention) -> None:
     batch = make_batch(problem_of(GROUPED, Mask.CAUSAL, "fp32", Request(1, 1, 20)), torch.device(flex.probe().device))
     both = torch.stack([batch.key_cache, batch.value_cache], dim=1)
@@ -264,7 +276,7 @@ PAGE_SIZE = 32
 def laid_out(
     *lengths: tuple[int, int, int, int], group_size: int = 3, window: int | None = None
 ) -> tuple[QueryRows, KeyBlocks]:
-    """Lays out requests of (query_len, context_len, first_slot, num_keys); request b has pages 10 b + 9, 10 b + 8 ..."""
+    """Lays out requests of (query_len, context_len, first_slot, num_keys); request b has pages 10 b + 9, 10 b + 8..."""
     sequences = Sequences(*(torch.tensor(column) for column in zip(*lengths, strict=True)))
     rows = place_queries(sequences, group_size, SHAPE, min_rows=64)
     table = torch.arange(len(lengths)).unsqueeze(1) * 10 + 9 - torch.arange(10)

@@ -1,0 +1,84 @@
+"""What `samebits list` tells: every implementation with its version, device, availability and claims."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+
+from samebits.backends.contract import Claims
+from samebits.backends.platform import accelerator
+from samebits.harness.registry import AnyImplementation, Registry
+from samebits.reports import text
+from samebits.reports.columns import columns
+
+_CLAIMS = ("batch_invariant", "schedule_invariant", "ignores_unread_memory")
+
+
+def as_json(registry: Registry) -> str:
+    """The platform and all implementations, for machines."""
+    implementations = [_described(implementation, registry) for implementation in registry.implementations]
+    return json.dumps({"platform": dataclasses.asdict(accelerator()), "implementations": implementations}, indent=2)
+
+
+def as_text(registry: Registry) -> str:
+    """The platform and all implementations, for a terminal."""
+    platform = accelerator()
+    sections = (
+        [f"Platform: {platform.kind}, {platform.name}."],
+        _table(registry),
+        _section("Unavailable:", _reasons(registry)),
+        _section("Where claims are made:", _sources(registry)),
+    )
+    return "\n\n".join("\n".join(section) for section in sections if section)
+
+
+def _described(implementation: AnyImplementation, registry: Registry) -> dict[str, object]:
+    availability = registry.availability(implementation)
+    return {
+        "backend": implementation.backend,
+        "implementation": implementation.name,
+        "variant": implementation.variant,
+        "label": implementation.label,
+        "available": availability.available,
+        "reason": availability.reason,
+        "version": availability.version,
+        "device": availability.device if availability.available else None,
+        "claims": dataclasses.asdict(implementation.claims),
+        "dtypes": list(implementation.support.dtypes),
+        "masks": [mask.value for mask in implementation.support.masks],
+        "configuration": dict(implementation.configuration),
+    }
+
+
+def _table(registry: Registry) -> list[str]:
+    headings = [("", "implementation"), ("", "runs on"), ("", "version")]
+    headings += [(upper, lower) for upper, _, lower in (claim.rpartition("_") for claim in _CLAIMS)]
+    rows = []
+    for implementation in registry.implementations:
+        availability = registry.availability(implementation)
+        row = [implementation.label, availability.device if availability.available else "unavailable"]
+        rows.append([*row, text.plain(availability.version) or "-", *_claimed(implementation.claims)])
+    return columns(headings, rows, left=len(headings))
+
+
+def _claimed(claims: Claims) -> list[str]:
+    return ["claimed" if getattr(claims, claim) else "-" for claim in _CLAIMS]
+
+
+def _reasons(registry: Registry) -> Iterator[str]:
+    for implementation in registry.implementations:
+        reason = registry.availability(implementation).reason
+        if reason:
+            yield from text.wrapped(f"{implementation.label}: {reason}", "  ")
+
+
+def _sources(registry: Registry) -> Iterator[str]:
+    for implementation in registry.implementations:
+        if implementation.claims.source:
+            yield from text.wrapped(f"{implementation.label}: {implementation.claims.source}", "  ")
+
+
+def _section(title: str, lines: Iterator[str]) -> list[str]:
+    told = list(lines)
+    return [title, *told] if told else []

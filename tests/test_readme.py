@@ -1,0 +1,53 @@
+"""What the README prints works as printed."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from samebits.harness.record_files import read_run
+from samebits.harness.records import Verdict
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def code_block(language: str, containing: str) -> str:
+    blocks = re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+    (block,) = [block for block in blocks if containing in block]
+    return str(block)
+
+
+def test_the_example_backend_is_at_most_40_lines() -> None:
+    lines = code_block("python", "class MyAttention").count("\n")
+    assert lines <= 40, f"the README's example has {lines} lines"
+
+
+def test_the_example_backend_runs_as_printed(tmp_path: Path) -> None:
+    (tmp_path / "my_attention.py").write_text(code_block("python", "class MyAttention"))
+    command = code_block("console", "--load my_attention.py").removeprefix("$ pytest ").split()
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--pyargs", "samebits.suites", *command, "--results", "results"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"the example ended with {done.returncode}:\n{done.stdout[-3000:]}\n{done.stderr[-2000:]}"
+    records = [record for record in read_run(tmp_path / "results").records if not record.control]
+    assert {record.label for record in records} == {"MY_ATTN/sdpa"}
+    held = {record.relation for record in records if record.verdict is Verdict.PASS and record.claimed}
+    assert len(held) >= 9, f"the example's claims held on {sorted(held)} only"
+
+
+def test_every_page_that_the_readme_names_exists() -> None:
+    missing = [link for link in re.findall(r"\]\(([^)#:]+)\)", README) if not (ROOT / link).exists()]
+    assert not missing, f"the README links to {missing}, which do not exist"
+
+
+def test_the_readme_names_make_targets_that_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"\$ make (\w+)", README):
+        assert f"\n{target}:" in makefile, f"the README names make {target}, which the Makefile has not"

@@ -1,0 +1,251 @@
+"""The bundled Triton kernel is right, and a request's bits are the same in any batch, by any number of programs."""
+
+from __future__ import annotations
+
+import mmap
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from samebits.backends.contract import AttentionConfig, AttentionMetadata
+from samebits.backends.problem import Geometry, Layout, Mask, Problem, Request
+from samebits.backends.triton_attn import INTERPRETED, KernelConfiguration, TritonAttention, TritonPlan
+from samebits.harness.batch import Batch, make_batch
+from samebits.harness.execution import Execution, execute
+
+GEOMETRY = Geometry("grouped", num_heads=4, num_kv_heads=2, head_dim=32, page_size=16, window=37)
+
+# Beside a request of three chunks: edges of pages, tiles and chunks, no keys, and more queries than keys.
+MIXED = (
+    Request(1, 1, 130),
+    Request(2, 20, 60),
+    Request(3, 17, 0, encoder_len=9),
+    Request(4, 1, -1),
+    Request(5, 7, -4, encoder_len=16),
+    Request(6, 0, 5),
+    Request(7, 2, 62),
+)
+
+
+def triton(num_segments: int | None = None, **settings: int) -> TritonAttention:
+    """The kernel with small tiles wherever it runs, so that short requests cross them."""
+    return TritonAttention(replace(INTERPRETED, **settings), num_segments=num_segments)
+
+
+def run(problem: Problem, num_segments: int | None = None, **settings: int) -> Execution:
+    implementation = triton(num_segments, **settings)
+    return execute(implementation, problem, torch.device(implementation.device))
+
+
+def problem(*requests: Request, mask: Mask = Mask.CAUSAL, dtype: str = "fp32", **changes: Any) -> Problem:
+    if mask is Mask.CROSS:
+        requests = tuple(replace(r, context_len=2, encoder_len=r.seq_len) for r in requests)
+    layout = changes.pop("layout", Layout())
+    return Problem(replace(GEOMETRY, **changes), mask, dtype, requests, layout)
+
+
+def assert_right(execution: Execution) -> None:
+    assert execution.error_budget <= 1.0, f"{execution.problem}: {execution.worst}"
+    assert not execution.faults, f"{execution.problem}: {execution.faults}"
+
+
+def rows(execution: Execution, key: int, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Output and log-sum-exp of some query rows of a request, as bits."""
+    result = execution.results[key]
+    assert result.lse is not None
+    output = result.output[first : first + count].contiguous()
+    return output.view(torch.uint8), result.lse[:, first : first + count].contiguous().view(torch.int32)
+
+
+def assert_same_rows(one: Execution, other: Execution, key: int, place: tuple[int, int], count: int) -> None:
+    for left, right in zip(rows(one, key, place[0], count), rows(other, key, place[1], count), strict=True):
+        assert torch.equal(left, right), (
+            f"{count} query rows of r{key} differ, from row {place[0]} of {one.problem} and row {place[1]} of {other.problem}"
+        )
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("mask", Mask, ids=str)
+def test_every_mask_is_right_and_programs_that_share_a_request_change_no_bit(mask: Mask, dtype: str) -> None:
+    layout = Layout(padding_requests=2, padding_tokens=3, extra_table_columns=2, max_seq_len_slack=100)
+    batch = problem(*MIXED, mask=mask, dtype=dtype, layout=layout)
+    alone = run(batch, num_segments=1)
+    assert_right(alone)
+    for num_segments in (2, 5):
+        shared = run(batch, num_segments=num_segments)
+        assert shared.digest == alone.digest, f"{num_segments} segments: {batch}"
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_heads": 7, "num_kv_heads": 1},
+        {"num_heads": 40, "num_kv_heads": 1, "head_dim": 16},
+        {"num_heads": 3, "num_kv_heads": 3, "head_dim": 80},
+        {"head_dim": 96, "page_size": 64},
+        {"head_dim": 8, "page_size": 1},
+        {"head_dim": 256, "softcap": 20.0},
+        {"softcap": 1.5, "scale": 0.7},
+    ],
+    ids=str,
+)
+def test_every_geometry_is_right(changes: dict[str, Any], dtype: str) -> None:
+    batch = problem(Request(1, 1, 97), Request(2, 9, 30), Request(3, 1, 0), dtype=dtype, **changes)
+    execution = run(batch, num_segments=1)
+    assert_right(execution)
+    assert run(batch, num_segments=2).digest == execution.digest, f"2 segments: {batch}"
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("mask", Mask, ids=str)
+def test_a_request_alone_has_the_bits_that_it_has_in_a_batch(mask: Mask, dtype: str) -> None:
+    batch = run(problem(*MIXED, mask=mask, dtype=dtype))
+    for request in batch.problem.requests:
+        single = run(batch.problem.with_requests(request).with_layout(page_seed=5, poison="large"))
+        assert_same_rows(batch, single, request.key, (0, 0), request.query_len)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("mask", [Mask.CAUSAL, Mask.SLIDING_WINDOW], ids=str)
+def test_prefill_in_chunks_and_decode_have_the_bits_of_prefill_at_once(mask: Mask, dtype: str) -> None:
+    whole = run(problem(Request(1, 140), mask=mask, dtype=dtype))
+    assert_right(whole)
+    for start, end in ((0, 31), (31, 64), (64, 139), (139, 140), (70, 71)):
+        part = run(problem(Request(1, end - start, start), mask=mask, dtype=dtype))
+        assert_same_rows(whole, part, 1, (start, 0), end - start)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_rows_that_share_a_tile_do_not_change_each_other(dtype: str) -> None:
+    batch = problem(Request(1, 50, 40), mask=Mask.SLIDING_WINDOW, dtype=dtype)
+    usual = run(batch)
+    for block_rows in (16, 64):
+        assert run(batch, block_rows=block_rows).digest == usual.digest, f"tiles of {block_rows} rows: {batch}"
+
+
+@pytest.mark.parametrize("poison", [float("nan"), 1e30])
+def test_partials_hold_what_was_written_and_nothing_else(poison: float) -> None:
+    class Poisoned(TritonAttention):
+        def plan(self, config: AttentionConfig, metadata: AttentionMetadata) -> TritonPlan:
+            plan = super().plan(config, metadata)
+            assert plan.partials is not None, "three segments need partials"
+            for partial in plan.partials:
+                partial.fill_(poison)
+            return plan
+
+    for mask in Mask:
+        batch = problem(*MIXED, mask=mask)
+        implementation = Poisoned(INTERPRETED, num_segments=3)
+        execution = execute(implementation, batch, torch.device(implementation.device))
+        assert_right(execution)
+        assert execution.digest == run(batch).digest, f"partials poisoned with {poison}: {batch}"
+
+
+def launch(batch: Batch, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, output: torch.Tensor) -> None:
+    implementation = triton()
+    implementation.run(implementation.plan(batch.config, batch.metadata), query, keys, values, output, None)
+
+
+def compact_output(batch: Batch) -> torch.Tensor:
+    output = torch.empty_like(batch.query)
+    launch(batch, batch.query, batch.key_cache, batch.value_cache, output)
+    return output
+
+
+def test_tensors_of_any_strides_give_the_same_bits() -> None:
+    batch = make_batch(problem(Request(1, 20, 50), Request(2, 1, 66)), torch.device(triton().device))
+    expected = compact_output(batch)
+    num_tokens, num_heads, head_dim = batch.query.shape
+    fused = torch.full((num_tokens, num_heads + 2, head_dim + 5), float("nan"), device=batch.query.device)
+    query = fused[:, 1 : num_heads + 1, 2 : head_dim + 2].copy_(batch.query)
+    key_cache = batch.key_cache.permute(2, 0, 1, 3).contiguous().permute(1, 2, 0, 3)
+    value_cache = batch.value_cache.permute(1, 0, 2, 3).contiguous().permute(1, 0, 2, 3)
+    heads_first = torch.full((num_heads, num_tokens, head_dim + 3), float("nan"), device=query.device)
+    output = heads_first.permute(1, 0, 2)[:, :, :head_dim]
+    launch(batch, query, key_cache, value_cache, output)
+    assert torch.equal(output, expected), "views of other strides gave other values"
+    assert heads_first[:, :, head_dim:].isnan().all(), "run wrote between the rows of its output"
+
+
+def test_pages_lie_anywhere_in_64_bits_of_address_space() -> None:
+    batch = make_batch(problem(Request(1, 3, 30), dtype="bf16"), torch.device("cpu"))
+    if triton().device != "cpu":
+        pytest.skip("the cache of this test is reserved memory of the host")
+    page_stride = 1 << 30
+    size = batch.key_cache.shape[0] * page_stride * 2
+    reserved = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000))
+    memory = torch.frombuffer(reserved, dtype=torch.bfloat16)
+    far = [
+        memory.as_strided(cache.shape, (page_stride, *cache.stride()[1:]), offset).copy_(cache)
+        for cache, offset in ((batch.key_cache, 0), (batch.value_cache, page_stride // 2))
+    ]
+    assert batch.metadata.block_table.max() * page_stride >= 1 << 31, "no page of the request is far enough"
+    output = torch.empty_like(batch.query)
+    launch(batch, batch.query, far[0], far[1], output)
+    assert torch.equal(output, compact_output(batch)), "pages beyond 2**31 elements gave other values"
+
+
+def test_run_reads_lengths_on_the_device() -> None:
+    """A captured graph replays `run` over metadata that was refilled since: all but upper bounds is read anew."""
+    device = torch.device(triton().device)
+    captured = make_batch(problem(Request(1, 20, 110), Request(2, 2, 0), Request(3, 0, 0)), device)
+    later = make_batch(problem(Request(4, 1, 40), Request(5, 1, 127), Request(6, 20, 13)), device)
+    for num_segments in (1, 3):
+        implementation = triton(num_segments)
+        plan = implementation.plan(captured.config, replace(captured.metadata, block_table=block_table_for(later)))
+        for name in ("query_start_loc", "seq_lens"):
+            getattr(plan.metadata, name).copy_(getattr(later.metadata, name))
+        plan.metadata.block_table.copy_(later.metadata.block_table)
+        output = torch.empty_like(later.query)
+        implementation.run(plan, later.query, later.key_cache, later.value_cache, output, None)
+        assert torch.equal(output, compact_output(later)), (
+            f"{num_segments} segments replayed other lengths than refilled"
+        )
+
+
+def block_table_for(batch: Batch) -> torch.Tensor:
+    return torch.zeros_like(batch.metadata.block_table)
+
+
+def test_a_nan_that_is_seen_is_not_lost() -> None:
+    batch = make_batch(problem(Request(1, 70), softcap=5.0), torch.device(triton().device))
+    slot = int(batch.metadata.slot_mapping[40])
+    batch.key_cache.view(-1, *batch.key_cache.shape[2:])[slot] = float("nan")
+    for implementation in (triton(1), triton(2)):
+        output = torch.zeros_like(batch.query)
+        lse = torch.zeros(output.shape[1], output.shape[0], device=output.device)
+        plan = implementation.plan(batch.config, batch.metadata)
+        implementation.run(plan, batch.query, batch.key_cache, batch.value_cache, output, lse)
+        seen = torch.arange(70, device=output.device) >= 40
+        assert torch.equal(output.isnan().all(-1).all(-1), seen), "a key of NaN must show in the rows that see it"
+        assert torch.equal(output.isnan().any(-1).any(-1), seen), "a key of NaN must not show in rows before it"
+        assert torch.equal(lse.isnan().all(0), seen), (
+            "a key of NaN must show in the log-sum-exp of the rows that see it"
+        )
+
+
+def test_the_load_decides_how_many_programs_share_a_request() -> None:
+    def segments(*requests: Request) -> int:
+        implementation = triton()
+        batch = make_batch(problem(*requests), torch.device(implementation.device))
+        return implementation.plan(batch.config, batch.metadata).num_segments
+
+    assert segments(Request(1, 1, 200)) > 1, "one decode leaves programs idle"
+    assert segments(Request(1, 1, 10)) == 1, "one chunk cannot be shared"
+
+
+def test_a_configuration_whose_tiles_do_not_fill_a_chunk_is_refused() -> None:
+    with pytest.raises(ValueError, match="kv_chunk=100, which is not a multiple of kv_tile=32"):
+        KernelConfiguration(block_rows=16, kv_tile=32, kv_chunk=100, num_warps=1, num_stages=1)
+
+
+def test_a_kernel_module_that_does_not_import_is_one_sentence() -> None:
+    availability = TritonAttention(kernels="samebits.kernels.triton.absent").probe()
+    assert availability.reason == (
+        "importing samebits.kernels.triton.absent raised ModuleNotFoundError: "
+        "No module named 'samebits.kernels.triton.absent'"
+    )
+    assert TritonAttention().probe().available, TritonAttention().probe().reason
