@@ -100,6 +100,7 @@ class UnifiedAttention(Implementation[UnifiedPlan]):
         query_longer_than_kv=False,
         empty_kv=False,
     )
+    # Splits are whole pages, and need a bound on the lengths above 512.
     tiling = Tiling(query_tile=16, kv_tile=64, kv_split=64)
 
     def __init__(self) -> None:
@@ -188,7 +189,8 @@ class FlashAttentionWithKVCache(Implementation[KVCachePlan]):
     # is not offered: its queries were rounded once more after scaling, which in bfloat16 takes it six times further off
     # than correct arithmetic may be.
     support = Support(dtypes=_DTYPES, head_dims=_fills_a_tile, softcap=False)
-    tiling = Tiling(query_tile=16, kv_tile=64, kv_split=64)
+    # A tile holds 64 keys, but none of another page, and splits are at least 64 keys long.
+    tiling = Tiling(query_tile=16, kv_tile=16, kv_split=64)
 
     def __init__(self) -> None:
         """Records what the adapter substitutes."""

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+
 from samebits.backends.contract import (
     AttentionConfig,
     AttentionMetadata,

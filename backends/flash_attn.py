@@ -1,12 +1,13 @@
 """FLASH_ATTN/torch: torch's own flash kernels over gathered pages.
 
 On a processor, ATen's flash kernel for the CPU runs each request by itself; on CUDA, torch's variable-length flash
-kernel (the one behind `torch.nn.attention.varlen`) runs the whole batch. Neither reads pages, so `run` first gathers the
-attended keys and values of every request, and nothing else of the cache is read.
+kernel (the one behind `torch.nn.attention.varlen`) runs the whole batch. Neither reads pages, so `run` first gathers
+the attended keys and values of every request, and nothing else of the cache is read.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +71,7 @@ class ProcessorFlash(Implementation[ProcessorPlan]):
         kv_starts = metadata.kv_starts(config.mask).tolist()
         requests = tuple(
             self._plan_request(config, metadata.block_table[index], first, last, kv_starts[index], kv_lens[index])
-            for index, (first, last) in enumerate(zip(query_start_loc, query_start_loc[1:], strict=False))
+            for index, (first, last) in enumerate(itertools.pairwise(query_start_loc))
             if last > first
         )
         return ProcessorPlan(config=config, requests=requests)

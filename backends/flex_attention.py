@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+
 from samebits.backends.contract import (
     AttentionConfig,
     AttentionMetadata,
@@ -27,8 +28,10 @@ KERNEL_MODULE = "samebits.kernels.flex.attention"
 if TYPE_CHECKING:
     from samebits.kernels.flex.attention import FlexPlan
 
-# The tile that vLLM gives its FlexAttention where it asks for batch invariance, and the smallest that a GPU multiplies.
+# Rows and keys that a matrix unit takes at least. It is also the tile of vLLM's FlexAttention under batch invariance.
 _SMALLEST_TILE = 16
+# Queries, and two stages of keys and values, fit the shared memory of a GPU in float32: 5 times 32 KiB.
+_TILE_ELEMENTS_ON_GPU = 8192
 
 
 class FlexAttention(Implementation["FlexPlan"]):
@@ -36,9 +39,8 @@ class FlexAttention(Implementation["FlexPlan"]):
 
     Args:
         platform: where it computes.
-        query_rows: rows per tile, a power of two of at least 16.
-        max_key_block: keys per block where the page size is a multiple, else the largest power of two that divides it.
-        variant: name of this choice; empty for the default.
+        tile: rows per tile, and keys per block where the page size allows it, else the largest power of two that
+            divides both; a power of two of at least 16. Another than 16 is a variant of its own.
     """
 
     backend = "FLEX_ATTENTION"
@@ -55,29 +57,21 @@ class FlexAttention(Implementation["FlexPlan"]):
         ),
     )
 
-    def __init__(
-        self,
-        platform: Platform,
-        query_rows: int = _SMALLEST_TILE,
-        max_key_block: int = _SMALLEST_TILE,
-        variant: str = "",
-    ) -> None:
+    def __init__(self, platform: Platform, tile: int = _SMALLEST_TILE) -> None:
         self._platform = platform
-        self._query_rows = query_rows
-        self._max_key_block = max_key_block
-        self.variant = variant
+        self._tile = tile
+        self.variant = "" if tile == _SMALLEST_TILE else f"tile={tile}"
         on_processor = platform.kind == "cpu"
         self.support = Support(
             dtypes=("fp32", "bf16", "fp16"),
-            # A product on a GPU has at least 16 elements to sum.
-            head_dims=lambda head_dim: on_processor or head_dim >= _SMALLEST_TILE,
+            head_dims=lambda head_dim: on_processor or _SMALLEST_TILE <= head_dim <= _TILE_ELEMENTS_ON_GPU // tile,
             page_sizes=lambda page_size: page_size % _SMALLEST_TILE == 0,
             encoder_offset=True,
-            # "torch.compile on CPU only supports inference and `return_lse` is not supported yet."
+            # Inductor for the CPU: "only supports inference and `return_lse` is not supported yet".
             lse=not on_processor,
         )
-        self.tiling = Tiling(query_tile=query_rows, kv_tile=max_key_block, kv_split=max_key_block)
-        self.configuration = {"query_rows": str(query_rows), "max_key_block": str(max_key_block)}
+        self.tiling = Tiling(query_tile=tile, kv_tile=tile, kv_split=tile)
+        self.configuration = {"query_rows": str(tile), "max_key_block": str(tile)}
 
     def probe(self) -> Availability:
         """Imports what is called, and asks for what inductor compiles it with; the first run compiles."""
@@ -117,7 +111,7 @@ class FlexAttention(Implementation["FlexPlan"]):
             Sequences(query_lens, seq_lens - query_lens, first_slots, num_keys),
             Visibility(metadata.causal, config.window),
             metadata.block_table.cpu(),
-            TileShape(self._query_rows, math.gcd(config.page_size, self._max_key_block)),
+            TileShape(rows=self._tile, keys=math.gcd(config.page_size, self._tile)),
         )
 
     def run(
@@ -140,10 +134,7 @@ def implementations() -> list[FlexAttention]:
     platform = accelerator()
     if platform.kind == "cpu":
         return [FlexAttention(platform)]
-    return [
-        FlexAttention(platform, query_rows=64, max_key_block=64),
-        FlexAttention(platform, variant="16x16"),
-    ]
+    return [FlexAttention(platform), FlexAttention(platform, tile=64)]
 
 
 def _processor_reason() -> str:

@@ -69,6 +69,6 @@ def import_or_reason(module_name: str) -> tuple[ModuleType | None, str]:
     """
     try:
         return importlib.import_module(module_name), ""
-    except Exception as error:  # noqa: BLE001 -- whatever a foreign module raises at import is the answer
+    except Exception as error:
         summary = " ".join(str(error).split()) or "no message"
         return None, f"importing {module_name} raised {type(error).__name__}: {summary[:300]}"

@@ -7,13 +7,13 @@ drawn, shrunk and printed. Nothing here needs torch.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from enum import Enum
+from enum import StrEnum
 
 DTYPE_NAMES = ("fp32", "bf16", "fp16")
 POISON_NAMES = ("nan", "large")
 
 
-class Mask(str, Enum):
+class Mask(StrEnum):
     """Which keys a query may see.
 
     With `p` the position of a query in its request's decoder sequence and `j` that of a key:
@@ -29,9 +29,6 @@ class Mask(str, Enum):
     NON_CAUSAL = "non_causal"
     SLIDING_WINDOW = "sliding_window"
     CROSS = "cross"
-
-    def __str__(self) -> str:
-        return self.value
 
 
 @dataclass(frozen=True)

@@ -55,12 +55,12 @@ class Support:
         live = [request for request in problem.requests if request.query_len]
         if not self.empty_kv and any(problem.kv_len(request) == 0 for request in live):
             found.append("a request with no keys is not supported")
-        if not self.query_longer_than_kv and problem.mask in (Mask.CAUSAL, Mask.SLIDING_WINDOW):
-            if any(request.context_len < 0 for request in live):
-                found.append("a causal request with more queries than keys is not supported")
-        if not self.encoder_offset and problem.mask is not Mask.CROSS:
-            if any(request.encoder_len for request in live):
-                found.append("self-attention behind a request's encoder tokens is not supported")
+        causal = problem.mask in (Mask.CAUSAL, Mask.SLIDING_WINDOW)
+        if not self.query_longer_than_kv and causal and any(request.context_len < 0 for request in live):
+            found.append("a causal request with more queries than keys is not supported")
+        behind_encoder = problem.mask is not Mask.CROSS and any(request.encoder_len for request in live)
+        if not self.encoder_offset and behind_encoder:
+            found.append("self-attention behind a request's encoder tokens is not supported")
         return found
 
 

@@ -143,13 +143,16 @@ class TritonAttention(Implementation[TritonPlan]):
 
     def probe(self) -> Availability:
         """Imports Triton, and the kernels as they will be run."""
-        names = ["triton.language", "samebits.backends.triton_interpreter", self.kernels]
-        for name in names if self.interpreted else [names[0], names[2]]:
+        needed = ["triton.language", self.kernels]
+        if self.interpreted:
+            needed.insert(1, "samebits.backends.triton_interpreter")
+        for name in needed:
             _, reason = import_or_reason(name)
             if reason:
                 return Availability(reason=reason, device=self.device)
-        versions = {name: importlib.metadata.version(name) for name in ("samebits", "triton")}
-        return Availability(version=f"{versions['samebits']}+triton{versions['triton']}", device=self.device)
+        triton_version = importlib.import_module("triton").__version__
+        version = f"{importlib.metadata.version('samebits')}+triton{triton_version}"
+        return Availability(version=version, device=self.device)
 
     def plan(self, config: AttentionConfig, metadata: AttentionMetadata) -> TritonPlan:
         """Sizes the launch by upper bounds and decides how many programs share a tile's keys."""
@@ -157,21 +160,17 @@ class TritonAttention(Implementation[TritonPlan]):
         if config.group_size > configuration.block_rows:
             configuration = replace(configuration, block_rows=_next_power_of_two(config.group_size))
         num_tiles = metadata.num_tokens // (configuration.block_rows // config.group_size) + metadata.num_requests
-        chunks = math.ceil(metadata.max_seq_len / configuration.kv_chunk)
-        rows = metadata.num_tokens * config.num_heads
-        num_segments = self.num_segments
-        if num_segments is None:
-            affordable = rows * chunks * (config.head_dim + 2) * 4 <= MAX_PARTIAL_BYTES
-            programs = num_tiles * config.num_kv_heads
-            num_segments = (
-                min(chunks, math.ceil(self._programs_that_fill(config.device) / programs)) if affordable else 1
-            )
+        partial_shape = (
+            metadata.num_tokens,
+            config.num_heads,
+            math.ceil(metadata.max_seq_len / configuration.kv_chunk),
+        )
+        num_segments = self.num_segments or self._segments_for_load(config, num_tiles, partial_shape)
         partials = None
         if num_segments > 1:
-            shape = (metadata.num_tokens, config.num_heads, chunks)
-            maximum, total = torch.empty((2, *shape), dtype=torch.float32, device=config.device)
-            output = torch.empty((*shape, config.head_dim), dtype=torch.float32, device=config.device)
-            partials = (maximum, total, output)
+            maxima, sums = torch.empty((2, *partial_shape), dtype=torch.float32, device=config.device)
+            outputs = torch.empty((*partial_shape, config.head_dim), dtype=torch.float32, device=config.device)
+            partials = (maxima, sums, outputs)
         return TritonPlan(
             config=config,
             metadata=metadata,
@@ -179,7 +178,7 @@ class TritonAttention(Implementation[TritonPlan]):
             kv_starts=metadata.kv_starts(config.mask),
             configuration=configuration,
             num_tiles=num_tiles,
-            num_segments=max(num_segments, 1),
+            num_segments=num_segments,
             partials=partials,
         )
 
@@ -271,10 +270,14 @@ class TritonAttention(Implementation[TritonPlan]):
 
         return import_interpreted(self.kernels)
 
-    def _programs_that_fill(self, device: torch.device) -> int:
+    def _segments_for_load(self, config: AttentionConfig, num_tiles: int, partial_shape: tuple[int, int, int]) -> int:
+        if math.prod(partial_shape) * (config.head_dim + 2) * 4 > MAX_PARTIAL_BYTES:
+            return 1
         if self.interpreted:
-            return INTERPRETED_PROGRAMS
-        return 2 * torch.cuda.get_device_properties(device).multi_processor_count
+            wanted = INTERPRETED_PROGRAMS
+        else:
+            wanted = 2 * torch.cuda.get_device_properties(config.device).multi_processor_count
+        return max(1, min(partial_shape[-1], wanted // (num_tiles * config.num_kv_heads)))
 
 
 def _next_power_of_two(value: int) -> int:

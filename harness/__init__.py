@@ -1,0 +1,1 @@
+"""Problems, reference, comparison, relations, records, the pytest plugin and the command line."""

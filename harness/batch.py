@@ -72,7 +72,7 @@ def guarded(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, po
     elements = int(np.prod(shape))
     buffer = torch.full((elements + 2 * _CANARY_ELEMENTS,), poison_value(poison), dtype=dtype, device=device)
     expected = torch.arange(_CANARY_ELEMENTS, device=device).to(dtype)
-    before, inner, after = buffer.split([_CANARY_ELEMENTS, elements, _CANARY_ELEMENTS])
+    before, inner, after = torch.split(buffer, [_CANARY_ELEMENTS, elements, _CANARY_ELEMENTS])
     before.copy_(expected)
     after.copy_(expected)
     return GuardedTensor(tensor=inner.view(shape), canaries=(before, after), expected=expected)
@@ -145,9 +145,7 @@ def make_batch(problem: Problem, device: torch.device) -> Batch:
 def request_queries(problem: Problem, request: Request) -> torch.Tensor:
     """Query tokens of one request: `[query_len, num_heads, head_dim]` in the problem's dtype, on the host."""
     start = request.context_len
-    values = token_values(
-        problem.seed, request.key, Role.QUERY, problem.geometry, start, start + request.query_len
-    )
+    values = token_values(problem.seed, request.key, Role.QUERY, problem.geometry, start, start + request.query_len)
     return _to_dtype(values, problem)
 
 
@@ -193,7 +191,7 @@ def _make_metadata(
     query_lens = [request.query_len for request in problem.requests] + padding
     seq_lens = [request.seq_len for request in problem.requests] + padding
     encoder_lens = [request.encoder_len for request in problem.requests] + padding
-    # An engine's table is wider than its longest request, and holds pages of former occupants in the entries not in use.
+    # An engine's table is wider than its longest request; entries that are not in use hold former occupants' pages.
     columns = max(len(owned) for owned in pages) + _STALE_COLUMNS + layout.extra_table_columns
     stale = np.random.Generator(np.random.Philox(key=layout.page_seed + (1 << 64)))
     block_table = stale.integers(0, num_pages, size=(len(seq_lens), columns))

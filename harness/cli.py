@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from samebits.harness.record_files import read_run
+from samebits.harness.record_files import read_run, records_file
 from samebits.harness.records import RECORDS_FILE, UnusableInput
 from samebits.reports.report import Report, write_report
 
@@ -101,15 +101,14 @@ def _report(options: argparse.Namespace) -> int:
 
 def _compare(options: argparse.Namespace) -> int:
     # As a file, so that one of another device is refused rather than passed over.
-    old = options.old / RECORDS_FILE if options.old.is_dir() else options.old
-    report = _write(options.new, old, options.output)
+    report = _write(options.new, records_file(options.old), options.output)
+    print(f"{'a' if report.regressed else 'no'} regression from {options.old} to {options.new}")
     return _EXIT_RED if report.regressed else _EXIT_GREEN
 
 
 def _write(results: Path, baseline: Path | None, directory: Path | None) -> Report:
     """Reports a run beside its records or into a directory, and prints the summary and where the files are."""
-    run = read_run(results)
-    report = write_report(run, baseline, directory or (results if results.is_dir() else results.parent))
+    report = write_report(read_run(results), baseline, directory or records_file(results).parent)
     print(report.summary, end="\n\n")
     for path in report.paths:
         print(f"written: {path}")

@@ -6,6 +6,7 @@ broken. All controls are one correct kernel with fixed chunks of keys, whose sch
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -232,7 +233,7 @@ def _chunks(length: int, slots: torch.Tensor, schedule: Schedule) -> list[slice]
     """Divides `length` keys into the schedule's chunks, in the order of their merging."""
     first = schedule.origin % schedule.chunk
     bounds = sorted({0, length, *range(first, length, schedule.chunk)})
-    chunks = [slice(start, stop) for start, stop in zip(bounds, bounds[1:], strict=False)]
+    chunks = [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
     if schedule.physical_order:
         chunks.sort(key=lambda chunk: int(slots[chunk.start]))
     return chunks

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from enum import Enum
+from enum import StrEnum
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,7 @@ _SUM_MEAN = 2.0 * 65535.0
 _SUM_DEVIATION = float(np.sqrt((2.0**32 - 1.0) / 3.0))
 
 
-class Role(str, Enum):
+class Role(StrEnum):
     """What a tensor is to its request. Encoder keys and values are data of their own."""
 
     QUERY = "query"
@@ -55,7 +55,7 @@ def token_values(
         stop: position after the last.
 
     Returns:
-        float32 `[stop - start, heads, head_dim]`, read-only, with `num_heads` heads for queries and `num_kv_heads` else.
+        float32 `[stop - start, heads, head_dim]`, read-only; `heads` are `num_heads` of queries, else `num_kv_heads`.
     """
     heads = geometry.num_heads if role is Role.QUERY else geometry.num_kv_heads
     elements = heads * geometry.head_dim
@@ -67,6 +67,6 @@ def token_values(
     quarters = words.astype("<u8", copy=False).view("<u2").reshape(stop - start, counts_per_token * _WORDS_PER_COUNT, 4)
     sums = quarters[:, :elements].sum(axis=2, dtype=np.int64)
     values = ((sums - _SUM_MEAN) / _SUM_DEVIATION).astype(np.float32)
-    values = values.reshape(stop - start, heads, geometry.head_dim)
-    values.flags.writeable = False
-    return values
+    shaped: npt.NDArray[np.float32] = values.reshape(stop - start, heads, geometry.head_dim)
+    shaped.flags.writeable = False
+    return shaped

@@ -107,7 +107,10 @@ def _converted(kind: object, value: object, name: str) -> object:
     """`value` as an instance of the type `kind`; `name` is its field's."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is types.UnionType:
-        return None if value is None else _converted(arguments[0], value, name)
+        try:
+            return None if value is None else _converted(arguments[0], value, name)
+        except Malformed:
+            raise Malformed(f"field {name!r} is {shown(value)}; it must be {_accepted(kind)}") from None
     if origin is tuple and isinstance(value, list):
         return tuple(_converted(arguments[0], entry, f"{name}[{i}]") for i, entry in enumerate(value))
     if origin is Mapping and isinstance(value, dict):

@@ -32,9 +32,7 @@ def environment(device_type: str) -> Environment:
         versions["driver"] = str(torch.cuda.driver_version()) if hasattr(torch.cuda, "driver_version") else "unknown"
     if platform.kind == "rocm":
         versions["hip"] = str(torch.version.hip)
-    return Environment(
-        device=f"{platform.kind} {platform.name}", versions=versions, threads=torch.get_num_threads()
-    )
+    return Environment(device=f"{platform.kind} {platform.name}", versions=versions, threads=torch.get_num_threads())
 
 
 def _version(distribution: str) -> str:

@@ -124,9 +124,7 @@ def _collect(batch: Batch, output: GuardedTensor, lse: GuardedTensor | None) -> 
     }
 
 
-def _judge(
-    problem: Problem, request: Request, result: RequestResult, device: torch.device
-) -> tuple[float, str]:
+def _judge(problem: Problem, request: Request, result: RequestResult, device: torch.device) -> tuple[float, str]:
     """Budget used by one request at its worst element, and where that is."""
     if not request.query_len:
         return 0.0, ""
@@ -136,7 +134,8 @@ def _judge(
     row, head, element = (int(i) for i in torch.unravel_index(index, used.shape))
     worst = (
         f"request {request}, query {row}, head {head}, element {element}: "
-        f"{result.output[row, head, element].item()!r} where the reference is {reference.output[row, head, element]:.9g} "
+        f"{result.output[row, head, element].item()!r} "
+        f"where the reference is {reference.output[row, head, element]:.9g} "
         f"within {reference.output_bound[row, head, element]:.3g}"
     )
     if result.lse is None:
@@ -157,5 +156,5 @@ def _digest(*tensors: torch.Tensor | None) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for tensor in tensors:
         if tensor is not None:
-            digest.update(tensor.contiguous().flatten().view(torch.uint8).cpu().numpy())
+            digest.update(memoryview(tensor.contiguous().flatten().view(torch.uint8).cpu().numpy()))
     return digest.hexdigest()

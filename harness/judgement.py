@@ -12,6 +12,7 @@ import torch
 from samebits.backends.contract import Availability
 from samebits.backends.problem import Problem, Request
 from samebits.harness.comparison import Difference, compare_bits
+from samebits.harness.controls import Flaw
 from samebits.harness.environment import environment
 from samebits.harness.execution import Execution, Executor, RequestResult
 from samebits.harness.matrix import Cell
@@ -198,9 +199,7 @@ class _Step:
 
 
 def _steps(side: tuple[Problem, ...], executor: Executor) -> list[_Step]:
-    return [
-        _Step(request, executor(problem).results[request.key]) for problem in side for request in problem.requests
-    ]
+    return [_Step(request, executor(problem).results[request.key]) for problem in side for request in problem.requests]
 
 
 def _conclude(cell: Cell, findings: Findings, claimed: bool) -> tuple[Verdict, tuple[str, ...]]:
@@ -211,7 +210,9 @@ def _conclude(cell: Cell, findings: Findings, claimed: bool) -> tuple[Verdict, t
     wrong = bool(reasons)
     if findings.first is not None:
         promise = f"claims {cell.relation.claim}, but" if claimed else f"claims no {cell.relation.claim}:"
-        reasons.append(f"{promise} {findings.mismatches} of {findings.compared} elements differ; first {findings.first}")
+        reasons.append(
+            f"{promise} {findings.mismatches} of {findings.compared} elements differ; first {findings.first}"
+        )
     if cell.flaw is not None:
         return _control_verdict(cell.flaw, findings, tuple(reasons))
     if wrong or (findings.first is not None and claimed):

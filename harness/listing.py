@@ -53,7 +53,7 @@ def _described(implementation: AnyImplementation, registry: Registry) -> dict[st
 
 def _table(registry: Registry) -> list[str]:
     headings = [("", "implementation"), ("", "runs on"), ("", "version")]
-    headings += [(upper, lower) for upper, _, lower in (claim.rpartition("_") for claim in _CLAIMS)]
+    headings += [(upper.replace("_", " "), lower) for upper, _, lower in (claim.rpartition("_") for claim in _CLAIMS)]
     rows = []
     for implementation in registry.implementations:
         availability = registry.availability(implementation)

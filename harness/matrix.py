@@ -98,4 +98,3 @@ def batch_invariance_cells(selection: Selection) -> Iterator[Cell]:
                     cell = Cell(suite, implementation, relation, case, dtype, selection.seed)
                     if cell.comparisons:
                         yield cell
-

@@ -27,7 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Adds the options of the matrix."""
     group = parser.getgroup("samebits", "samebits: conformance of attention backends")
 
-    def add(name: str, metavar: str, help_text: str, repeatable: bool = False, **more: Any) -> None:
+    def add(name: str, metavar: str, help_text: str, repeatable: bool = False, **more: Any) -> None:  # noqa: ANN401 -- handed on to pytest
         if repeatable:
             more |= {"action": "append", "default": []}
             help_text += "; repeatable"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from samebits.harness.records import (
     TIERS,
     Record,
     Run,
+    RunEnd,
     RunHeader,
     UnusableInput,
 )
@@ -23,6 +25,8 @@ from samebits.harness.records import (
 
 class RecordWriter:
     """Writes a run's records, one line as each cell finishes, so that a run that dies leaves what it did.
+
+    As a context manager it closes the file, which ends as a finished run does where nothing was raised.
 
     Attributes:
         path: of the file.
@@ -37,15 +41,19 @@ class RecordWriter:
         self.path = directory / RECORDS_FILE
         try:
             directory.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise UnusableInput(f"{str(directory)!r} is a file; give a directory for the results") from error
+        except OSError as error:
+            raise unwritable(directory, error) from error
+        try:
             self._stream = self.path.open("x", encoding="ascii", newline="\n")
         except FileExistsError as error:
-            if not self.path.exists():
-                raise unwritable(directory, error) from error
             raise UnusableInput(
                 f"{str(self.path)!r} holds the records of another run; give a new directory, or remove that file"
             ) from error
         except OSError as error:
             raise unwritable(directory, error) from error
+        self._cells = 0
         self._write(header.to_line())
 
     def write(self, record: Record) -> None:
@@ -55,9 +63,19 @@ class RecordWriter:
             UnusableInput: the file cannot be written any more, for example because the disk is full.
         """
         self._write(record.to_line())
+        self._cells += 1
 
-    def close(self) -> None:
-        """Closes the file; nothing can be added afterwards."""
+    def close(self, finished: bool = True) -> None:
+        """Closes the file; nothing can be added afterwards.
+
+        Args:
+            finished: whether the run did all that it set out to do; its records are told as cut off otherwise.
+
+        Raises:
+            UnusableInput: the file cannot be written any more.
+        """
+        if finished and not self._stream.closed:
+            self._write(RunEnd(self._cells).to_line())
         self._stream.close()
 
     def __enter__(self) -> RecordWriter:
@@ -66,7 +84,7 @@ class RecordWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close()
+        self.close(finished=kind is None)
 
     def _write(self, line: str) -> None:
         try:
@@ -89,19 +107,31 @@ def read_run(path: Path) -> Run:
         path: the file, or the directory that holds it as `records.jsonl`.
 
     Raises:
-        UnusableInput: there is no such file, or a line of it is not what a run writes. A last line that is cut off is
-            no such case: it is left out and told by `Run.truncated`.
+        UnusableInput: there is no such file, or a line of it is not what a run writes. A file that was cut off is no
+            such case: the cells that it holds whole are read, and `Run.truncated` tells.
     """
-    file = path / RECORDS_FILE if path.is_dir() else path
+    file = records_file(path)
     lines = JsonLines.read(file, "the records of a run")
     header = lines.header("run", RunHeader)
     records: dict[str, Record] = {}
-    for line in lines.body():
+    cells = list(lines.body())
+    end = cells.pop() if cells and cells[-1].values.get("kind") == "end" else None
+    for line in cells:
         record = line.decode("cell", Record)
         if record.cell_id in records:
             raise line.unusable(f"cell_id {shown(record.cell_id)} occurs twice; each may occur once")
         records[record.cell_id] = record
-    return Run(header, tuple(records.values()), truncated=lines.truncated)
+    if end is not None:
+        told = end.decode("end", RunEnd).cells
+        if told != len(records):
+            raise end.unusable(f"field 'cells' is {told}; it must be the number of cells before it, {len(records)}")
+    return Run(header, tuple(records.values()), truncated=end is None or lines.truncated)
+
+
+def records_file(path: Path) -> Path:
+    """The file of a run's records, given that file or its directory."""
+    # Unlike pathlib, os.path answers for every name, too long ones and such with a NUL among them.
+    return path / RECORDS_FILE if os.path.isdir(path) else path
 
 
 def parse_record(line: str) -> Record:

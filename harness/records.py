@@ -1,4 +1,4 @@
-"""Results as data: one JSON line per cell, and one for the run they belong to.
+"""Results as data: one JSON line per cell, between a first and a last one for the run they belong to.
 
 This module needs neither torch nor a backend, so that reports can be made on any machine.
 """
@@ -161,13 +161,30 @@ class RunHeader:
 
 
 @dataclass(frozen=True)
+class RunEnd:
+    """The last line of a run's records, by which a run that finished is told from one that was killed.
+
+    Attributes:
+        cells: how many lines of cells come before it.
+        schema_version: of the file.
+    """
+
+    cells: int
+    schema_version: int = SCHEMA_VERSION
+
+    def to_line(self) -> str:
+        """The end as one line of JSON, without its line break."""
+        return to_json({"kind": "end", **vars(self)})
+
+
+@dataclass(frozen=True)
 class Run:
     """A run's header and the cells it finished, in the order they finished.
 
     Attributes:
         header: what the run set out to do.
         records: of its cells.
-        truncated: True when the file ends inside a line, as it does where a run was killed.
+        truncated: True when the run was cut off: it was killed, or has not finished yet.
     """
 
     header: RunHeader

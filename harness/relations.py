@@ -1,7 +1,7 @@
 """Relations: two ways to compute the same request that must agree, bit by bit.
 
 A relation turns a base problem into comparisons. A comparison has two sides of one or more problems each; every request
-key that occurs on both sides names the same data on both, so its query rows at common positions must hold the same bits.
+key that occurs on both sides names the same data on both, so its query rows at common positions must hold one value.
 """
 
 from __future__ import annotations
@@ -164,9 +164,7 @@ def _extend(problem: Problem, tiling: Tiling) -> Iterable[Comparison]:
         return
     whole = _whole(problem, tiling)
     for position in _edges(problem, tiling, whole.query_len):
-        yield Comparison(
-            (alone(problem, whole),), (alone(problem, _part(whole, position, whole.query_len)),)
-        )
+        yield Comparison((alone(problem, whole),), (alone(problem, _part(whole, position, whole.query_len)),))
 
 
 def _decode(problem: Problem, tiling: Tiling) -> Iterable[Comparison]:
@@ -191,7 +189,9 @@ _RELATIONS = (
     Relation("table_width", _BATCH, "with a wider block table", _table_width),
     Relation("max_seq_len", _BATCH, "with a larger bound on the lengths", _max_seq_len),
     Relation("padding", _BATCH, "with padding requests and padding rows", _padding),
-    Relation("unread_memory", "ignores_unread_memory", "with NaN or large values in memory it owns not", _unread_memory),
+    Relation(
+        "unread_memory", "ignores_unread_memory", "with NaN or large values in memory it owns not", _unread_memory
+    ),
     Relation("chunked_prefill", _SCHEDULE, "prefilled in chunks and at once", _chunked_prefill),
     Relation("extend", _SCHEDULE, "extending a cached prefix and prefilled at once", _extend),
     Relation("decode", _SCHEDULE, "decoded alone and as a row of a prefill", _decode),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -11,7 +12,7 @@ import pytest
 from _pytest.mark.expression import Expression
 
 from samebits.harness.record_files import RecordWriter, parse_record, read_run
-from samebits.harness.records import UnusableInput
+from samebits.harness.records import Record, UnusableInput
 from samebits.reports.report import Report, check_baseline, write_baseline, write_report
 
 if TYPE_CHECKING:
@@ -66,12 +67,12 @@ class RunLog:
             for name, value in report.user_properties:
                 if name == RECORD_PROPERTY:
                     record = parse_record(str(value))
-                    or_exit(lambda: self._open().write(record))
+                    or_exit(functools.partial(self._write, record))
         elif report.when not in ("setup", "teardown") and report.failed:
             # What xdist reports of a worker that died.
             crashed = self._session().crashed(report.nodeid, str(report.longrepr))
             if crashed is not None:
-                or_exit(lambda: self._open().write(crashed))
+                or_exit(functools.partial(self._write, crashed))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
@@ -109,6 +110,9 @@ class RunLog:
         if self._report.red and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
+    def _write(self, record: Record) -> None:
+        self._open().write(record)
+
     def _open(self) -> RecordWriter:
         if self._writer is None:
             header = self._session().header(self._suites(), self._is_narrowed())
@@ -122,7 +126,7 @@ class RunLog:
         if not expression:
             return tuple(SUITE_MARKS)
         compiled = Expression.compile(expression)
-        return tuple(mark for mark in SUITE_MARKS if compiled.evaluate(lambda name, **_: name == mark))
+        return tuple(mark for mark in SUITE_MARKS if compiled.evaluate(_names(mark)))
 
     def _is_narrowed(self) -> bool:
         """Whether single tests were selected, so that the cells that did not run mean nothing."""
@@ -133,6 +137,11 @@ class RunLog:
     def _path(self, option: str) -> Path | None:
         value = getattr(self._config.option, f"samebits_{option}")
         return None if value is None else self._config.invocation_params.dir / value
+
+
+def _names(mark: str) -> Callable[..., bool]:
+    """Answers a mark expression for a test that has this one mark."""
+    return lambda name, /, **_: name == mark
 
 
 def _shortest(path: Path) -> Path:

@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 
 from samebits.backends.contract import Availability
+from samebits.backends.platform import accelerator
+from samebits.backends.problem import DTYPE_NAMES
 from samebits.harness.cases import cases
 from samebits.harness.environment import environment
 from samebits.harness.execution import Executor
@@ -19,8 +21,6 @@ from samebits.harness.judgement import judge, unjudged
 from samebits.harness.matrix import Cell, Selection, batch_invariance_cells
 from samebits.harness.records import TIERS, Record, RunHeader, UnusableInput, Verdict
 from samebits.harness.registry import load_registry
-from samebits.backends.platform import accelerator
-from samebits.backends.problem import DTYPE_NAMES
 
 CellRunner = Callable[[Cell], None]
 
@@ -148,7 +148,9 @@ class MatrixSession:
         return shlex.join([*words, "--cell", cell.cell_id])
 
     def _check_cells(self) -> None:
-        known = {cell.cell_id for suite in SUITES.values() for cell in suite(self.selection)} if self.options.cells else {}
+        known = (
+            {cell.cell_id for suite in SUITES.values() for cell in suite(self.selection)} if self.options.cells else {}
+        )
         for name in self.options.cells:
             if name not in known:
                 raise UnusableInput(

@@ -91,9 +91,7 @@ def _kept(comparison: Comparison, keys: set[int]) -> Iterator[Comparison]:
         )
         for side in (comparison.left, comparison.right)
     ]
-    shared = set.intersection(
-        *({request.key for problem in side for request in problem.requests} for side in sides)
-    )
+    shared = set.intersection(*({request.key for problem in side for request in problem.requests} for side in sides))
     if shared and sides[0] != sides[1]:
         yield Comparison(*sides)
 
@@ -111,6 +109,5 @@ def _shortened(comparison: Comparison, key: int) -> Iterator[Comparison]:
 
 def _replaced(side: tuple[Problem, ...], old: Request, new: Request) -> tuple[Problem, ...]:
     return tuple(
-        problem.with_requests(*(new if request == old else request for request in problem.requests))
-        for problem in side
+        problem.with_requests(*(new if request == old else request for request in problem.requests)) for problem in side
     )

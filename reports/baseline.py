@@ -148,12 +148,14 @@ class Scope:
 
     Attributes:
         header: of the run.
+        truncated: whether it was cut off, so that absent cells mean nothing.
         devices: of its cells, and its own.
         seeds: of its cells.
         cell_ids: of its cells.
     """
 
     header: RunHeader
+    truncated: bool
     devices: frozenset[str]
     seeds: frozenset[int]
     cell_ids: frozenset[str]
@@ -163,6 +165,7 @@ class Scope:
         """The scope of a run."""
         return cls(
             header=run.header,
+            truncated=run.truncated,
             devices=frozenset(record.environment.device for record in run.records) | {run.header.environment.device},
             seeds=frozenset(record.seed for record in run.records),
             cell_ids=frozenset(record.cell_id for record in run.records),
@@ -171,7 +174,7 @@ class Scope:
     def misses(self, row: BaselineRow) -> bool:
         """Whether a cell should have produced this row, and none did. Controls run with their suite, always."""
         header, environment = self.header, row.environment
-        if header.narrowed or row.cell_id in self.cell_ids or row.suite not in header.suites:
+        if header.narrowed or self.truncated or row.suite not in header.suites or row.cell_id in self.cell_ids:
             return False
         if environment.device not in self.devices or environment.threads != header.environment.threads:
             return False

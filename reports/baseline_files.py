@@ -8,6 +8,7 @@ cell's.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -89,7 +90,7 @@ def read_baseline(path: Path) -> Baseline:
     Raises:
         UnusableInput: there is no such file, or it is cut off, of another schema version, or not what it should be.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         files = [_read_file(file) for file in sorted(path.glob("*.jsonl"))]
         return Baseline(path.name, tuple(row for file in files for row in file.rows))
     return _read_file(path)
@@ -111,7 +112,7 @@ def write_baseline(run: Run, path: Path) -> None:
     """
     _require_sound(run)
     kept: Sequence[BaselineRow] = ()
-    if path.exists():
+    if os.path.exists(path):
         if JsonLines.read(path, "a baseline").kind != "baseline":
             raise UnusableInput(f"{str(path)!r} is no baseline and is not overwritten; name a baseline, or a new file")
         kept = _kept(_read_file(path), run)
@@ -131,8 +132,10 @@ def _require_sound(run: Run) -> None:
         )
     if run.header.narrowed:
         raise UnusableInput(f"{name} was narrowed to single cells; a baseline must be of whole suites")
-    if run.truncated or not run.records:
-        raise UnusableInput(f"{name} is not complete; a baseline must be of a run that finished")
+    if not run.records:
+        raise UnusableInput(f"{name} has no cells; a baseline must be of a run that has some")
+    if run.truncated:
+        raise UnusableInput(f"{name} was cut off; a baseline must be of a run that finished")
 
 
 def _kept(old: Baseline, run: Run) -> list[BaselineRow]:
@@ -149,11 +152,13 @@ def _kept(old: Baseline, run: Run) -> list[BaselineRow]:
 
 def _read_file(file: Path) -> Baseline:
     lines = JsonLines.read(file, _CONTENT)
-    if lines.truncated:
-        raise UnusableInput(f"{str(file)!r} is cut off inside its last line; it must hold {_CONTENT}, whole")
     if lines.kind == "run":
         run = read_run(file)
+        if run.truncated:
+            raise UnusableInput(f"{str(file)!r} is of a run that was cut off; it must be of one that finished")
         return Baseline(run.header.run_id, tuple(BaselineRow.of(record, run.header) for record in run.records))
+    if lines.truncated:
+        raise UnusableInput(f"{str(file)!r} is cut off inside its last line; it must hold {_CONTENT}, whole")
     return Baseline(file.name, tuple(_read_rows(lines)))
 
 

@@ -150,7 +150,8 @@ def guards(run: Run) -> list[Guard]:
 def red_reasons(run: Run) -> list[str]:
     """Why a run is red by itself, whatever its baseline; empty where it is not."""
     cells = [record for record in run.records if not record.control]
-    reasons = [
+    reasons = ["the run was cut off"] if run.truncated else []
+    reasons += [
         f"{text.counted(number, 'cell')} {what}"
         for verdict, what in ((Verdict.FAIL, "failed"), (Verdict.ERROR, "raised an error"))
         if (number := sum(record.verdict is verdict for record in cells))
@@ -158,8 +159,8 @@ def red_reasons(run: Run) -> list[str]:
     missed = [cell_id for guard in guards(run) for cell_id in guard.missed]
     if missed:
         reasons.append(f"{text.counted(len(missed), 'control')} not caught")
-    unguarded = [] if run.header.narrowed else [g.relation for g in guards(run) if not (g.caught or g.missed)]
-    if unguarded:
+    unguarded = [guard.relation for guard in guards(run) if not (guard.caught or guard.missed)]
+    if unguarded and not (run.header.narrowed or run.truncated):
         reasons.append(f"no control for {', '.join(unguarded)}")
     return reasons
 

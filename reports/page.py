@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pandas as pd
+from tabulate import tabulate
+
 from samebits.harness.records import Verdict
 from samebits.reports import text
 from samebits.reports.findings import Finding, findings, gaps, guards
 from samebits.reports.regression import ComparedCell, Comparison, State
 from samebits.reports.sentences import baseline_sentences, conclusion, controls_sentence, run_sentences
 from samebits.reports.tables import claims_table, implementation_table
-from tabulate import tabulate
 
 # Enough to act on; the table in CSV holds every cell.
 _MOST_CELLS = 50

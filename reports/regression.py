@@ -141,8 +141,8 @@ class Comparison:
 
     @property
     def regressed(self) -> bool:
-        """Whether a cell regressed or is missing."""
-        return any(cell.state in (State.REGRESSED, State.MISSING) for cell in self.cells)
+        """Whether a cell regressed or is missing, or may have: nothing is known of what a run that was cut off left."""
+        return self.run.truncated or any(cell.state in (State.REGRESSED, State.MISSING) for cell in self.cells)
 
     @property
     def changed_versions(self) -> Mapping[tuple[str, str, str], int]:

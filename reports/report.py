@@ -6,6 +6,7 @@ needs it are imported when a report is made.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ class Report:
     Attributes:
         summary: for a terminal, of several lines.
         red: whether the run failed by itself or against its baseline.
-        regressed: whether a cell regressed or is missing against the baseline.
+        regressed: whether a cell regressed or is missing against the baseline, or the run was cut off before all ran.
         paths: of the files written.
     """
 
@@ -83,6 +84,6 @@ def _read(baseline: Path | None, devices: Collection[str]) -> Baseline:
     path = PACKAGED_BASELINES if baseline is None else baseline
     read = read_baseline(path)
     # A directory is searched for a fitting file, and may hold none; a file is meant.
-    if devices and not path.is_dir():
+    if devices and not os.path.isdir(path):
         require_device(read, devices)
     return read

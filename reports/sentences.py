@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from samebits.reports import text
 from samebits.reports.findings import guards, red_reasons
 from samebits.reports.regression import Comparison, State
@@ -20,7 +22,8 @@ def baseline_sentences(comparison: Comparison) -> list[str]:
         environment = run.environment
         return [
             f"No baseline in {name!r} for {environment.device} with {text.counted(environment.threads, 'thread')}; "
-            "write one with --update-baseline FILE."
+            "write one with --update-baseline FILE.",
+            *_apart(comparison),
         ]
     told = ", ".join(f"{number:,} {state}" for state, number in counts.items() if number)
     sentences = [f"Against the baseline {name!r}: {told}."]
@@ -30,7 +33,13 @@ def baseline_sentences(comparison: Comparison) -> list[str]:
             for (what, old, new), cells in sorted(comparison.changed_versions.items())
         )
         sentences.append(f"Versions changed since: {changes}.")
-    return sentences
+    return sentences + _apart(comparison)
+
+
+def _apart(comparison: Comparison) -> list[str]:
+    """Why cells that the baseline knows are not compared with it."""
+    notes = Counter(cell.note for cell in comparison.cells if cell.state is State.NO_BASELINE and cell.note)
+    return [f"Not compared: {note} ({text.counted(cells, 'cell')})." for note, cells in sorted(notes.items())]
 
 
 def conclusion(comparison: Comparison) -> str:
@@ -40,7 +49,10 @@ def conclusion(comparison: Comparison) -> str:
     reasons += [f"{counts[state]:,} {state}" for state in (State.REGRESSED, State.MISSING) if counts[state]]
     if reasons:
         return f"RED: {', '.join(reasons)}."
-    return "GREEN: nothing failed, every control was caught, nothing regressed."
+    told = ["nothing failed"]
+    told += ["every control was caught"] if any(guard.caught for guard in guards(comparison.run)) else []
+    told += ["nothing regressed" if has_baseline(comparison) else "there is no baseline to compare with"]
+    return f"GREEN: {', '.join(told)}."
 
 
 def controls_sentence(comparison: Comparison) -> str:
@@ -73,5 +85,8 @@ def run_sentences(comparison: Comparison) -> list[str]:
     if header.narrowed:
         sentences.append("Narrowed to single cells, so absent ones mean nothing.")
     if comparison.run.truncated:
-        sentences.append("Cut off: the file of records ends inside a line, and only the cells before it are told here.")
+        sentences.append("Cut off: it was killed or has not finished yet, and only the cells that did are told here.")
+    idle = [label for label in header.implementations if label not in {record.label for record in records}]
+    if idle and not header.narrowed:
+        sentences.append(f"No cell of {', '.join(idle)} finished.")
     return [text.plain(sentence) for sentence in sentences]

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pandas as pd
+
 from samebits.harness.records import Verdict
 from samebits.reports import text
 from samebits.reports.columns import columns

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
+
 from samebits.harness.records import Record, Verdict
 from samebits.reports import text
 from samebits.reports.findings import DID_NOT_RUN, by_relation, relation_place

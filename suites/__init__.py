@@ -1,0 +1,1 @@
+"""What users run: one test per cell of the matrix."""

@@ -30,7 +30,9 @@ def test_nan_payloads_count() -> None:
     left = torch.tensor([0x7FC00000, 0x7FC00000], dtype=torch.int32).view(torch.float32)
     right = torch.tensor([0x7FC00000, 0x7FC00001], dtype=torch.int32).view(torch.float32)
     difference = compare_bits(left, right)
-    assert difference.mismatches == 1, "two NaN of other payloads were taken for the same bits, or equal ones for others"
+    assert difference.mismatches == 1, (
+        "two NaN of other payloads were taken for the same bits, or equal ones for others"
+    )
     assert difference.first == (1,)
     assert difference.first_ulp is None, "a distance was given between two NaN"
 

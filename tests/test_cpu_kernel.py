@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from samebits.backends.contract import Implementation
 from samebits.backends.cpu import BundledAttention, SdpaAttention
 from samebits.backends.problem import Geometry, Layout, Mask, Problem, Request
@@ -172,10 +173,11 @@ def test_bits_do_not_depend_on_thread_count_or_on_splitting(kernel: BundledAtten
 
 
 def test_thread_count_at_run_need_not_be_that_of_plan(kernel: BundledAttention) -> None:
-    batch = make_batch(Problem(geometry(), Mask.CAUSAL, "bf16", (Request(1, 1, 3000),)), CPU)
+    batch = make_batch(Problem(geometry(group=8), Mask.CAUSAL, "bf16", (Request(1, 1, 3000),)), CPU)
     expected, _ = compute(kernel, batch)
     torch.set_num_threads(4)
     plan = kernel.plan(batch.config, batch.metadata)
+    assert len(plan.merges), "this test needs a batch that is cut for 4 threads"
     plan.partials.fill_(math.nan)
     torch.set_num_threads(1)
     output = torch.empty_like(expected)

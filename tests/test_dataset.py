@@ -17,7 +17,9 @@ def test_values_of_a_position_do_not_depend_on_where_the_range_begins() -> None:
     whole = token_values(0, 7, Role.KEY, GEOMETRY, 0, 100)
     for start, stop in ((0, 1), (37, 64), (99, 100)):
         part = token_values(0, 7, Role.KEY, GEOMETRY, start, stop)
-        assert np.array_equal(part, whole[start:stop]), f"positions {start} to {stop} hold other values than in 0 to 100"
+        assert np.array_equal(part, whole[start:stop]), (
+            f"positions {start} to {stop} hold other values than in 0 to 100"
+        )
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"request_key": 8}, {"role": Role.VALUE}])

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+
 from samebits.backends.flex_attention import KERNEL_MODULE, FlexAttention, implementations
 from samebits.backends.platform import processor
 from samebits.backends.problem import Geometry, Layout, Mask, Problem, Request
@@ -310,8 +311,9 @@ def test_blocks_are_listed_in_the_order_of_the_tokens() -> None:
 
 def test_a_window_lists_no_block_before_it() -> None:
     _, blocks = laid_out((1, 69, 5, 70), group_size=1, window=20)
-    row = blocks.visible[69 % SHAPE.rows].tolist()
-    assert row == [0, 55, 75], "20 slots, the last of them that of position 69 behind 5 encoder tokens"
+    row = 69 % SHAPE.rows
+    slots = int(blocks.first_slots[row]), int(blocks.stop_slots[row])
+    assert slots == (55, 75), "20 slots, the last of them that of position 69 behind 5 encoder tokens"
     assert blocks.indices[0, : blocks.counts[0]].tolist() == [17, 14], "slots 48 to 63 and 64 to 79"
 
 
@@ -319,5 +321,5 @@ def test_rows_that_nobody_fills_see_nothing() -> None:
     rows, blocks = laid_out((5, 0, 0, 5), (3, -3, 0, 0))
     empty = torch.ones(rows.num_rows, dtype=torch.bool)
     empty[rows.row[:5]] = False
-    assert (blocks.visible[empty][:, 1] >= blocks.visible[empty][:, 2]).all()
+    assert (blocks.first_slots[empty] >= blocks.stop_slots[empty]).all(), "a row that nobody fills sees keys"
     assert blocks.counts.tolist() == [1, 0, 0, 0], "only the first request's tile has keys to read"

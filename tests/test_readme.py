@@ -35,7 +35,9 @@ def test_the_example_backend_runs_as_printed(tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    assert done.returncode == 0, f"the example ended with {done.returncode}:\n{done.stdout[-3000:]}\n{done.stderr[-2000:]}"
+    assert done.returncode == 0, (
+        f"the example ended with {done.returncode}:\n{done.stdout[-3000:]}\n{done.stderr[-2000:]}"
+    )
     records = [record for record in read_run(tmp_path / "results").records if not record.control]
     assert {record.label for record in records} == {"MY_ATTN/sdpa"}
     held = {record.relation for record in records if record.verdict is Verdict.PASS and record.claimed}

@@ -54,7 +54,10 @@ def test_a_loaded_file_adds_its_backend(tmp_path: Path) -> None:
             "Mine.claims = Claims(batch_invariant='sometimes')\ndef implementations(): return [Mine()]",
             "claims batch_invariant='sometimes'; it must be True or False",
         ),
-        ("Mine.support = Support(dtypes=('int4',))\ndef implementations(): return [Mine()]", "supports dtypes ('int4',)"),
+        (
+            "Mine.support = Support(dtypes=('int4',))\ndef implementations(): return [Mine()]",
+            "supports dtypes ('int4',)",
+        ),
         ("Mine.tiling = Tiling(kv_split=0)\ndef implementations(): return [Mine()]", "kv_split=0"),
         ("def implementations(): return [Mine(), Mine()]", "'MY_ATTN/mine' is registered twice"),
     ],

@@ -39,11 +39,16 @@ def run(problem: Problem, num_segments: int | None = None, **settings: int) -> E
     return execute(implementation, problem, torch.device(implementation.device))
 
 
-def problem(*requests: Request, mask: Mask = Mask.CAUSAL, dtype: str = "fp32", **changes: Any) -> Problem:
+def problem(
+    *requests: Request,
+    mask: Mask = Mask.CAUSAL,
+    dtype: str = "fp32",
+    geometry: Geometry = GEOMETRY,
+    layout: Layout = Layout(),  # noqa: B008 -- frozen
+) -> Problem:
     if mask is Mask.CROSS:
         requests = tuple(replace(r, context_len=2, encoder_len=r.seq_len) for r in requests)
-    layout = changes.pop("layout", Layout())
-    return Problem(replace(GEOMETRY, **changes), mask, dtype, requests, layout)
+    return Problem(geometry, mask, dtype, requests, layout)
 
 
 def assert_right(execution: Execution) -> None:
@@ -62,7 +67,7 @@ def rows(execution: Execution, key: int, first: int, count: int) -> tuple[torch.
 def assert_same_rows(one: Execution, other: Execution, key: int, place: tuple[int, int], count: int) -> None:
     for left, right in zip(rows(one, key, place[0], count), rows(other, key, place[1], count), strict=True):
         assert torch.equal(left, right), (
-            f"{count} query rows of r{key} differ, from row {place[0]} of {one.problem} and row {place[1]} of {other.problem}"
+            f"{count} rows of r{key}, from {place[0]} of {one.problem} and {place[1]} of {other.problem}, differ"
         )
 
 
@@ -93,7 +98,8 @@ def test_every_mask_is_right_and_programs_that_share_a_request_change_no_bit(mas
     ids=str,
 )
 def test_every_geometry_is_right(changes: dict[str, Any], dtype: str) -> None:
-    batch = problem(Request(1, 1, 97), Request(2, 9, 30), Request(3, 1, 0), dtype=dtype, **changes)
+    geometry = replace(GEOMETRY, **changes)
+    batch = problem(Request(1, 1, 97), Request(2, 9, 30), Request(3, 1, 0), dtype=dtype, geometry=geometry)
     execution = run(batch, num_segments=1)
     assert_right(execution)
     assert run(batch, num_segments=2).digest == execution.digest, f"2 segments: {batch}"
@@ -163,55 +169,54 @@ def test_tensors_of_any_strides_give_the_same_bits() -> None:
     query = fused[:, 1 : num_heads + 1, 2 : head_dim + 2].copy_(batch.query)
     key_cache = batch.key_cache.permute(2, 0, 1, 3).contiguous().permute(1, 2, 0, 3)
     value_cache = batch.value_cache.permute(1, 0, 2, 3).contiguous().permute(1, 0, 2, 3)
-    heads_first = torch.full((num_heads, num_tokens, head_dim + 3), float("nan"), device=query.device)
-    output = heads_first.permute(1, 0, 2)[:, :, :head_dim]
+    # Larger than the output, so that a kernel that takes the query's strides for the output's does not crash.
+    heads_first = torch.full((4 * num_heads, num_tokens, head_dim + 3), float("nan"), device=query.device)
+    output = heads_first.permute(1, 0, 2)[:, :num_heads, :head_dim]
     launch(batch, query, key_cache, value_cache, output)
     assert torch.equal(output, expected), "views of other strides gave other values"
-    assert heads_first[:, :, head_dim:].isnan().all(), "run wrote between the rows of its output"
+    output.fill_(float("nan"))
+    assert heads_first.isnan().all(), "run wrote between the rows of its output"
 
 
-def test_pages_lie_anywhere_in_64_bits_of_address_space() -> None:
-    batch = make_batch(problem(Request(1, 3, 30), dtype="bf16"), torch.device("cpu"))
+@pytest.mark.parametrize(("page_stride", "slot_stride"), [(1 << 30, 64), (64, 1 << 28)], ids=["pages", "slots"])
+def test_offsets_into_the_cache_have_64_bits(page_stride: int, slot_stride: int) -> None:
     if triton().device != "cpu":
         pytest.skip("the cache of this test is reserved memory of the host")
-    page_stride = 1 << 30
-    size = batch.key_cache.shape[0] * page_stride * 2
-    reserved = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000))
-    memory = torch.frombuffer(reserved, dtype=torch.bfloat16)
-    far = [
-        memory.as_strided(cache.shape, (page_stride, *cache.stride()[1:]), offset).copy_(cache)
-        for cache, offset in ((batch.key_cache, 0), (batch.value_cache, page_stride // 2))
-    ]
-    assert batch.metadata.block_table.max() * page_stride >= 1 << 31, "no page of the request is far enough"
+    batch = make_batch(problem(Request(1, 3, 30), dtype="bf16"), torch.device("cpu"))
+    num_pages, page_size = batch.key_cache.shape[:2]
+    reach = num_pages * page_stride + page_size * slot_stride
+    # As much before the cache as in it: an offset that wraps around reads zeros there and does not crash.
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
+    memory = torch.frombuffer(mmap.mmap(-1, 4 * reach, flags=flags), dtype=torch.bfloat16)
+    keys, values = (
+        memory.as_strided(cache.shape, (page_stride, slot_stride, *cache.stride()[2:]), reach + offset).copy_(cache)
+        for cache, offset in ((batch.key_cache, 0), (batch.value_cache, 1 << 20))
+    )
+    furthest = int(batch.metadata.block_table.max()) * page_stride + (page_size - 1) * slot_stride
+    assert furthest >= 1 << 31, f"the furthest offset, {furthest}, fits 32 bits"
     output = torch.empty_like(batch.query)
-    launch(batch, batch.query, far[0], far[1], output)
-    assert torch.equal(output, compact_output(batch)), "pages beyond 2**31 elements gave other values"
+    launch(batch, batch.query, keys, values, output)
+    assert torch.equal(output, compact_output(batch)), "keys beyond 2**31 elements gave other values"
 
 
 def test_run_reads_lengths_on_the_device() -> None:
-    """A captured graph replays `run` over metadata that was refilled since: all but upper bounds is read anew."""
+    """A captured graph replays `run` over metadata refilled since: all but upper bounds is read anew."""
     device = torch.device(triton().device)
     captured = make_batch(problem(Request(1, 20, 110), Request(2, 2, 0), Request(3, 0, 0)), device)
     later = make_batch(problem(Request(4, 1, 40), Request(5, 1, 127), Request(6, 20, 13)), device)
     for num_segments in (1, 3):
+        metadata = replace(captured.metadata, block_table=torch.zeros_like(later.metadata.block_table))
         implementation = triton(num_segments)
-        plan = implementation.plan(captured.config, replace(captured.metadata, block_table=block_table_for(later)))
-        for name in ("query_start_loc", "seq_lens"):
-            getattr(plan.metadata, name).copy_(getattr(later.metadata, name))
-        plan.metadata.block_table.copy_(later.metadata.block_table)
+        plan = implementation.plan(captured.config, metadata)
+        for name in ("query_start_loc", "seq_lens", "block_table"):
+            getattr(metadata, name).copy_(getattr(later.metadata, name))
         output = torch.empty_like(later.query)
         implementation.run(plan, later.query, later.key_cache, later.value_cache, output, None)
-        assert torch.equal(output, compact_output(later)), (
-            f"{num_segments} segments replayed other lengths than refilled"
-        )
-
-
-def block_table_for(batch: Batch) -> torch.Tensor:
-    return torch.zeros_like(batch.metadata.block_table)
+        assert torch.equal(output, compact_output(later)), f"{num_segments} segments replayed other lengths"
 
 
 def test_a_nan_that_is_seen_is_not_lost() -> None:
-    batch = make_batch(problem(Request(1, 70), softcap=5.0), torch.device(triton().device))
+    batch = make_batch(problem(Request(1, 70), geometry=replace(GEOMETRY, softcap=5.0)), torch.device(triton().device))
     slot = int(batch.metadata.slot_mapping[40])
     batch.key_cache.view(-1, *batch.key_cache.shape[2:])[slot] = float("nan")
     for implementation in (triton(1), triton(2)):

@@ -1,0 +1,1 @@
+"""The bundled C++ kernel for processors, and what compiles and calls it."""

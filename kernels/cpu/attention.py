@@ -15,6 +15,8 @@ LANES = 16
 ROW_TILE = 32  # `kRowTile` in attention.cpp
 ELEMENTS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
+# Waking a thread takes about as long as this many multiplications.
+_MULTIPLICATIONS_PER_THREAD = 1 << 20
 # A task is cut so that every thread has several, whatever their lengths.
 _TASKS_PER_THREAD = 4
 # A shorter piece costs more in scratch and scheduling than it brings.
@@ -65,6 +67,7 @@ class Schedule:
         tasks: int64 `[num_tasks, 6]`: request, first row, rows, first chunk, end chunk, offset of its partial sums.
         merges: as `tasks`, for the rows whose chunks were computed by several tasks.
         partials: float32 scratch for the partial sums of those rows.
+        max_threads: more threads than this would not make it faster.
     """
 
     parameters: AttentionParameters
@@ -76,6 +79,7 @@ class Schedule:
     tasks: Ints
     merges: Ints
     partials: torch.Tensor
+    max_threads: int
 
     @property
     def num_query_rows(self) -> int:
@@ -147,7 +151,12 @@ def schedule_batch(
     tiles = np.stack([request, first_row, num_rows, first_chunk, end_chunk, np.full_like(request, -1)], axis=1)
     padded_dim = -(-parameters.head_dim // LANES) * LANES
     floats_per_chunk = num_rows * (padded_dim + 2) * parameters.num_kv_heads
-    tasks, merges, num_partials = _cut_long_tiles(tiles, floats_per_chunk, parameters.num_kv_heads, num_threads)
+    rows_by_keys = int((num_rows * (end_chunk - first_chunk)).sum()) * parameters.chunk_size
+    multiplications = 2 * rows_by_keys * padded_dim * parameters.num_kv_heads
+    max_threads = 1 + multiplications // _MULTIPLICATIONS_PER_THREAD
+    tasks, merges, num_partials = _cut_long_tiles(
+        tiles, floats_per_chunk, parameters.num_kv_heads, min(num_threads, max_threads)
+    )
     return Schedule(
         parameters=parameters,
         block_table=block_table,
@@ -158,6 +167,7 @@ def schedule_batch(
         tasks=tasks,
         merges=merges,
         partials=torch.empty(num_partials, dtype=torch.float32),
+        max_threads=max_threads,
     )
 
 
@@ -170,7 +180,7 @@ def paged_attention(
     output: torch.Tensor,
     lse: torch.Tensor | None,
 ) -> None:
-    """Computes a batch on `torch.get_num_threads()` threads.
+    """Computes a batch on `torch.get_num_threads()` threads, or on fewer where they would only wait.
 
     Args:
         library: the compiled kernels.
@@ -223,7 +233,7 @@ def paged_attention(
         chunk_size=parameters.chunk_size,
         causal=parameters.causal,
         window=parameters.window or 0,
-        num_threads=torch.get_num_threads(),
+        num_threads=min(torch.get_num_threads(), schedule.max_threads),
         scale=parameters.scale,
         softcap=parameters.softcap or 0.0,
     )

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-from samebits.kernels.flex.tiles import Sequences, TileShape, Visibility, find_key_blocks, place_queries
 from torch.fx.experimental import _config as symbolic_shapes_config
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, FlexKernelOptions, flex_attention
+
+from samebits.kernels.flex.tiles import Sequences, TileShape, Visibility, find_key_blocks, place_queries
 
 # Inductor decides by the number of rows and of slots whether to pack keys and values for the matrix unit (on a CPU that
 # has one, for 16-bit dtypes, from 64 of each and 4 rows per thread), and whether to split the keys of a row (on a GPU,
@@ -66,7 +67,7 @@ class FlexPlan:
         row_of_head: int64 `[num_tokens * num_heads]`, the row in it of each query head of each token.
         key_counts: int32 `[1, 1, num_tiles]`, blocks that a tile reads.
         key_blocks: int32 `[1, 1, num_tiles, columns]`, which ones.
-        visible, positions: see `KeyBlocks`.
+        origins, first_slots, stop_slots, positions: see `KeyBlocks`.
         num_pages: pages of the cache that the call is given.
     """
 
@@ -77,7 +78,9 @@ class FlexPlan:
     row_of_head: torch.Tensor
     key_counts: torch.Tensor
     key_blocks: torch.Tensor
-    visible: torch.Tensor
+    origins: torch.Tensor
+    first_slots: torch.Tensor
+    stop_slots: torch.Tensor
     positions: torch.Tensor
     num_pages: int
 
@@ -102,11 +105,6 @@ def plan_batch(
     columns = blocks.num_blocks if device.type == "cpu" else max(2, blocks.indices.shape[1])
     key_blocks = torch.nn.functional.pad(blocks.indices, (0, columns - blocks.indices.shape[1]))
     head_origin = torch.arange(num_kv_heads).view(1, -1, 1) * queries.num_rows
-    visible, positions = blocks.visible.to(device), blocks.positions.to(device)
-    for captured in (visible, positions):
-        # A backed size would be a symbol in the C++ of the mask, and inductor (2.13) corrupts its name where it begins
-        # like that of the tile's size: `ks33` becomes `cur_qSplitSize3` when that is `ks3`.
-        torch._dynamo.decorators.mark_unbacked(captured, 0)
     return FlexPlan(
         shape=shape,
         scale=layer.scale,
@@ -115,10 +113,23 @@ def plan_batch(
         row_of_head=(queries.row.unsqueeze(1) + head_origin).flatten().to(device),
         key_counts=blocks.counts.view(1, 1, -1).to(device),
         key_blocks=key_blocks.view(1, 1, -1, columns).to(device),
-        visible=visible,
-        positions=positions,
+        origins=_captured(blocks.origins, device),
+        first_slots=_captured(blocks.first_slots, device),
+        stop_slots=_captured(blocks.stop_slots, device),
+        positions=_captured(blocks.positions, device),
         num_pages=blocks.num_pages,
     )
+
+
+def _captured(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A one-dimensional tensor that the mask reads, of no known size.
+
+    A known size would be a symbol in the C++ of the mask, where inductor (2.13) corrupts a name that begins like that
+    of the tile's size: `ks33` becomes `cur_qSplitSize3` when that is `ks3`. So would the stride of a second dimension.
+    """
+    moved = tensor.to(device)
+    torch._dynamo.decorators.mark_unbacked(moved, 0)
+    return moved
 
 
 @torch.no_grad()
@@ -154,7 +165,9 @@ def paged_attention(
             _as_sequence(value_cache, plan.num_pages, "value_cache"),
             plan.key_counts,
             plan.key_blocks,
-            plan.visible,
+            plan.origins,
+            plan.first_slots,
+            plan.stop_slots,
             plan.positions,
             plan.scale,
             plan.softcap,
@@ -180,11 +193,17 @@ def _as_sequence(cache: torch.Tensor, num_pages: int, name: str) -> torch.Tensor
 
 @contextlib.contextmanager
 def _compiler_configuration() -> Iterator[None]:
-    """One graph serves every size, and running out of graphs is an error."""
-    # Sizes that happen to be equal in the first batch need not be in the next.
+    """One graph serves every size, numbers are compiled in, and running out of graphs is an error."""
     with (
+        # Sizes that happen to be equal in the first batch need not be in the next.
         symbolic_shapes_config.patch(use_duck_shape=False),  # type: ignore[attr-defined]
-        torch._dynamo.config.patch(recompile_limit=_MAX_GRAPHS, fail_on_recompile_limit_hit=True),
+        torch._dynamo.config.patch(
+            # A number of the tile's shape that were a symbol would not compile inside a mask (Triton, torch 2.11).
+            specialize_int=True,
+            specialize_float=True,
+            recompile_limit=_MAX_GRAPHS,
+            fail_on_recompile_limit_hit=True,
+        ),
     ):
         yield
 
@@ -201,6 +220,9 @@ def _compiled(shape: TileShape, *, with_lse: bool) -> Callable[..., tuple[torch.
             # No other kernel for a batch of few rows, which would split the keys by the number of processors.
             "FORCE_USE_FLEX_ATTENTION": True,
             "IS_DIVISIBLE": False,
+            # Nothing is left for autotuning to choose.
+            "num_warps": 4,
+            "num_stages": 2,
             # Products of float32 are not rounded to TF32, whatever the process allows elsewhere.
             "FLOAT32_PRECISION": "'ieee'",
         },
@@ -212,14 +234,16 @@ def _compiled(shape: TileShape, *, with_lse: bool) -> Callable[..., tuple[torch.
         values: torch.Tensor,
         key_counts: torch.Tensor,
         key_blocks: torch.Tensor,
-        visible: torch.Tensor,
+        origins: torch.Tensor,
+        first_slots: torch.Tensor,
+        stop_slots: torch.Tensor,
         positions: torch.Tensor,
         scale: float,
         softcap: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         def mask(head: torch.Tensor, unused: torch.Tensor, row: torch.Tensor, slot: torch.Tensor) -> torch.Tensor:
-            position = positions[visible[row, 0] + slot // shape.keys] + slot % shape.keys
-            return (position >= visible[row, 1]) & (position < visible[row, 2])
+            position = positions[origins[row] + slot // shape.keys] + slot % shape.keys
+            return (position >= first_slots[row]) & (position < stop_slots[row])
 
         def cap(
             score: torch.Tensor,

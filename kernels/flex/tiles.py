@@ -85,8 +85,9 @@ class KeyBlocks:
     Attributes:
         counts: int32 `[num_tiles]`, key blocks that a tile reads.
         indices: int32 `[num_tiles, max(counts)]`, their numbers in the cache, in the order of the tokens they hold.
-        visible: int32 `[num_rows, 3]`: where the row's request begins in `positions`, the first slot it sees and the
-            one after the last, counted from the request's own first slot and equal for a row that sees no key.
+        origins: int32 `[num_rows]`, where the row's request begins in `positions`.
+        first_slots, stop_slots: int32 `[num_rows]`, the first slot that a row sees and the one after the last, counted
+            from the request's own first slot. A row that sees no key has none in between.
         positions: int32 `[num_requests * num_blocks]`, for each request and block of the cache: the first slot of the
             request that the block holds. Pages may be shared, so this is a matter of each request.
         num_blocks: blocks of the cache up to the last page that is read.
@@ -95,7 +96,9 @@ class KeyBlocks:
 
     counts: torch.Tensor
     indices: torch.Tensor
-    visible: torch.Tensor
+    origins: torch.Tensor
+    first_slots: torch.Tensor
+    stop_slots: torch.Tensor
     positions: torch.Tensor
     num_blocks: int
     num_pages: int
@@ -178,10 +181,22 @@ def find_key_blocks(
     indices[listed] = cache_block.to(torch.int32)
     positions = torch.full((len(sequences.query_lens) * num_blocks,), _NOBODYS_BLOCK, dtype=torch.int32)
     positions[owner * num_blocks + cache_block] = (request_block * shape.keys).to(torch.int32)
-    visible = torch.zeros((rows.num_rows, 3), dtype=torch.int32)
-    of_token = torch.stack([rows.request * num_blocks, first, stop], dim=1).to(torch.int32)
-    visible[rows.row] = of_token.unsqueeze(1).expand(*rows.row.shape, 3)
-    return KeyBlocks(counts.to(torch.int32), indices, visible, positions, num_blocks, num_pages)
+
+    def over_rows(of_token: torch.Tensor) -> torch.Tensor:
+        of_row = torch.zeros(rows.num_rows, dtype=torch.int32)
+        of_row[rows.row] = of_token.to(torch.int32).unsqueeze(1)
+        return of_row
+
+    return KeyBlocks(
+        counts=counts.to(torch.int32),
+        indices=indices,
+        origins=over_rows(rows.request * num_blocks),
+        first_slots=over_rows(first),
+        stop_slots=over_rows(stop),
+        positions=positions,
+        num_blocks=num_blocks,
+        num_pages=num_pages,
+    )
 
 
 def _visible_slots(sequences: Sequences, rows: QueryRows, visibility: Visibility) -> tuple[torch.Tensor, torch.Tensor]:
