@@ -195,6 +195,8 @@ class FlashAttentionWithKVCache(Implementation[KVCachePlan]):
     def __init__(self) -> None:
         """Records what the adapter substitutes."""
         self.configuration = substitutions()
+        # Its `_splitK_reduce` runs two programs for each row and head, which fill half of an interpreted run.
+        self.costly = accelerator().kind == "cpu"
 
     def probe(self) -> Availability:
         """Imports `flash_attn_with_kvcache`."""

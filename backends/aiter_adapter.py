@@ -17,7 +17,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -69,7 +69,7 @@ class Reached:
     function: Callable[..., Any]
     version: str = ""
     reason: str = ""
-    launching: Callable[[], AbstractContextManager[None]] = field(default=nullcontext)
+    launching: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 @functools.cache
@@ -188,7 +188,11 @@ def _checked_function(module: ModuleType, entry_point: EntryPoint) -> Callable[.
     function = getattr(module, entry_point.function, None)
     if not callable(function):
         raise Unreachable(f"{entry_point.module} of {DISTRIBUTION} has no function {entry_point.function}")
-    missing = [name for name in entry_point.parameters if name not in inspect.signature(function).parameters]
+    try:
+        accepted = inspect.signature(function).parameters
+    except (TypeError, ValueError) as error:
+        raise Unreachable(f"{entry_point.module}.{entry_point.function} has no signature: {_summary(error)}") from error
+    missing = [name for name in entry_point.parameters if name not in accepted]
     if missing:
         raise Unreachable(
             f"{entry_point.module}.{entry_point.function} of {DISTRIBUTION} takes no {', '.join(missing)}; "

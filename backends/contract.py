@@ -196,6 +196,8 @@ class Implementation(abc.ABC, Generic[PlanT]):
         tiling: where its arithmetic changes.
         configuration: kernel settings that decide bits, recorded with every result.
         known_gaps: failures that are tracked elsewhere.
+        costly: True where a small batch takes seconds, as an interpreted kernel of many programs may. The default tier
+            then gives it the cases of the smoke tier only.
     """
 
     backend: str
@@ -206,6 +208,7 @@ class Implementation(abc.ABC, Generic[PlanT]):
     tiling: Tiling = Tiling()
     configuration: Mapping[str, str] = {}
     known_gaps: tuple[KnownGap, ...] = ()
+    costly: bool = False
 
     @property
     def label(self) -> str:

@@ -33,15 +33,15 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
-import triton  # type: ignore[import-untyped]
-import triton.language as tl  # type: ignore[import-untyped]
-from triton.runtime import interpreter  # type: ignore[import-untyped]
-from triton.runtime.interpreter import (  # type: ignore[import-untyped]
+import triton
+import triton.language as tl
+from triton.runtime import interpreter
+from triton.runtime.interpreter import (
     InterpreterBuilder,
     InterpreterOptions,
     TensorHandle,
 )
-from triton.runtime.jit import JITFunction  # type: ignore[import-untyped]
+from triton.runtime.jit import JITFunction
 
 
 @contextmanager

@@ -19,6 +19,8 @@ from samebits.harness.records import RECORDS_FILE, UnusableInput
 from samebits.reports.report import Report, write_report
 
 _EXIT_GREEN, _EXIT_RED, _EXIT_UNUSABLE = 0, 1, 2
+# As a shell tells of a process that SIGPIPE ended.
+_EXIT_UNREAD = 141
 
 
 class _Parser(argparse.ArgumentParser):
@@ -51,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader, `head` for example, has seen enough. Python would flush at exit, and complain of the same again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _EXIT_GREEN
+        return _EXIT_UNREAD
     return code
 
 

@@ -156,5 +156,5 @@ def _digest(*tensors: torch.Tensor | None) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for tensor in tensors:
         if tensor is not None:
-            digest.update(memoryview(tensor.contiguous().flatten().view(torch.uint8).cpu().numpy()))
+            digest.update(tensor.contiguous().flatten().view(torch.uint8).cpu().numpy().tobytes())
     return digest.hexdigest()

@@ -9,7 +9,7 @@ from samebits.backends.problem import Geometry
 # GQA group, head_dim, softcap and the presence of a window are each model's own; a window counts tokens and is scaled.
 _GEOMETRIES = (
     # 32 query heads on 8: groups of 4.
-    Geometry("llama3-8b", num_heads=8, num_kv_heads=2, head_dim=128, page_size=16),
+    Geometry("llama3-8b", num_heads=4, num_kv_heads=1, head_dim=128, page_size=16),
     # 14 on 2: groups of 7, which fill no tile.
     Geometry("qwen2.5-0.5b", num_heads=7, num_kv_heads=1, head_dim=64, page_size=16),
     # 28 on 4: groups of 7 at head_dim 128, and here on larger pages.
@@ -21,7 +21,7 @@ _GEOMETRIES = (
     # 71 on 1: all query heads share one key/value head.
     Geometry("falcon-7b", num_heads=8, num_kv_heads=1, head_dim=64, page_size=16),
     # 32 on 8, window 4096.
-    Geometry("mistral-7b", num_heads=8, num_kv_heads=2, head_dim=128, page_size=16, window=33),
+    Geometry("mistral-7b", num_heads=4, num_kv_heads=1, head_dim=128, page_size=16, window=33),
     # 32 on 32: every query head has its own; head_dim is no power of two.
     Geometry("phi-2", num_heads=2, num_kv_heads=2, head_dim=80, page_size=16),
 )

@@ -31,6 +31,10 @@ class Selection:
     tier: str
     seed: int = 0
 
+    def cases_of(self, implementation: AnyImplementation) -> Iterator[Case]:
+        """The cases that an implementation is run on."""
+        return cases("smoke" if implementation.costly and self.tier == "default" else self.tier)
+
     def dtypes_of(self, case: Case) -> tuple[str, ...]:
         """The dtypes that a case is run in."""
         return self.dtypes or (DTYPE_NAMES if self.tier == "nightly" else case.dtypes)
@@ -67,7 +71,8 @@ class Cell:
     @property
     def tier(self) -> str:
         """Smallest tier that holds the cell."""
-        return self.case.tier if self.dtype in self.case.dtypes else "nightly"
+        left_out = self.case.tier == "default" and self.implementation.costly
+        return "nightly" if left_out or self.dtype not in self.case.dtypes else self.case.tier
 
     @property
     def problem(self) -> Problem:
@@ -92,7 +97,7 @@ def batch_invariance_cells(selection: Selection) -> Iterator[Cell]:
         for control in controls(relation.name):
             yield Cell(suite, control, relation, _CONTROL_CASE, "fp32", selection.seed, control.flaw)
     for implementation in selection.implementations:
-        for case in cases(selection.tier):
+        for case in selection.cases_of(implementation):
             for dtype in selection.dtypes_of(case):
                 for relation in RELATIONS.values():
                     cell = Cell(suite, implementation, relation, case, dtype, selection.seed)

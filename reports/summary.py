@@ -95,9 +95,9 @@ def _failures(found: Sequence[Finding]) -> Iterator[str]:
     for finding in found[:_MOST]:
         example = finding.example
         yield f"  {text.plain(finding.label)}  {text.plain(finding.relation)}  {finding.share} cells"
-        yield from text.wrapped("; ".join(example.reasons), "    ")
+        yield from text.wrapped("; ".join(example.reasons), "    ", most=3)
         if example.smallest_batch:
-            yield from text.wrapped(f"smallest batch: {example.smallest_batch}", "    ")
+            yield from text.wrapped(f"smallest batch: {example.smallest_batch}", "    ", most=2)
         # Never wrapped: it is made to be copied.
         yield f"    reproduce: {text.plain(example.command)}"
     yield from _more(len(found), "groups")
@@ -114,7 +114,7 @@ def _variations(found: Sequence[Finding]) -> Iterator[str]:
         examples = [finding.example for finding in group if finding.example.smallest_batch]
         if examples:
             smallest = min(examples, key=lambda record: len(record.smallest_batch))
-            yield from text.wrapped(f"smallest batch, {smallest.relation}: {smallest.smallest_batch}", "    ")
+            yield from text.wrapped(f"smallest batch, {smallest.relation}: {smallest.smallest_batch}", "    ", most=2)
 
 
 def _gaps(comparison: Comparison) -> Iterator[str]:
@@ -122,7 +122,9 @@ def _gaps(comparison: Comparison) -> Iterator[str]:
     if found:
         yield "Did not run:"
     for gap in found[:_MOST]:
-        yield from text.wrapped(f"{gap.label}: {text.counted(gap.cells, 'cell')} {gap.verdict}: {gap.reason}", "  ")
+        yield from text.wrapped(
+            f"{gap.label}: {text.counted(gap.cells, 'cell')} {gap.verdict}: {gap.reason}", "  ", most=2
+        )
     yield from _more(len(found), "reasons")
 
 

@@ -29,8 +29,14 @@ def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
-def wrapped(sentence: str, indent: str = "") -> list[str]:
-    """Lines of a sentence for a terminal of 120 columns, those after the first set in by two more."""
+def wrapped(sentence: str, indent: str = "", most: int | None = None) -> list[str]:
+    """Lines of a sentence for a terminal of 120 columns, those after the first set in by two more.
+
+    Args:
+        sentence: to wrap.
+        indent: before each line.
+        most: lines at most, the last of which then ends in dots; None for all.
+    """
     return textwrap.wrap(
         plain(sentence),
         width=_WIDTH,
@@ -38,6 +44,8 @@ def wrapped(sentence: str, indent: str = "") -> list[str]:
         subsequent_indent=indent + "  ",
         break_long_words=False,
         break_on_hyphens=False,
+        max_lines=most,
+        placeholder=" ...",
     )
 
 

@@ -312,7 +312,7 @@ def test_blocks_are_listed_in_the_order_of_the_tokens() -> None:
 def test_a_window_lists_no_block_before_it() -> None:
     _, blocks = laid_out((1, 69, 5, 70), group_size=1, window=20)
     row = 69 % SHAPE.rows
-    slots = int(blocks.first_slots[row]), int(blocks.stop_slots[row])
+    slots = int(blocks.lower[row]), int(blocks.upper[row])
     assert slots == (55, 75), "20 slots, the last of them that of position 69 behind 5 encoder tokens"
     assert blocks.indices[0, : blocks.counts[0]].tolist() == [17, 14], "slots 48 to 63 and 64 to 79"
 
@@ -321,5 +321,5 @@ def test_rows_that_nobody_fills_see_nothing() -> None:
     rows, blocks = laid_out((5, 0, 0, 5), (3, -3, 0, 0))
     empty = torch.ones(rows.num_rows, dtype=torch.bool)
     empty[rows.row[:5]] = False
-    assert (blocks.first_slots[empty] >= blocks.stop_slots[empty]).all(), "a row that nobody fills sees keys"
+    assert (blocks.lower[empty] >= blocks.upper[empty]).all(), "a row that nobody fills sees keys"
     assert blocks.counts.tolist() == [1, 0, 0, 0], "only the first request's tile has keys to read"

@@ -349,3 +349,10 @@ def test_records_are_read_and_reports_imported_without_torch_or_pandas() -> None
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [], f"imported on the way: {done.stdout.split()}"
+
+
+def test_the_page_on_records_names_every_field() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "records.md").read_text(encoding="utf-8")
+    names = [field.name for kind in (Record, RunHeader, RunEnd, Environment) for field in fields(kind)]
+    assert not [name for name in names if f"`{name}`" not in page], "fields that docs/records.md does not tell"
+    assert not [verdict for verdict in Verdict if f"| `{verdict}` |" not in page], "verdicts that it does not tell"

@@ -9,10 +9,10 @@ import sys
 
 import pytest
 import torch
-import triton  # type: ignore[import-untyped]
-import triton.language as tl  # type: ignore[import-untyped]
-from triton.runtime.interpreter import InterpretedFunction  # type: ignore[import-untyped]
-from triton.runtime.jit import JITFunction  # type: ignore[import-untyped]
+import triton
+import triton.language as tl
+from triton.runtime.interpreter import InterpretedFunction
+from triton.runtime.jit import JITFunction
 
 from samebits.backends.triton_interpreter import import_interpreted, interpreting
 from samebits.kernels.triton import paged_attention

@@ -132,6 +132,12 @@ def test_rows_that_share_a_tile_do_not_change_each_other(dtype: str) -> None:
         assert run(batch, block_rows=block_rows).digest == usual.digest, f"tiles of {block_rows} rows: {batch}"
 
 
+def test_a_program_finds_its_request_among_more_than_one_search_looks_at() -> None:
+    crowd = [Request(key, 0, 3) for key in range(10, 140)]
+    execution = run(problem(Request(1, 17, 20), *crowd, Request(2, 18, 30)))
+    assert_right(execution)
+
+
 @pytest.mark.parametrize("poison", [float("nan"), 1e30])
 def test_partials_hold_what_was_written_and_nothing_else(poison: float) -> None:
     class Poisoned(TritonAttention):

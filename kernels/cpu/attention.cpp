@@ -1,11 +1,11 @@
 // Paged attention whose bits depend on a row's query and visible keys alone.
 //
 // Keys are divided into chunks at multiples of `chunk_size`, counted from the request's first attended key. A chunk is
-// computed from zero: its own largest score, its own sum, its own weighted sum of values. Chunks are merged in ascending
-// order. Inside a chunk, lane `j % 16` of the sum belongs to key `j`, values are added in the order of keys, and a dot
-// product is sixteen sums over the head's elements, folded in halves. None of this knows the batch, the tile that a row
-// shares, the page that a key lies on, or the thread that computes; tiles, blocks of rows and tasks only decide what is
-// computed together. A key that a row cannot see is never multiplied into it, so it may be NaN.
+// computed from zero: its own largest score, its own sum, its own weighted sum of values. Chunks are merged in
+// ascending order. Inside a chunk, lane `j % 16` of the sum belongs to key `j`, values are added in the order of keys,
+// and a dot product is sixteen sums over the head's elements, folded in halves. None of this knows the batch, the tile
+// that a row shares, the page that a key lies on, or the thread that computes; tiles, blocks of rows and tasks only
+// decide what is computed together. A key that a row cannot see is never multiplied into it, so it may be NaN.
 
 #include <algorithm>
 #include <atomic>

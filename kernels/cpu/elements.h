@@ -79,7 +79,7 @@ SAMEBITS_INLINE uint16_t round_to_float16(float value) {
     const uint16_t sign = uint16_t((bits_of(value) >> 16) & 0x8000u);
     if (value != value) return 0x7e00;
     if (magnitude >= 0x477ff000u) return sign | 0x7c00;  // 65520 and above round to infinity
-    if (magnitude < 0x38800000u) {                       // below 2^-14: one unit is 2^-24, as it is of floats in [0.5, 1)
+    if (magnitude < 0x38800000u) {  // below 2^-14: one unit is 2^-24, as it is of floats in [0.5, 1)
         float absolute;
         std::memcpy(&absolute, &magnitude, sizeof(absolute));
         return sign | uint16_t(bits_of(absolute + 0.5f) - bits_of(0.5f));

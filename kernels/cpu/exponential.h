@@ -11,9 +11,9 @@ struct ReducedExponential {
     FloatRegister expm1_r;
 };
 
-// Argument reduction of Cody and Waite ("Software Manual for the Elementary Functions", 1980, chapter 6) with ln2 in two
-// parts, then exp(r) = 1 + r + r^2 P(r). P is a least-maximum fit of degree 4 on |r| <= 0.3476 with coefficients rounded
-// to float; its own error is 3.2e-9 of exp(r), 0.05 of a unit in the last place.
+// Argument reduction of Cody and Waite ("Software Manual for the Elementary Functions", 1980, chapter 6) with ln2 in
+// two parts, then exp(r) = 1 + r + r^2 P(r). P is a least-maximum fit of degree 4 on |r| <= 0.3476 with coefficients
+// rounded to float; its own error is 3.2e-9 of exp(r), 0.05 of a unit in the last place.
 SAMEBITS_INLINE ReducedExponential reduce_exponential(FloatRegister x) {
     const FloatRegister round_to_integer = splat_register(0x1.8p23f);
     const FloatRegister n =

@@ -67,7 +67,7 @@ class FlexPlan:
         row_of_head: int64 `[num_tokens * num_heads]`, the row in it of each query head of each token.
         key_counts: int32 `[1, 1, num_tiles]`, blocks that a tile reads.
         key_blocks: int32 `[1, 1, num_tiles, columns]`, which ones.
-        origins, first_slots, stop_slots, positions: see `KeyBlocks`.
+        starts, lower, upper, positions: see `KeyBlocks`.
         num_pages: pages of the cache that the call is given.
     """
 
@@ -78,9 +78,9 @@ class FlexPlan:
     row_of_head: torch.Tensor
     key_counts: torch.Tensor
     key_blocks: torch.Tensor
-    origins: torch.Tensor
-    first_slots: torch.Tensor
-    stop_slots: torch.Tensor
+    starts: torch.Tensor
+    lower: torch.Tensor
+    upper: torch.Tensor
     positions: torch.Tensor
     num_pages: int
 
@@ -113,23 +113,12 @@ def plan_batch(
         row_of_head=(queries.row.unsqueeze(1) + head_origin).flatten().to(device),
         key_counts=blocks.counts.view(1, 1, -1).to(device),
         key_blocks=key_blocks.view(1, 1, -1, columns).to(device),
-        origins=_captured(blocks.origins, device),
-        first_slots=_captured(blocks.first_slots, device),
-        stop_slots=_captured(blocks.stop_slots, device),
-        positions=_captured(blocks.positions, device),
+        starts=blocks.starts.to(device),
+        lower=blocks.lower.to(device),
+        upper=blocks.upper.to(device),
+        positions=blocks.positions.to(device),
         num_pages=blocks.num_pages,
     )
-
-
-def _captured(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A one-dimensional tensor that the mask reads, of no known size.
-
-    A known size would be a symbol in the C++ of the mask, where inductor (2.13) corrupts a name that begins like that
-    of the tile's size: `ks33` becomes `cur_qSplitSize3` when that is `ks3`. So would the stride of a second dimension.
-    """
-    moved = tensor.to(device)
-    torch._dynamo.decorators.mark_unbacked(moved, 0)
-    return moved
 
 
 @torch.no_grad()
@@ -165,9 +154,9 @@ def paged_attention(
             _as_sequence(value_cache, plan.num_pages, "value_cache"),
             plan.key_counts,
             plan.key_blocks,
-            plan.origins,
-            plan.first_slots,
-            plan.stop_slots,
+            plan.starts,
+            plan.lower,
+            plan.upper,
             plan.positions,
             plan.scale,
             plan.softcap,
@@ -228,22 +217,25 @@ def _compiled(shape: TileShape, *, with_lse: bool) -> Callable[..., tuple[torch.
         },
     )
 
+    # The four that the mask reads have one dimension each, and names to be kept. Their sizes are symbols in the C++ of
+    # the mask, named by a hash of the parameter's name, and inductor (2.11 to 2.13) corrupts those that begin like its
+    # own for the tile's sizes, `ks4` and `ks5`: a size called `s42` would come out as `cur_qSplitSize2`, undeclared.
     def attend(
         query: torch.Tensor,
         keys: torch.Tensor,
         values: torch.Tensor,
         key_counts: torch.Tensor,
         key_blocks: torch.Tensor,
-        origins: torch.Tensor,
-        first_slots: torch.Tensor,
-        stop_slots: torch.Tensor,
+        starts: torch.Tensor,
+        lower: torch.Tensor,
+        upper: torch.Tensor,
         positions: torch.Tensor,
         scale: float,
         softcap: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         def mask(head: torch.Tensor, unused: torch.Tensor, row: torch.Tensor, slot: torch.Tensor) -> torch.Tensor:
-            position = positions[origins[row] + slot // shape.keys] + slot % shape.keys
-            return (position >= first_slots[row]) & (position < stop_slots[row])
+            position = positions[starts[row] + slot // shape.keys] + slot % shape.keys
+            return (position >= lower[row]) & (position < upper[row])
 
         def cap(
             score: torch.Tensor,

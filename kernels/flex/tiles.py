@@ -85,9 +85,9 @@ class KeyBlocks:
     Attributes:
         counts: int32 `[num_tiles]`, key blocks that a tile reads.
         indices: int32 `[num_tiles, max(counts)]`, their numbers in the cache, in the order of the tokens they hold.
-        origins: int32 `[num_rows]`, where the row's request begins in `positions`.
-        first_slots, stop_slots: int32 `[num_rows]`, the first slot that a row sees and the one after the last, counted
-            from the request's own first slot. A row that sees no key has none in between.
+        starts: int32 `[num_rows]`, where the row's request begins in `positions`.
+        lower, upper: int32 `[num_rows]`, the first slot that a row sees and the one after the last, counted from the
+            request's own first slot. A row that sees no key has none in between.
         positions: int32 `[num_requests * num_blocks]`, for each request and block of the cache: the first slot of the
             request that the block holds. Pages may be shared, so this is a matter of each request.
         num_blocks: blocks of the cache up to the last page that is read.
@@ -96,9 +96,9 @@ class KeyBlocks:
 
     counts: torch.Tensor
     indices: torch.Tensor
-    origins: torch.Tensor
-    first_slots: torch.Tensor
-    stop_slots: torch.Tensor
+    starts: torch.Tensor
+    lower: torch.Tensor
+    upper: torch.Tensor
     positions: torch.Tensor
     num_blocks: int
     num_pages: int
@@ -190,9 +190,9 @@ def find_key_blocks(
     return KeyBlocks(
         counts=counts.to(torch.int32),
         indices=indices,
-        origins=over_rows(rows.request * num_blocks),
-        first_slots=over_rows(first),
-        stop_slots=over_rows(stop),
+        starts=over_rows(rows.request * num_blocks),
+        lower=over_rows(first),
+        upper=over_rows(stop),
         positions=positions,
         num_blocks=num_blocks,
         num_pages=num_pages,

@@ -18,8 +18,8 @@ query heads that share a key/value head. Scores are kept in units of log2, as `e
 # ruff: noqa: ANN001, ANN201, ANN202 -- Triton gives the arguments of a kernel their types
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-decorators=False
 
-import triton  # type: ignore[import-untyped]
-import triton.language as tl  # type: ignore[import-untyped]
+import triton
+import triton.language as tl
 
 SEARCH_WIDTH = tl.constexpr(128)
 MANY_ROWS = tl.constexpr(1 << 30)
