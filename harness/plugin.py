@@ -65,8 +65,12 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     log = RunLog(config, session=lambda: _session(config))
     config.pluginmanager.register(log, "samebits_run_log")
-    options = [value for name, value in vars(config.option).items() if name.startswith("samebits_")]
-    if any(value not in (None, [], *_DEFAULTS.values()) for value in options):
+    given = {
+        name.removeprefix("samebits_"): value
+        for name, value in vars(config.option).items()
+        if name.startswith("samebits_")
+    }
+    if any(value not in (None, []) and value != _DEFAULTS.get(name) for name, value in given.items()):
         or_exit(log.check)
 
 

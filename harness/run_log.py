@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +23,8 @@ SUITE_MARKS = {"batch_invariant": "a request keeps its bits whatever its batch, 
 # How a test hands its record over: as a property of its report, which xdist carries from a worker to the controller.
 RECORD_PROPERTY = "samebits_record"
 # What a shell expects of input that cannot be used.
-_EXIT_UNUSABLE = 2
+EXIT_UNUSABLE = 2
+_ENDED_EARLY = (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR)
 
 
 def or_exit(action: Callable[[], T]) -> T:
@@ -32,7 +32,7 @@ def or_exit(action: Callable[[], T]) -> T:
     try:
         return action()
     except UnusableInput as error:
-        pytest.exit(str(error), returncode=_EXIT_UNUSABLE)
+        pytest.exit(str(error), returncode=EXIT_UNUSABLE)
 
 
 class RunLog:
@@ -79,12 +79,19 @@ class RunLog:
         """Compares and reports; a regression fails a run whose tests all passed."""
         if self._writer is None:
             return
-        self._writer.close()
+        early = session.shouldfail or session.shouldstop or session.exitstatus in _ENDED_EARLY
+        self._writer.close(finished=not early)
         try:
-            self._finish(session)
+            run = read_run(self._writer.path)
+            self._report = write_report(run, self._path("baseline"), self._writer.path.parent)
+            if self._report.red and session.exitstatus == pytest.ExitCode.OK:
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
+            update = self._path("update_baseline")
+            if update is not None:
+                write_baseline(run, update)
         except UnusableInput as error:
             self._complaint = f"samebits: {error}"
-            session.exitstatus = _EXIT_UNUSABLE
+            session.exitstatus = EXIT_UNUSABLE
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Prints the table, and where the files are."""
@@ -96,19 +103,6 @@ class RunLog:
                 terminalreporter.write_line(f"written: {_shortest(path)}" if path else "")
         if self._complaint:
             terminalreporter.write_line(self._complaint, red=True)
-
-    def _finish(self, session: pytest.Session) -> None:
-        assert self._writer is not None
-        run = read_run(self._writer.path)
-        if session.shouldfail or session.shouldstop or session.exitstatus in (2, 3):
-            # Ended early: cells that did not run mean nothing.
-            run = dataclasses.replace(run, header=dataclasses.replace(run.header, narrowed=True))
-        update = self._path("update_baseline")
-        if update is not None:
-            write_baseline(run, update)
-        self._report = write_report(run, update or self._path("baseline"), self._writer.path.parent)
-        if self._report.red and session.exitstatus == pytest.ExitCode.OK:
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def _write(self, record: Record) -> None:
         self._open().write(record)

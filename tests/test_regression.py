@@ -456,3 +456,13 @@ def test_a_directory_of_baselines_is_searched_by_device_and_versions(tmp_path: P
     assert only(compare(run_of(replace(CELL, environment=other)), baseline))[0] is State.NO_BASELINE
     (tmp_path / "empty").mkdir()
     assert read_baseline(tmp_path / "empty").rows == ()
+
+
+def test_a_baseline_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "cpu.jsonl"
+    write_baseline(run_of(CELL), path)
+    before = path.read_text()
+    with path.open() as reader:
+        write_baseline(run_of(CELL, MISSED), path)
+        assert reader.read() == before, "the file was changed under its reader"
+    assert path.read_text() != before

@@ -26,7 +26,7 @@ from samebits.kernels.flex.tiles import Sequences, TileShape, Visibility, find_k
 _MIN_ROWS = 128
 _MIN_ROWS_PER_THREAD = 4
 _MIN_SLOTS = 64
-# Guards of one graph each. Beyond it torch raises, as every graph must be whole; it never runs uncompiled.
+# Graphs of one process, far more than a matrix needs. Beyond them torch raises; it never runs uncompiled.
 _MAX_GRAPHS = 128
 
 
@@ -200,7 +200,7 @@ def _compiler_configuration() -> Iterator[None]:
 @functools.cache
 def _compiled(shape: TileShape, *, with_lse: bool) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
     """FlexAttention over rows and slots, compiled at its first call."""
-    # The last two are the kernel's, though not among those that torch documents.
+    # A cast, as IS_DIVISIBLE and FLOAT32_PRECISION are options of the kernel that torch's type does not list.
     kernel_options = cast(
         FlexKernelOptions,
         {
