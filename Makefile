@@ -22,7 +22,7 @@ test: $(INSTALLED)  ## Run the project's own tests.
 lint: $(INSTALLED)  ## Check format, style and types.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	MYPYPATH=ci/.typing $(BIN)/mypy ci/.typing/samebits
+	MYPYPATH=ci/.typing $(BIN)/mypy ci/.typing/samebits tests
 
 format: $(INSTALLED)  ## Format, and mend what can be mended.
 	$(BIN)/ruff format .

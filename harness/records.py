@@ -116,7 +116,12 @@ class Record:
     @property
     def label(self) -> str:
         """`BACKEND/implementation`, with `[variant]` where there is one."""
-        return f"{self.backend}/{self.implementation}" + (f"[{self.variant}]" if self.variant else "")
+        return self.unvaried_label + (f"[{self.variant}]" if self.variant else "")
+
+    @property
+    def unvaried_label(self) -> str:
+        """`BACKEND/implementation`, which stands for all of its variants."""
+        return f"{self.backend}/{self.implementation}"
 
     @property
     def red(self) -> bool:
@@ -140,7 +145,7 @@ class RunHeader:
         suites, implementations, dtypes, tier: what was selected; `implementations` are labels.
         narrowed: True when single cells were selected, so that absent cells mean nothing.
         environment: of the accelerator's cells, or the processor's where there is no accelerator.
-        every_implementation: True when none was selected by name, so that one that is not listed is gone.
+        asked: names of backends and implementations that the user gave; empty when none, and all were selected.
         schema_version: of the file.
     """
 
@@ -152,7 +157,7 @@ class RunHeader:
     tier: str
     narrowed: bool
     environment: Environment
-    every_implementation: bool = False
+    asked: tuple[str, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     def to_line(self) -> str:

@@ -49,6 +49,7 @@ class RunLog:
         self._writer: RecordWriter | None = None
         self._report: Report | None = None
         self._complaint = ""
+        self._crashed: set[str] = set()
 
     def check(self) -> None:
         """Finds out before anything runs whether the options can be used.
@@ -71,7 +72,9 @@ class RunLog:
         elif report.when not in ("setup", "teardown") and report.failed:
             # What xdist reports of a worker that died.
             crashed = self._session().crashed(report.nodeid, str(report.longrepr))
-            if crashed is not None:
+            # xdist gives the cell to the next worker, which dies of it too: one row says it all.
+            if crashed is not None and crashed.cell_id not in self._crashed:
+                self._crashed.add(crashed.cell_id)
                 or_exit(functools.partial(self._write, crashed))
 
     @pytest.hookimpl(tryfirst=True)

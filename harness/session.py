@@ -129,7 +129,7 @@ class MatrixSession:
             dtypes=tuple(sorted({d for case in cases(self.selection.tier) for d in self.selection.dtypes_of(case)})),
             tier=self.selection.tier,
             narrowed=narrowed,
-            every_implementation=not (self.options.backends or self.options.implementations),
+            asked=(*self.options.backends, *self.options.implementations),
             environment=environment(accelerator().device),
         )
 

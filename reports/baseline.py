@@ -181,7 +181,7 @@ class Scope:
         if self.seeds and row.seed not in self.seeds:
             return False
         return row.control or (
-            (header.every_implementation or row.label in header.implementations)
+            (not header.asked or row.label in header.implementations)
             and row.dtype in header.dtypes
             and TIERS.index(row.tier) <= TIERS.index(header.tier)
         )

@@ -162,7 +162,17 @@ def red_reasons(run: Run) -> list[str]:
     unguarded = [guard.relation for guard in guards(run) if not (guard.caught or guard.missed)]
     if unguarded and not (run.header.narrowed or run.truncated):
         reasons.append(f"no control for {', '.join(unguarded)}")
-    return reasons
+    return reasons + [f"{name} was asked for and cannot run: {reason}" for name, reason in not_run(run).items()]
+
+
+def not_run(run: Run) -> dict[str, str]:
+    """Names that the user asked for of which no implementation can run here, and why not."""
+    found = {}
+    for name in run.header.asked:
+        own = [record for record in run.records if name in (record.backend, record.label, record.unvaried_label)]
+        if own and all(record.verdict is Verdict.UNAVAILABLE for record in own):
+            found[name] = text.joined(reason for record in own for reason in record.reasons)
+    return found
 
 
 def by_relation(records: Sequence[Record]) -> Mapping[str, list[Record]]:

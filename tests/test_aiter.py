@@ -7,9 +7,8 @@ import json
 import os
 import subprocess
 import sys
-import sysconfig
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -195,14 +194,9 @@ assert not [name for name in sys.modules if name.split(".")[0] == "aiter"], "ait
 
 
 @pytest.fixture(scope="session")
-def bare_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bare_site(site_without: Callable[..., Path]) -> Path:
     """What is installed here, but for everything that is called `aiter` or `amd-aiter`."""
-    bare = tmp_path_factory.mktemp("site")
-    for folder in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
-        for entry in Path(folder).iterdir():
-            if not entry.name.startswith((PACKAGE, "amd_aiter")):
-                (bare / entry.name).symlink_to(entry)
-    return bare
+    return site_without(PACKAGE, "amd_aiter")
 
 
 def add_metadata(folder: Path, version: str = TESTED_VERSION) -> None:

@@ -25,8 +25,8 @@ def test_values_of_a_position_do_not_depend_on_where_the_range_begins() -> None:
 @pytest.mark.parametrize("change", [{"seed": 1}, {"request_key": 8}, {"role": Role.VALUE}])
 def test_values_change_with_the_key(change: dict[str, object]) -> None:
     arguments: dict[str, object] = {"seed": 0, "request_key": 7, "role": Role.KEY}
-    left = token_values(**arguments, geometry=GEOMETRY, start=0, stop=10)  # type: ignore[arg-type]
-    right = token_values(**(arguments | change), geometry=GEOMETRY, start=0, stop=10)  # type: ignore[arg-type]
+    left = token_values(**arguments, geometry=GEOMETRY, start=0, stop=10)
+    right = token_values(**(arguments | change), geometry=GEOMETRY, start=0, stop=10)
     assert (left != right).mean() > 0.99, f"changing {change} left more than 1% of the values as they were"
 
 

@@ -17,6 +17,7 @@ from samebits.harness.record_files import RecordWriter
 from samebits.harness.records import Environment, Record, Run, RunHeader, UnusableInput, Verdict
 from samebits.reports.baseline import Baseline, BaselineRow
 from samebits.reports.baseline_files import read_baseline, write_baseline
+from samebits.reports.findings import red_reasons
 from samebits.reports.regression import Comparison, Rules, State, compare
 
 CPU = Environment("cpu x86_64+avx512", {"torch": "2.13.0", "triton": "3.7.1"}, 1)
@@ -30,6 +31,7 @@ HEADER = RunHeader(
     tier="default",
     narrowed=False,
     environment=CPU,
+    asked=("CPU/bundled", "AITER/triton[kvcache]"),
 )
 CELL = Record(
     cell_id="CPU/bundled:position:llama3-8b-causal-mixed:bf16",
@@ -228,7 +230,7 @@ MISSED = replace(CELL, cell_id="CPU/bundled:padding:llama3-8b-causal-mixed:bf16"
         ({"suite": "dtype"}, {}, False),
         ({"suite": "dtype"}, {"suites": ("batch_invariant", "dtype")}, True),
         ({"implementation": "torch"}, {}, False),
-        ({"implementation": "torch"}, {"every_implementation": True}, True),
+        ({"implementation": "torch"}, {"asked": ()}, True),
         ({"variant": "num_splits=1"}, {}, False),
         ({"environment": GPU}, {}, False),
         ({"environment": GPU}, {"environment": GPU}, True),
@@ -466,3 +468,12 @@ def test_a_baseline_is_replaced_as_a_whole(tmp_path: Path) -> None:
         write_baseline(run_of(CELL, MISSED), path)
         assert reader.read() == before, "the file was changed under its reader"
     assert path.read_text() != before
+
+
+def test_a_backend_that_was_asked_for_and_cannot_run_is_red() -> None:
+    gone = replace(CELL, **ABSENT, reasons=("no such luck",))
+    told = "CPU was asked for and cannot run: no such luck"
+    assert told in red_reasons(run_of(gone, asked=("CPU",)))
+    assert told not in red_reasons(run_of(gone, asked=("AITER",))), "red for a backend that nobody asked for"
+    ran = replace(CELL, cell_id="other")
+    assert told not in red_reasons(run_of(gone, ran, asked=("CPU",))), "red though an implementation ran"

@@ -1,0 +1,27 @@
+"""What several test modules need: an installation with something deleted from it."""
+
+from __future__ import annotations
+
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def site_without(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Makes a folder that holds all that is installed here but for what begins with some names.
+
+    A process started with `-S` that adds the folder by `site.addsitedir` is in a world where those were deleted.
+    """
+
+    def make(*prefixes: str) -> Path:
+        folder = tmp_path_factory.mktemp("site")
+        for installed in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
+            for entry in Path(installed).iterdir():
+                if not entry.name.startswith(prefixes):
+                    (folder / entry.name).symlink_to(entry)
+        return folder
+
+    return make
