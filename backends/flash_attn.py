@@ -139,11 +139,13 @@ class VariableLengthPlan:
 
     Attributes:
         slots: int64 `[total_kv]`, cache slots of all attended keys, request after request.
-        query_start_loc, key_start_loc: int32 `[num_requests + 1]`.
+        num_tokens: query rows that are no padding.
+        query_start_loc, key_start_loc: int32 `[live requests + 1]`, of requests that have a query.
     """
 
     config: AttentionConfig
     slots: torch.Tensor
+    num_tokens: int
     query_start_loc: torch.Tensor
     key_start_loc: torch.Tensor
     max_query_len: int
@@ -175,18 +177,25 @@ class VariableLengthFlash(Implementation[VariableLengthPlan]):
 
     def plan(self, config: AttentionConfig, metadata: AttentionMetadata) -> VariableLengthPlan:
         """Lays out the gathered keys of the whole batch."""
-        kv_lens = metadata.kv_lens(config.mask)
-        lens, starts = kv_lens.tolist(), metadata.kv_starts(config.mask).tolist()
+        # With one query a request, the kernel takes the number of query rows for the number of requests, so padding may
+        # not reach it.
+        live = metadata.query_start_loc.diff() > 0
+        kv_lens = metadata.kv_lens(config.mask)[live]
+        kv_starts = metadata.kv_starts(config.mask)[live]
         slots = [
             request_slots(pages, start, length, config.page_size)
-            for pages, start, length in zip(metadata.block_table, starts, lens, strict=True)
+            for pages, start, length in zip(
+                metadata.block_table[live], kv_starts.tolist(), kv_lens.tolist(), strict=True
+            )
         ]
-        key_start_loc = torch.zeros_like(metadata.query_start_loc)
+        query_start_loc = torch.cat([metadata.query_start_loc[:1], metadata.query_start_loc[1:][live]])
+        key_start_loc = torch.zeros_like(query_start_loc)
         torch.cumsum(kv_lens, dim=0, out=key_start_loc[1:])
         return VariableLengthPlan(
             config=config,
             slots=torch.cat(slots),
-            query_start_loc=metadata.query_start_loc,
+            num_tokens=int(query_start_loc[-1]),
+            query_start_loc=query_start_loc,
             key_start_loc=key_start_loc,
             max_query_len=metadata.max_query_len,
             max_kv_len=metadata.max_seq_len,
@@ -204,7 +213,7 @@ class VariableLengthFlash(Implementation[VariableLengthPlan]):
         """Gathers all keys and values and computes the batch in one call."""
         causal = plan.config.mask in (Mask.CAUSAL, Mask.SLIDING_WINDOW)
         result, result_lse, *_ = torch.ops.aten._flash_attention_forward(
-            query,
+            query[: plan.num_tokens],
             gather_slots(key_cache, plan.slots),
             gather_slots(value_cache, plan.slots),
             plan.query_start_loc,
@@ -218,10 +227,10 @@ class VariableLengthFlash(Implementation[VariableLengthPlan]):
             window_size_left=None if plan.config.window is None else plan.config.window - 1,
             window_size_right=None if plan.config.window is None else 0,
         )
-        output.copy_(result)
+        output[: plan.num_tokens] = result
         if lse is not None:
             # The kernel reports +inf for a row that sees no key.
-            lse.copy_(result_lse.masked_fill(result_lse == torch.inf, -torch.inf))
+            lse[:, : plan.num_tokens] = result_lse.masked_fill(result_lse == torch.inf, -torch.inf)
 
 
 def request_slots(pages: torch.Tensor, kv_start: int, kv_len: int, page_size: int) -> torch.Tensor:

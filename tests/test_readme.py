@@ -53,3 +53,9 @@ def test_the_readme_names_make_targets_that_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"\$ make (\w+)", README):
         assert f"\n{target}:" in makefile, f"the README names make {target}, which the Makefile has not"
+
+
+def test_ci_calls_the_commands_of_the_readme() -> None:
+    script = (ROOT / ".ci" / "run").read_text()
+    for command in ("make test", "make matrix"):
+        assert f"\n{command}\n" in script, f".ci/run does not call {command!r}"
