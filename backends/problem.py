@@ -11,6 +11,17 @@ from enum import StrEnum
 
 DTYPE_NAMES = ("fp32", "bf16", "fp16")
 POISON_NAMES = ("nan", "large")
+# Kinds of data; see `harness.dataset.shaped` for what each does to the values.
+DATA_NAMES = (
+    "normal",
+    "large_scores",
+    "negative_scores",
+    "large_values",
+    "huge_values",
+    "offset_values",
+    "ties",
+    "denormal_values",
+)
 
 
 class Mask(StrEnum):
@@ -157,6 +168,7 @@ class Problem:
         requests: the batch, in order.
         layout: where the batch lies in memory.
         seed: seed of all data; the same request key under another seed is other data.
+        data: kind of data, one of `DATA_NAMES`.
     """
 
     geometry: Geometry
@@ -165,10 +177,13 @@ class Problem:
     requests: tuple[Request, ...]
     layout: Layout = field(default_factory=Layout)
     seed: int = 0
+    data: str = "normal"
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPE_NAMES:
             raise ValueError(f"problem has dtype={self.dtype!r}; it must be one of {', '.join(DTYPE_NAMES)}")
+        if self.data not in DATA_NAMES:
+            raise ValueError(f"problem has data={self.data!r}; it must be one of {', '.join(DATA_NAMES)}")
         if not self.requests:
             raise ValueError("problem has no requests; it must have at least one")
         keys = [request.key for request in self.requests]
@@ -196,4 +211,4 @@ class Problem:
 
     def __str__(self) -> str:
         batch = " ".join(str(request) for request in self.requests)
-        return f"{self.geometry.name} {self.mask} {self.dtype} [{batch}] {self.layout}"
+        return f"{self.geometry.name} {self.mask} {self.dtype} {self.data} [{batch}] {self.layout}"

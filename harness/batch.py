@@ -13,7 +13,7 @@ import torch
 
 from samebits.backends.contract import DTYPES, AttentionConfig, AttentionMetadata
 from samebits.backends.problem import Mask, Problem, Request
-from samebits.harness.dataset import Role, token_values
+from samebits.harness.dataset import Role, shaped, token_values
 
 # Page 0 is the page that padding points at; no request owns it.
 NULL_PAGE = 0
@@ -145,19 +145,15 @@ def make_batch(problem: Problem, device: torch.device) -> Batch:
 def request_queries(problem: Problem, request: Request) -> torch.Tensor:
     """Query tokens of one request: `[query_len, num_heads, head_dim]` in the problem's dtype, on the host."""
     start = request.context_len
-    values = token_values(problem.seed, request.key, Role.QUERY, problem.geometry, start, start + request.query_len)
-    return _to_dtype(values, problem)
+    return _values(problem, request, Role.QUERY, start, start + request.query_len)
 
 
 def request_keys_values(problem: Problem, request: Request) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values in all of a request's slots, encoder tokens first: `[num_slots, num_kv_heads, head_dim]` each."""
 
     def slots(encoder: Role, decoder: Role) -> torch.Tensor:
-        parts = [
-            token_values(problem.seed, request.key, role, problem.geometry, 0, length)
-            for role, length in ((encoder, request.encoder_len), (decoder, request.seq_len))
-        ]
-        return _to_dtype(np.concatenate(parts), problem)
+        lengths = ((encoder, request.encoder_len), (decoder, request.seq_len))
+        return torch.cat([_values(problem, request, role, 0, length) for role, length in lengths])
 
     return slots(Role.ENCODER_KEY, Role.KEY), slots(Role.ENCODER_VALUE, Role.VALUE)
 
@@ -168,7 +164,13 @@ def slots_of(request: Request, owned_pages: np.ndarray, page_size: int) -> torch
     return torch.from_numpy(owned_pages[token // page_size] * page_size + token % page_size)
 
 
-def _to_dtype(values: np.ndarray, problem: Problem) -> torch.Tensor:
+def _values(problem: Problem, request: Request, role: Role, start: int, stop: int) -> torch.Tensor:
+    """One request's tokens at positions `start` to `stop`, in the problem's dtype."""
+
+    def between(start: int, stop: int) -> np.ndarray:
+        return token_values(problem.seed, request.key, role, problem.geometry, start, stop)
+
+    values = shaped(between(start, stop), between(0, 1), role, problem.data, problem.dtype)
     return torch.tensor(values, dtype=torch.float32).to(DTYPES[problem.dtype])
 
 

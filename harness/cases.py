@@ -96,6 +96,11 @@ def _behind_encoder(page: int, tiling: Tiling) -> list[Request]:
     ]
 
 
+def _long(page: int, tiling: Tiling) -> list[Request]:
+    """Enough keys for what accumulates badly to show, whatever the tiling."""
+    return _numbered((4, 1500), (1, 1027))
+
+
 BATCHES: Mapping[str, _BatchMaker] = {
     "mixed": _mixed,
     "decode": _decode,
@@ -103,6 +108,7 @@ BATCHES: Mapping[str, _BatchMaker] = {
     "draft": _draft,
     "edges": _edges,
     "behind_encoder": _behind_encoder,
+    "long": _long,
 }
 
 _BOTH, _FP32, _BF16 = ("fp32", "bf16"), ("fp32",), ("bf16",)

@@ -71,6 +71,20 @@ def compare_bits(left: torch.Tensor, right: torch.Tensor) -> Difference:
     )
 
 
+def ulp_distance(actual: torch.Tensor, expected: torch.Tensor, counted: torch.Tensor) -> int:
+    """Largest distance from a reference in units in the last place, among numbers that are counted.
+
+    Args:
+        actual: floating tensor.
+        expected: float64 tensor of the same shape; it is rounded to `actual`'s dtype first.
+        counted: bool, same shape. Next to 0, where units in the last place vanish, a distance in them says nothing.
+    """
+    rounded = expected.to(actual.dtype)
+    distance = (_ordered(_bits(actual)) - _ordered(_bits(rounded))).abs()
+    distance = distance.masked_fill(actual.isnan() | rounded.isnan() | ~counted, 0)
+    return int(distance.max()) if distance.numel() else 0
+
+
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous().view(_INTEGERS[tensor.element_size()])
 

@@ -36,6 +36,45 @@ class Role(StrEnum):
     ENCODER_VALUE = "encoder_value"
 
 
+def shaped(
+    values: npt.NDArray[np.float32], first: npt.NDArray[np.float32], role: Role, data: str, dtype: str
+) -> npt.NDArray[np.float32]:
+    """Turns normal values into another kind of data.
+
+    * `large_scores`: queries 8 times as large, so that scores deviate by 8 and few keys carry the weight.
+    * `negative_scores`: positive queries on negative keys, so that 0 would be the largest score of all.
+    * `large_values`: values 1000 times as large.
+    * `huge_values`: values beyond what fp16 can hold, but in fp16.
+    * `offset_values`: values around 10, so that nothing cancels in their sum.
+    * `ties`: all keys of a request are its first one, so that all weights are equal.
+    * `denormal_values`: values below the smallest normal number of the dtype.
+
+    Args:
+        values: of a range of tokens.
+        first: of the token at position 0 alone, `[1, heads, head_dim]`.
+        role: which of the request's tensors.
+        data: kind of data.
+        dtype: name of the dtype that the values will have.
+    """
+    is_key = role in (Role.KEY, Role.ENCODER_KEY)
+    is_value = role in (Role.VALUE, Role.ENCODER_VALUE)
+    if data == "large_scores" and role is Role.QUERY:
+        return values * np.float32(8.0)
+    if data == "negative_scores" and not is_value:
+        return -np.abs(values) if is_key else np.abs(values)
+    if data == "large_values" and is_value:
+        return values * np.float32(1000.0)
+    if data == "huge_values" and is_value:
+        return (values + np.float32(4.0)) * np.float32(2.0**8 if dtype == "fp16" else 2.0**16)
+    if data == "offset_values" and is_value:
+        return values + np.float32(10.0)
+    if data == "ties" and is_key:
+        return np.broadcast_to(first, values.shape)
+    if data == "denormal_values" and is_value:
+        return values * np.float32(2.0**-16 if dtype == "fp16" else 2.0**-130)
+    return values
+
+
 @functools.lru_cache(maxsize=512)
 def token_values(
     seed: int, request_key: int, role: Role, geometry: Geometry, start: int, stop: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ import torch
 from samebits.backends.contract import Implementation
 from samebits.backends.problem import Problem, Request
 from samebits.harness.batch import Batch, GuardedTensor, guarded, make_batch
+from samebits.harness.comparison import ulp_distance
 from samebits.harness.reference import RequestReference, budget_used, request_reference
 
 
@@ -37,6 +38,8 @@ class Execution:
         results: by request key.
         error_budget: share of the error bound used at the worst element of all requests.
         worst: where that is, in words.
+        max_ulp: largest distance from the rounded reference in units in the last place, among the elements of each row
+            that are no smaller than its root mean square.
         faults: what went wrong apart from the values: overwritten canaries, changed inputs.
         digest: of all output bits of the requests, in their order.
     """
@@ -45,6 +48,7 @@ class Execution:
     results: Mapping[int, RequestResult]
     error_budget: float
     worst: str
+    max_ulp: int
     digest: str
     faults: tuple[str, ...] = field(default=())
 
@@ -73,7 +77,7 @@ def execute(implementation: Implementation[Any], problem: Problem, device: torch
     )
     results = _collect(batch, output, lse)
     judgements = [_judge(problem, request, results[request.key], device) for request in problem.requests]
-    error_budget, worst = max(judgements, key=lambda judgement: judgement[0])
+    worst = max(judgements, key=lambda judgement: judgement.error_budget)
     faults = [
         f"run wrote outside the {name} tensor"
         for name, buffer in (("output", output), ("lse", lse))
@@ -84,8 +88,9 @@ def execute(implementation: Implementation[Any], problem: Problem, device: torch
     return Execution(
         problem=problem,
         results=results,
-        error_budget=error_budget,
-        worst=worst,
+        error_budget=worst.error_budget,
+        worst=worst.worst,
+        max_ulp=max(judgement.max_ulp for judgement in judgements),
         digest=_digest(*(tensor for result in results.values() for tensor in (result.output, result.lse))),
         faults=tuple(faults),
     )
@@ -124,32 +129,49 @@ def _collect(batch: Batch, output: GuardedTensor, lse: GuardedTensor | None) -> 
     }
 
 
-def _judge(problem: Problem, request: Request, result: RequestResult, device: torch.device) -> tuple[float, str]:
-    """Budget used by one request at its worst element, and where that is."""
+@dataclass(frozen=True)
+class _Judgement:
+    """One request against its reference: the budget its worst element uses, where that is, and the distance in ULP."""
+
+    error_budget: float = 0.0
+    worst: str = ""
+    max_ulp: int = 0
+
+
+def _judge(problem: Problem, request: Request, result: RequestResult, device: torch.device) -> _Judgement:
     if not request.query_len:
-        return 0.0, ""
+        return _Judgement()
     reference: RequestReference = request_reference(problem, request, device)
     used = budget_used(result.output, reference.output, reference.output_bound)
     budget, index = used.flatten().max(dim=0)
     row, head, element = (int(i) for i in torch.unravel_index(index, used.shape))
-    worst = (
-        f"request {request}, query {row}, head {head}, element {element}: "
-        f"{result.output[row, head, element].item()!r} "
-        f"where the reference is {reference.output[row, head, element]:.9g} "
-        f"within {reference.output_bound[row, head, element]:.3g}"
+    magnitude = reference.output.abs()
+    root_mean_square = magnitude.square().mean(dim=2, keepdim=True).sqrt()
+    judgement = _Judgement(
+        error_budget=float(budget),
+        worst=(
+            f"request {request}, query {row}, head {head}, element {element}: "
+            f"{result.output[row, head, element].item()!r} "
+            f"where the reference is {reference.output[row, head, element]:.9g} "
+            f"within {reference.output_bound[row, head, element]:.3g} before rounding"
+        ),
+        max_ulp=ulp_distance(result.output, reference.output, magnitude >= root_mean_square),
     )
     if result.lse is None:
-        return float(budget), worst
+        return judgement
     lse_used = budget_used(result.lse, reference.lse, reference.lse_bound)
     lse_budget, index = lse_used.flatten().max(dim=0)
     if lse_budget <= budget:
-        return float(budget), worst
+        return judgement
     head, row = (int(i) for i in torch.unravel_index(index, lse_used.shape))
-    worst = (
-        f"request {request}, log-sum-exp of query {row}, head {head}: {result.lse[head, row].item()!r} "
-        f"where the reference is {reference.lse[head, row]:.9g} within {reference.lse_bound[head, row]:.3g}"
+    return replace(
+        judgement,
+        error_budget=float(lse_budget),
+        worst=(
+            f"request {request}, log-sum-exp of query {row}, head {head}: {result.lse[head, row].item()!r} "
+            f"where the reference is {reference.lse[head, row]:.9g} within {reference.lse_bound[head, row]:.3g}"
+        ),
     )
-    return float(lse_budget), worst
 
 
 def _digest(*tensors: torch.Tensor | None) -> str:

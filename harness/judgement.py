@@ -12,10 +12,9 @@ import torch
 from samebits.backends.contract import Availability
 from samebits.backends.problem import Problem, Request
 from samebits.harness.comparison import Difference, compare_bits
-from samebits.harness.controls import Flaw
 from samebits.harness.environment import environment
 from samebits.harness.execution import Execution, Executor, RequestResult
-from samebits.harness.matrix import Cell
+from samebits.harness.matrix import Cell, Fault
 from samebits.harness.records import Record, Verdict
 from samebits.harness.relations import Comparison
 from samebits.harness.shrink import describe, shrink
@@ -46,7 +45,7 @@ class Findings:
     """What running a cell came to.
 
     Attributes:
-        compared, mismatches, max_ulp: over all comparisons.
+        compared, mismatches, max_ulp: over all comparisons; without any, `max_ulp` is the distance from the reference.
         first: the first difference; None where all bits agree.
         error_budget, worst: of all executions whose poison the implementation claims to withstand.
         faults: what else went wrong.
@@ -109,7 +108,7 @@ def unjudged(cell: Cell, availability: Availability, command: str) -> Record:
         availability: of its implementation.
         command: reproduces the cell alone.
     """
-    implementation = cell.implementation
+    implementation, claim = cell.implementation, cell.relation.claim
     return Record(
         cell_id=cell.cell_id,
         suite=cell.suite,
@@ -129,7 +128,7 @@ def unjudged(cell: Cell, availability: Availability, command: str) -> Record:
         seed=cell.seed,
         command=command,
         control=cell.flaw is not None,
-        claimed=bool(getattr(implementation.claims, cell.relation.claim)),
+        claimed=None if claim is None else bool(getattr(implementation.claims, claim)),
         configuration=dict(implementation.configuration),
     )
 
@@ -157,6 +156,8 @@ def _find(cell: Cell, executor: Executor) -> Findings:
             if located.difference.mismatches and first is None:
                 first = located
     worst = max(judged.values(), key=lambda execution: execution.error_budget)
+    if cell.relation.claim is None:
+        max_ulp = max(execution.max_ulp for execution in judged.values())
     return Findings(
         compared=compared,
         mismatches=mismatches,
@@ -223,7 +224,7 @@ def _conclude(cell: Cell, findings: Findings, claimed: bool) -> tuple[Verdict, t
     return (Verdict.VARIES if findings.first is not None else Verdict.PASS), tuple(reasons)
 
 
-def _control_verdict(flaw: Flaw, findings: Findings, reasons: tuple[str, ...]) -> tuple[Verdict, tuple[str, ...]]:
+def _control_verdict(flaw: Fault, findings: Findings, reasons: tuple[str, ...]) -> tuple[Verdict, tuple[str, ...]]:
     """A control is caught only by what it was made to break: bits, or the error budget."""
     caught = not findings.mismatches and findings.error_budget > 1.0 if flaw.wrong_values else findings.mismatches > 0
     if caught:

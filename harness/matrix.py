@@ -4,15 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 from samebits.backends.problem import DTYPE_NAMES, Mask, Problem
+from samebits.harness.arithmetic_controls import DEGRADATIONS, TiledKernel
 from samebits.harness.cases import Case, cases
-from samebits.harness.controls import Flaw, controls
+from samebits.harness.controls import controls
 from samebits.harness.geometries import GEOMETRIES
+from samebits.harness.inputs import INPUTS
 from samebits.harness.registry import AnyImplementation
 from samebits.harness.relations import RELATIONS, Comparison, Relation
 
 _CONTROL_CASE = Case(GEOMETRIES["llama3-8b"], Mask.CAUSAL, "mixed", "smoke", ("fp32",))
+_LONG_CONTROL_CASE = Case(GEOMETRIES["llama3-8b"], Mask.CAUSAL, "long", "smoke", ("fp32", "bf16"))
+
+
+class Fault(Protocol):
+    """What is wrong with a control.
+
+    Attributes:
+        name: of the control.
+        description: in a line.
+        wrong_values: True where only the error budget can see it, False where bits must differ.
+    """
+
+    @property
+    def name(self) -> str:
+        """Name of the control."""
+
+    @property
+    def description(self) -> str:
+        """What it does wrong, in a line."""
+
+    @property
+    def wrong_values(self) -> bool:
+        """Whether only the error budget can see it."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +86,7 @@ class Cell:
     case: Case
     dtype: str
     seed: int
-    flaw: Flaw | None = None
+    flaw: Fault | None = None
 
     @property
     def cell_id(self) -> str:
@@ -85,6 +111,19 @@ class Cell:
     def comparisons(self) -> tuple[Comparison, ...]:
         """What must agree."""
         return tuple(self.relation.compare(self.problem, self.implementation.tiling))
+
+
+def dtype_cells(selection: Selection) -> Iterator[Cell]:
+    """The cells of the dtype suite: every kind of data on each mask's case, in every dtype that is supported."""
+    suite = "dtype"
+    for degradation in DEGRADATIONS:
+        control, check = TiledKernel(degradation), INPUTS[degradation.data]
+        yield Cell(suite, control, check, _LONG_CONTROL_CASE, degradation.dtype, selection.seed, degradation)
+    for implementation in selection.implementations:
+        for case in cases("nightly" if selection.tier == "nightly" else "smoke"):
+            for dtype in selection.dtypes or implementation.support.dtypes:
+                for check in INPUTS.values():
+                    yield Cell(suite, implementation, check, case, dtype, selection.seed)
 
 
 def batch_invariance_cells(selection: Selection) -> Iterator[Cell]:

@@ -71,7 +71,8 @@ class Record:
         claimed: whether the implementation claims that the relation holds; None where no claim is judged.
         compared: elements compared bit by bit.
         mismatches: elements whose bits differ.
-        max_ulp: largest distance of two compared elements in units in the last place; None where nothing was compared.
+        max_ulp: largest distance of two compared elements in units in the last place; in the dtype suite, distance from
+            the reference; None where nothing ran.
         error_budget: share of the error bound used against the fp64 reference, at the worst element; above 1 is wrong.
         digest: of all output bits of the cell.
         smallest_batch: smallest problem found that still shows a difference; empty where there is none.

@@ -1,26 +1,30 @@
-"""The fp64 reference, and what correct arithmetic in a lower precision may differ from it.
+"""The fp64 reference, and how far correct arithmetic in a lower precision may lie from it.
 
 The reference computes one request in float64 from the tensors a backend is given, after their rounding to the
 problem's dtype. From the same pass comes a bound for every output element, so that a verdict is `error / bound`, the
 *error budget used*, at its worst element: no mean and no whole-tensor maximum hides a bad row.
+
+The error is taken before the last rounding. A result `r` in the output's dtype stands for any number that rounds to
+it, so the error it proves is its distance from the reference less half a unit in its last place: a kernel that rounds
+once uses nothing of its budget for that, and one that rounds its partial results too shows at once.
 
 The bound. With scaled scores `s_j`, weights `w_j = exp(s_j - lse)`, output `o = sum_j w_j v_j`, and `u` the unit
 roundoff of float32, a kernel that accumulates in float32 commits these errors, to first order (Higham, "Accuracy and
 Stability of Numerical Algorithms", 2nd ed., sections 3.1 and 4.2, for the sums; the softmax is differentiated:
 `do/ds_j = w_j (v_j - o)`):
 
-    rounding of the output   |o| u_out                                          once, at most half a unit
     scores                   sum_j w_j (v_j - o) d_j                            d_j: error of s_j and of exp
     probabilities            sum_j w_j max(|v_j|, |v_j - o|) r_j                r_j: rounding of P to a 16-bit dtype
     accumulation             errors of n additions of P V and of n of the denominator
 
 Rounding errors of unrelated operations are modelled as independent with mean 0 and the deviation of a uniform error,
 `u / sqrt(3)` (Higham and Mary, "A new approach to probabilistic rounding error analysis", SIAM J. Sci. Comput. 41(5),
-2019), so their variances add, and the bound is the rounding of the output plus `DEVIATIONS` standard deviations. In a
-sum of n terms `t`, the partial sums before each rounding are at most those of a sequential sum, whose squares add up to
-about `n/2 sum t^2` for terms of random sign and to `n/3 (sum t)^2` for terms of one sign; both are taken. This is what
+2019), so their variances add, and the bound is `DEVIATIONS` standard deviations of their sum. In a sum of n terms `t`,
+the partial sums before each rounding are at most those of a sequential sum, whose squares add up to about
+`n/2 sum t^2` for terms of random sign and to `n/3 (sum t)^2` for terms of one sign; both are taken. This is what
 separates float32 accumulation from bfloat16 accumulation, and IEEE float32 products from TF32, where a worst-case
-bound over a thousand keys would not.
+bound over a thousand keys would not. Data whose errors are equal or of one sign (`STRUCTURED`) is no such sum; there
+every rounding is taken at its largest.
 """
 
 from __future__ import annotations
@@ -36,6 +40,8 @@ from samebits.backends.problem import Layout, Mask, Problem, Request
 from samebits.harness.batch import request_keys_values, request_queries
 
 DEVIATIONS = 7.0
+# Kinds of data whose rounding errors are equal or of one sign, so that no variance describes them.
+STRUCTURED = frozenset({"ties", "denormal_values"})
 _UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 _FLOAT32 = _UNIT_ROUNDOFF[torch.float32]
 # Variance of a rounding error that is uniform over one unit, relative to the unit roundoff squared.
@@ -58,7 +64,7 @@ class RequestReference:
 
     Attributes:
         output: float64 `[query_len, num_heads, head_dim]`.
-        output_bound: float64, same shape: what `output` in the problem's dtype may differ by.
+        output_bound: float64, same shape: what an output may differ by before it is rounded to the problem's dtype.
         lse: float64 `[num_heads, query_len]`, natural logarithm; `-inf` where a query sees no key.
         lse_bound: float64, same shape, for a float32 log-sum-exp.
     """
@@ -105,6 +111,16 @@ def _shared_reference(problem: Problem, device: torch.device) -> RequestReferenc
 
     score_variance = _score_variance(query, key, raw, scores, slope, problem).masked_fill(~visible, 0.0)
     key_count = visible.sum(dim=1).to(torch.float64)
+    if problem.data in STRUCTURED:
+        score_error = _worst_score_error(query, key, scores, slope, problem).masked_fill(~visible, 0.0)
+        return RequestReference(
+            output=output.transpose(0, 1).contiguous(),
+            output_bound=_worst_output_bound(weights, value, output, score_error, key_count, problem)
+            .transpose(0, 1)
+            .contiguous(),
+            lse=lse,
+            lse_bound=_worst_lse_bound(weights, lse, score_error, key_count),
+        )
     return RequestReference(
         output=output.transpose(0, 1).contiguous(),
         output_bound=_output_bound(weights, value, output, score_variance, key_count, problem)
@@ -181,7 +197,7 @@ def _output_bound(
     if dtype is not torch.float32:
         probabilities = torch.maximum(terms, _weighted_spread(squared_weights, value, output))
         variance = variance + probabilities * (roundoff**2 * _UNIFORM_VARIANCE)
-    bound = output.abs() * roundoff + DEVIATIONS * variance.clamp(min=0.0).sqrt()
+    bound = DEVIATIONS * variance.clamp(min=0.0).sqrt()
     # Results below the smallest normal number may be flushed to zero.
     return torch.where(count > 0, bound + torch.finfo(dtype).tiny, 0.0)
 
@@ -190,6 +206,51 @@ def _weighted_spread(weights: torch.Tensor, value: torch.Tensor, center: torch.T
     """`sum_j weights_j (value_j - center)^2` for each query and element of the head."""
     total = weights.sum(dim=2, keepdim=True)
     return (weights @ value**2 - 2 * center * (weights @ value) + total * center**2).clamp(min=0.0)
+
+
+def _worst_score_error(
+    query: torch.Tensor, key: torch.Tensor, scores: torch.Tensor, slope: torch.Tensor, problem: Problem
+) -> torch.Tensor:
+    """The most that each score, and its exponential, may be off by: every rounding at its largest, all of one sign."""
+    geometry = problem.geometry
+    magnitude = query.abs() @ key.abs().transpose(1, 2) * (geometry.softmax_scale * slope)
+    finite = scores.nan_to_num(neginf=0.0)
+    distance = (scores.amax(dim=2, keepdim=True) if scores.shape[2] else scores) - scores
+    error = (geometry.head_dim + 1) * magnitude + _SCORE_ROUNDINGS * finite.abs()
+    error = error + distance.nan_to_num(nan=0.0, posinf=0.0)
+    if geometry.softcap is not None:
+        error = error + _TANH_UNITS * geometry.softcap
+    return error * _FLOAT32 + _EXPONENTIAL_ERROR[DTYPES[problem.dtype]]
+
+
+def _worst_output_bound(
+    weights: torch.Tensor,
+    value: torch.Tensor,
+    output: torch.Tensor,
+    score_error: torch.Tensor,
+    key_count: torch.Tensor,
+    problem: Problem,
+) -> torch.Tensor:
+    """The classical bound (Higham, section 3.1): `gamma_n = n u / (1 - n u)` on each sum, to first order."""
+    dtype = DTYPES[problem.dtype]
+    roundoff = _UNIT_ROUNDOFF[dtype]
+    magnitude = weights @ value.abs()
+    count = key_count.view(1, -1, 1)
+    # |v_j - o| <= |v_j| + |o|.
+    scores = (weights * score_error) @ value.abs() + (weights * score_error).sum(dim=2, keepdim=True) * output.abs()
+    bound = scores + (2 * count + _FINAL_ROUNDINGS) * _FLOAT32 * magnitude
+    if dtype is not torch.float32:
+        bound = bound + roundoff * magnitude
+    return torch.where(count > 0, bound + torch.finfo(dtype).tiny, 0.0)
+
+
+def _worst_lse_bound(
+    weights: torch.Tensor, lse: torch.Tensor, score_error: torch.Tensor, key_count: torch.Tensor
+) -> torch.Tensor:
+    count = key_count.unsqueeze(0)
+    magnitude = lse.masked_fill(lse == -math.inf, 0.0).abs() + count.clamp(min=1.0).log() + 1.0
+    bound = (weights * score_error).sum(dim=2) + (count + _FINAL_ROUNDINGS * magnitude) * _FLOAT32
+    return torch.where(count > 0, bound, 0.0)
 
 
 def _lse_bound(
@@ -213,16 +274,24 @@ def _lse_bound(
 def budget_used(actual: torch.Tensor, expected: torch.Tensor, bound: torch.Tensor) -> torch.Tensor:
     """Share of the error bound that each element uses: float64, same shape.
 
-    An element that equals its reference uses nothing, infinities included; one that is not finite where the reference
-    is uses infinitely much.
+    An element that rounds its reference correctly uses nothing, infinities included; one that is not finite where the
+    reference is uses infinitely much.
 
     Args:
         actual: result of an implementation, any floating dtype.
         expected: float64 reference.
-        bound: float64, at least 0.
+        bound: float64, at least 0: the error allowed before the rounding to `actual`'s dtype.
     """
     wide = actual.to(torch.float64)
-    error = (wide - expected).abs()
+    error = ((wide - expected).abs() - _half_unit(wide, actual.dtype)).clamp(min=0.0)
     used = torch.where(bound > 0, error / bound, math.inf)
+    # Where the bound is 0 nothing is rounded, and only the reference itself is right.
     used = torch.where(wide == expected, 0.0, used)
     return torch.where(used.isnan(), math.inf, used)
+
+
+def _half_unit(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Half a unit in the last place of float64 values that `dtype` holds: what rounding to nearest may have moved."""
+    _, exponent = torch.frexp(values)
+    binade = torch.ldexp(torch.ones_like(values), exponent - 1).clamp(min=torch.finfo(dtype).tiny)
+    return binade * _UNIT_ROUNDOFF[dtype]

@@ -35,14 +35,14 @@ class Relation:
 
     Attributes:
         name: used in cell ids.
-        claim: the attribute of `Claims` that promises it.
+        claim: the attribute of `Claims` that promises it; None where only correctness is judged.
         description: one line for tables and help.
         compare: makes the comparisons of a base problem for an implementation's tiling; none where the relation says
             nothing about such a problem.
     """
 
     name: str
-    claim: str
+    claim: str | None
     description: str
     compare: Callable[[Problem, Tiling], Iterable[Comparison]]
 

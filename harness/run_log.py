@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-SUITE_MARKS = {"batch_invariant": "a request keeps its bits whatever its batch, neighbours, pages and schedule"}
+SUITE_MARKS = {
+    "batch_invariant": "a request keeps its bits whatever its batch, neighbours, pages and schedule",
+    "dtype": "every number is as right as arithmetic in its dtype allows",
+}
 # How a test hands its record over: as a property of its report, which xdist carries from a worker to the controller.
 RECORD_PROPERTY = "samebits_record"
 # What a shell expects of input that cannot be used.

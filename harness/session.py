@@ -18,14 +18,17 @@ from samebits.harness.cases import cases
 from samebits.harness.environment import environment
 from samebits.harness.execution import Executor
 from samebits.harness.judgement import judge, unjudged
-from samebits.harness.matrix import Cell, Selection, batch_invariance_cells
+from samebits.harness.matrix import Cell, Selection, batch_invariance_cells, dtype_cells
 from samebits.harness.records import TIERS, Record, RunHeader, UnusableInput, Verdict
 from samebits.harness.registry import load_registry
 
 CellRunner = Callable[[Cell], None]
 
 # Each suite by its mark: the cells of a selection.
-SUITES: Mapping[str, Callable[[Selection], Iterator[Cell]]] = {"batch_invariant": batch_invariance_cells}
+SUITES: Mapping[str, Callable[[Selection], Iterator[Cell]]] = {
+    "batch_invariant": batch_invariance_cells,
+    "dtype": dtype_cells,
+}
 
 
 @dataclass(frozen=True)

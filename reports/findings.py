@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from samebits.harness.records import Record, Run, Verdict
 from samebits.reports import text
 
-# The order in which relations are told: those of the batch first, then those of the schedule. Others follow by name.
+# The order in which relations are told: those of the batch, of the schedule, kinds of data. Others follow by name.
 RELATION_ORDER = (
     "batch_size",
     "position",
@@ -23,6 +23,14 @@ RELATION_ORDER = (
     "chunked_prefill",
     "extend",
     "decode",
+    "normal",
+    "large_scores",
+    "negative_scores",
+    "large_values",
+    "huge_values",
+    "offset_values",
+    "ties",
+    "denormal_values",
 )
 _TOLD = (Verdict.FAIL, Verdict.ERROR, Verdict.VARIES, Verdict.KNOWN)
 DID_NOT_RUN = (Verdict.UNSUPPORTED, Verdict.UNAVAILABLE)

@@ -13,7 +13,7 @@ from samebits.reports import text
 from samebits.reports.findings import Finding, findings, gaps, guards
 from samebits.reports.regression import ComparedCell, Comparison, State
 from samebits.reports.sentences import baseline_sentences, conclusion, controls_sentence, run_sentences
-from samebits.reports.tables import claims_table, implementation_table
+from samebits.reports.tables import budget_table, claims_table, implementation_table
 
 # Enough to act on; the table in CSV holds every cell.
 _MOST_CELLS = 50
@@ -44,6 +44,7 @@ def page(comparison: Comparison, cells: pd.DataFrame) -> str:
         _changes(comparison),
         _findings(comparison),
         _implementations(cells),
+        _budgets(cells),
         _claims(comparison),
         _controls(comparison),
         _gaps(comparison),
@@ -118,6 +119,22 @@ def _implementations(cells: pd.DataFrame) -> Iterator[str]:
         "Of the *relations* that ran, some are *claimed* by the implementation, and some *held* in every cell. The "
         "error budget is the share of the bound on rounding errors that the worst element uses against the fp64 "
         "reference: above 1 is wrong. ULP are between two computations of the same request.\n"
+    )
+
+
+def _budgets(cells: pd.DataFrame) -> Iterator[str]:
+    table = budget_table(cells)
+    if table.empty:
+        return
+    yield "## Error budgets\n"
+    rows = [
+        [text.markdown(label), dtype, text.count(count), text.budget(worst), text.budget(median), text.whole(max_ulp)]
+        for label, dtype, count, worst, median, max_ulp in table.to_numpy().tolist()
+    ]
+    yield from _table(["implementation", "dtype", "cells", "worst", "median", "worst ULP"], rows, numbers=4)
+    yield (
+        "Each cell is one kind of data, and its budget that of its worst element. ULP are distances from the rounded "
+        "fp64 reference, among elements no smaller than the root mean square of their row.\n"
     )
 
 

@@ -13,7 +13,7 @@ from samebits.reports.columns import columns
 from samebits.reports.findings import Finding, findings, gaps
 from samebits.reports.regression import Comparison, State
 from samebits.reports.sentences import baseline_sentences, conclusion, controls_sentence, has_baseline, run_sentences
-from samebits.reports.tables import STATES, VERDICTS, implementation_table
+from samebits.reports.tables import BUDGET_COLUMNS, STATES, VERDICTS, budget_table, implementation_table
 
 # Of what there may be hundreds of, this many are shown; the files hold all.
 _MOST = 8
@@ -44,6 +44,7 @@ def summary(comparison: Comparison, cells: pd.DataFrame) -> str:
     sections = (
         "\n".join(_title(comparison)),
         "\n".join(_table(cells)),
+        "\n".join(_budgets(cells)),
         *_findings(comparison),
         "\n".join(_gaps(comparison)),
         "\n".join(_changes(comparison, cells)),
@@ -67,6 +68,19 @@ def _table(cells: pd.DataFrame) -> Iterator[str]:
     shown = ["claimed", "held", "cells"]
     shown += [verdict for verdict in VERDICTS if verdict in _ALWAYS or table[verdict].any()]
     yield from _aligned(lines, [*shown, "error_budget", "max_ulp"])
+
+
+def _budgets(cells: pd.DataFrame) -> Iterator[str]:
+    """How right each implementation is, where a suite asked that."""
+    table = budget_table(cells)
+    if table.empty:
+        return
+    headings = [*(("", column) for column in BUDGET_COLUMNS[:3]), *(("budget", "worst"), ("budget", "median"))]
+    rows = [
+        [str(label), str(dtype), str(count), text.budget(worst), text.budget(median), text.whole(max_ulp)]
+        for label, dtype, count, worst, median, max_ulp in table.to_numpy().tolist()
+    ]
+    yield from columns([*headings, ("worst ULP", "to fp64")], rows, 2)
 
 
 def _aligned(table: pd.DataFrame, shown: list[str]) -> Iterator[str]:

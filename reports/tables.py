@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
@@ -53,6 +54,7 @@ _CELL_COLUMNS = (
     "seed",
     "command",
 )
+BUDGET_COLUMNS = ("implementation", "dtype", "cells", "worst", "median", "max_ulp")
 _RELATION_COUNTS = ("relations", "claimed", "held")
 _FROM_CELL = ("cell_id", "suite", "version", "dtype", "tier", "control", "seed")
 _FROM_RECORD = (
@@ -98,6 +100,33 @@ def implementation_table(cells: pd.DataFrame) -> pd.DataFrame:
     ]
     columns = ["implementation", "suite", *_RELATION_COUNTS, "cells", *VERDICTS, "error_budget", "max_ulp", *STATES]
     return pd.DataFrame(lines, columns=columns, dtype=object)
+
+
+def budget_table(cells: pd.DataFrame) -> pd.DataFrame:
+    """How right each implementation is in each dtype, of the cells that are judged against the reference alone.
+
+    Args:
+        cells: of `cell_table`.
+
+    Returns:
+        Columns `implementation`, `dtype`, `cells`; `worst` and `median` error budget; `max_ulp`.
+    """
+    ran = ~cells["verdict"].isin([None, *(verdict.value for verdict in DID_NOT_RUN)])
+    own = cells[~cells["control"].astype(bool) & ran & (cells["suite"] == "dtype")]
+    lines = [
+        {
+            "implementation": label,
+            "dtype": dtype,
+            "cells": len(group),
+            "worst": _largest(group["error_budget"]),
+            "median": None
+            if group["error_budget"].isna().all()
+            else float(group["error_budget"].astype(float).median()),
+            "max_ulp": _largest(group["max_ulp"]),
+        }
+        for (label, dtype), group in own.groupby(["implementation", "dtype"], sort=False)
+    ]
+    return pd.DataFrame(lines, columns=list(BUDGET_COLUMNS), dtype=object)
 
 
 def claims_table(records: Iterable[Record]) -> pd.DataFrame:
@@ -199,6 +228,11 @@ def _unbounded(budget: float | None) -> float | None:
 def _largest(values: pd.Series) -> float | None:
     found = [value for value in values if not pd.isna(value)]
     return max(found) if found else None
+
+
+def _median(values: pd.Series) -> float | None:
+    found = [value for value in values if not pd.isna(value)]
+    return statistics.median(found) if found else None
 
 
 def _pairs(values: Mapping[str, str]) -> str:

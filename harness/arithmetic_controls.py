@@ -1,0 +1,244 @@
+"""Controls of the dtype suite: one correct kernel, and the ways in which its arithmetic is made worse."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from samebits.backends.contract import AttentionConfig, AttentionMetadata, Availability, Claims, Implementation, Tiling
+from samebits.backends.problem import Mask
+from samebits.backends.support import Support
+
+_TILE = 16
+_TILES_PER_SPLIT = 8
+
+
+def _same(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
+def _through(dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda tensor: tensor.to(dtype).float()
+
+
+def _tf32(tensor: torch.Tensor) -> torch.Tensor:
+    """Rounds to the 10 bits of fraction that TF32 has."""
+    bits = tensor.contiguous().view(torch.int32)
+    return ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+def _scaled_to_one(values: torch.Tensor) -> torch.Tensor:
+    """Divides by the largest value and multiplies again, as a quantised cache does."""
+    largest = values.abs().amax()
+    return values * (1.0 / largest) * largest
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """Where a kernel rounds, and to what; by default as a correct one does.
+
+    Attributes:
+        factors: applied to the operands of both products.
+        accumulator: applied to the output accumulator after each tile.
+        partial: applied to the output of a split before it is merged.
+        values: applied to the values.
+        scores: applied to the scores before the softmax.
+        weights: applied to the unnormalised weights, beyond their rounding to the dtype.
+        total: applied to the denominator after each tile and each merge.
+        hidden_score: score of keys that a row does not see.
+        output: applied before the rounding to the dtype.
+        base: of the exponential.
+        lse_scale: applied to the log-sum-exp.
+    """
+
+    factors: Callable[[torch.Tensor], torch.Tensor] = _same
+    accumulator: Callable[[torch.Tensor], torch.Tensor] = _same
+    partial: Callable[[torch.Tensor], torch.Tensor] = _same
+    values: Callable[[torch.Tensor], torch.Tensor] = _same
+    scores: Callable[[torch.Tensor], torch.Tensor] = _same
+    weights: Callable[[torch.Tensor], torch.Tensor] = _same
+    total: Callable[[torch.Tensor], torch.Tensor] = _same
+    hidden_score: float = -math.inf
+    output: Callable[[torch.Tensor], torch.Tensor] = _same
+    base: float = math.e
+    lse_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Degradation:
+    """A way to lose precision, and where it must show.
+
+    Attributes:
+        name: of the control.
+        data: kind of data that must show it.
+        dtype: dtype that must show it.
+        description: what it does wrong, in a line.
+        arithmetic: the degraded arithmetic.
+        wrong_values: always True: the error budget is what must see it.
+    """
+
+    name: str
+    data: str
+    dtype: str
+    description: str
+    arithmetic: Arithmetic
+    wrong_values: bool = True
+
+
+DEGRADATIONS: tuple[Degradation, ...] = (
+    Degradation("tf32", "normal", "fp32", "products of TF32 where fp32 was asked for", Arithmetic(factors=_tf32)),
+    Degradation(
+        "bf16_accumulator",
+        "offset_values",
+        "bf16",
+        "the output is accumulated in bf16",
+        Arithmetic(accumulator=_through(torch.bfloat16)),
+    ),
+    Degradation(
+        "bf16_partials",
+        "offset_values",
+        "bf16",
+        "the outputs of splits are rounded to bf16 before they are merged",
+        Arithmetic(partial=_through(torch.bfloat16)),
+    ),
+    Degradation(
+        "bf16_scores",
+        "large_scores",
+        "bf16",
+        "scores are rounded to bf16 before the softmax",
+        Arithmetic(scores=_through(torch.bfloat16)),
+    ),
+    Degradation(
+        "hidden_score_0",
+        "negative_scores",
+        "bf16",
+        "keys that a row does not see get a score of 0 rather than -inf",
+        Arithmetic(hidden_score=0.0),
+    ),
+    Degradation(
+        "bf16_denominator",
+        "ties",
+        "bf16",
+        "the denominator is accumulated in bf16",
+        Arithmetic(total=_through(torch.bfloat16)),
+    ),
+    Degradation(
+        "reciprocal_scale",
+        "denormal_values",
+        "fp32",
+        "values are scaled by the reciprocal of the largest, which overflows",
+        Arithmetic(values=_scaled_to_one),
+    ),
+    Degradation(
+        "e4m3_weights",
+        "large_values",
+        "bf16",
+        "P is rounded to e4m3",
+        Arithmetic(weights=_through(torch.float8_e4m3fn)),
+    ),
+    Degradation(
+        "fp16_output",
+        "huge_values",
+        "bf16",
+        "the output passes through fp16",
+        Arithmetic(output=_through(torch.float16)),
+    ),
+    Degradation(
+        "base_2_lse", "normal", "fp32", "the log-sum-exp is in base 2", Arithmetic(lse_scale=1 / math.log(2.0))
+    ),
+    Degradation("missing_log2e", "normal", "bf16", "exp2 takes scores without log2(e)", Arithmetic(base=2.0)),
+)
+
+
+class TiledKernel(Implementation[tuple[AttentionConfig, AttentionMetadata]]):
+    """Online softmax in float32 over tiles and splits, as kernels do it, with its roundings open to damage."""
+
+    backend = "CONTROL"
+    claims = Claims(source="plain tiles of 16 keys, splits of 128")
+    support = Support(
+        dtypes=("fp32", "bf16"), masks=(Mask.CAUSAL,), softcap=False, query_longer_than_kv=False, lse=True
+    )
+    tiling = Tiling(query_tile=16, kv_tile=_TILE, kv_split=_TILE * _TILES_PER_SPLIT)
+
+    def __init__(self, flaw: Degradation | None = None) -> None:
+        """Makes the correct kernel, or one with degraded arithmetic."""
+        self.flaw = flaw
+        self.name = flaw.name if flaw else "correct_arithmetic"
+        self._arithmetic = flaw.arithmetic if flaw else Arithmetic()
+
+    def probe(self) -> Availability:
+        """Runs wherever torch does."""
+        return Availability(version=torch.__version__)
+
+    def plan(self, config: AttentionConfig, metadata: AttentionMetadata) -> tuple[AttentionConfig, AttentionMetadata]:
+        """Keeps what `run` needs."""
+        return config, metadata
+
+    def run(
+        self,
+        plan: tuple[AttentionConfig, AttentionMetadata],
+        query: torch.Tensor,
+        key_cache: torch.Tensor,
+        value_cache: torch.Tensor,
+        output: torch.Tensor,
+        lse: torch.Tensor | None,
+    ) -> None:
+        """Computes one request after another."""
+        assert lse is not None, "the harness asks for what Support declares"
+        config, metadata = plan
+        starts = metadata.query_start_loc.tolist()
+        for index, kv_len in enumerate(metadata.seq_lens.tolist()):
+            rows = slice(starts[index], starts[index + 1])
+            token = torch.arange(kv_len)
+            pages = metadata.block_table[index][token // config.page_size].long()
+            key, value = (
+                cache[pages, token % config.page_size].transpose(0, 1).repeat_interleave(config.group_size, dim=0)
+                for cache in (key_cache, value_cache)
+            )
+            result, lse[:, rows] = self._attend(query[rows].transpose(0, 1), key, value, config)
+            output[rows] = self._arithmetic.output(result).to(config.dtype).transpose(0, 1)
+
+    def _attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, config: AttentionConfig
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Splits of tiles, merged in order: `[num_heads, query_len, head_dim]` and `[num_heads, query_len]`."""
+        arithmetic = self._arithmetic
+        query_len, kv_len = query.shape[1], key.shape[1]
+        factor = math.log(arithmetic.base)
+        position = torch.arange(query_len).unsqueeze(1) + kv_len - query_len
+        maximum = torch.full((query.shape[0], query_len), -torch.inf)
+        total = torch.zeros_like(maximum)
+        result = torch.zeros(query.shape)
+        for first in range(0, kv_len, self.tiling.kv_split):
+            split = slice(first, min(first + self.tiling.kv_split, kv_len))
+            split_maximum, split_total = torch.full_like(maximum, -torch.inf), torch.zeros_like(total)
+            split_result = torch.zeros_like(result)
+            for start in range(split.start, split.stop, _TILE):
+                tile = slice(start, min(start + _TILE, split.stop))
+                scores = arithmetic.factors(query.float()) @ arithmetic.factors(key[:, tile].float()).transpose(1, 2)
+                hidden = torch.arange(tile.start, tile.stop) > position
+                scores = (scores * (config.scale * factor)).masked_fill(hidden, arithmetic.hidden_score)
+                scores = arithmetic.scores(scores)
+                new = torch.maximum(split_maximum, scores.amax(dim=2))
+                weights = torch.exp(scores - _finite(new).unsqueeze(2))
+                rescale = torch.exp(split_maximum - _finite(new))
+                split_total = arithmetic.total(split_total * rescale + weights.sum(dim=2))
+                rounded = arithmetic.factors(arithmetic.weights(weights.to(config.dtype).float()))
+                product = rounded @ arithmetic.factors(arithmetic.values(value[:, tile].float()))
+                split_result = arithmetic.accumulator(split_result * rescale.unsqueeze(2) + product)
+                split_maximum = new
+            merged = torch.maximum(maximum, split_maximum)
+            old, added = (torch.exp(part - _finite(merged)) for part in (maximum, split_maximum))
+            total = arithmetic.total(total * old + split_total * added)
+            result = result * old.unsqueeze(2) + arithmetic.partial(split_result) * added.unsqueeze(2)
+            maximum = merged
+        lse = (_finite(maximum) + total.log()) / factor * arithmetic.lse_scale
+        return result / total.unsqueeze(2), lse
+
+
+def _finite(maximum: torch.Tensor) -> torch.Tensor:
+    """A maximum that can be subtracted: 0 where nothing was seen."""
+    return maximum.masked_fill(maximum == -torch.inf, 0.0)
