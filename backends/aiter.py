@@ -20,7 +20,15 @@ from dataclasses import dataclass
 import torch
 
 from samebits.backends.aiter_adapter import EntryPoint, Reached, reach, substitutions
-from samebits.backends.contract import AttentionConfig, AttentionMetadata, Availability, Claims, Implementation, Tiling
+from samebits.backends.contract import (
+    AttentionConfig,
+    AttentionMetadata,
+    Availability,
+    Claims,
+    Implementation,
+    KnownGap,
+    Tiling,
+)
 from samebits.backends.platform import accelerator
 from samebits.backends.problem import Mask
 from samebits.backends.support import Support
@@ -191,6 +199,10 @@ class FlashAttentionWithKVCache(Implementation[KVCachePlan]):
     support = Support(dtypes=_DTYPES, head_dims=_fills_a_tile, softcap=False)
     # A tile holds 64 keys, but none of another page, and splits are at least 64 keys long.
     tiling = Tiling(query_tile=16, kv_tile=16, kv_split=64)
+    known_gaps = tuple(
+        KnownGap("docs/aiter.md, queries are rounded after scaling", relation="large_scores", dtype=dtype)
+        for dtype in ("bf16", "fp16")
+    )
 
     def __init__(self) -> None:
         """Records what the adapter substitutes."""
