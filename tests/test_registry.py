@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -94,3 +98,41 @@ def test_a_probe_that_raises_makes_the_implementation_unavailable(tmp_path: Path
     availability = registry.availability(mine)
     assert not availability.available
     assert availability.reason == "its probe raised ZeroDivisionError: division by zero"
+
+
+def listed(site: Path) -> list[dict[str, object]]:
+    """What `samebits list --json` says where a folder of installed packages comes first."""
+    done = subprocess.run(
+        [sys.executable, "-c", "from samebits.harness.cli import main; raise SystemExit(main(['list', '--json']))"],
+        env=os.environ | {"PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    entries: list[dict[str, object]] = json.loads(done.stdout)["implementations"]
+    return entries
+
+
+def install(site: Path, name: str, source: str) -> None:
+    """A distribution whose one module is a backend, with its entry point."""
+    (site / f"{name}.py").write_text(source)
+    metadata = site / f"{name}-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(f"[samebits.backends]\n{name.upper()} = {name}:implementations\n")
+
+
+def test_an_installed_package_adds_its_backend_by_entry_point(tmp_path: Path) -> None:
+    install(tmp_path, "third_party", HEAD + "def implementations(): return [Mine()]")
+    mine = [entry for entry in listed(tmp_path) if entry["backend"] == "MY_ATTN"]
+    assert [entry["label"] for entry in mine] == ["MY_ATTN/mine"]
+    assert mine[0]["available"] is True
+
+
+def test_a_broken_installed_package_is_unavailable_and_stops_nobody(tmp_path: Path) -> None:
+    install(tmp_path, "broken_party", "raise OSError('libmine.so: undefined symbol')")
+    entries = {str(entry["backend"]): entry for entry in listed(tmp_path)}
+    assert entries["BROKEN_PARTY"]["available"] is False
+    assert "OSError: libmine.so: undefined symbol" in str(entries["BROKEN_PARTY"]["reason"])
+    assert entries["CPU"]["available"] is True, "a broken package took another backend with it"
