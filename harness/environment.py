@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import platform as host
+import subprocess
 
 import numpy as np
 import torch
@@ -29,10 +30,20 @@ def environment(device_type: str) -> Environment:
         "triton": _version("triton"),
     }
     if platform.kind == "cuda":
-        versions["driver"] = str(torch.cuda.driver_version()) if hasattr(torch.cuda, "driver_version") else "unknown"
+        versions["driver"] = _nvidia_driver()
     if platform.kind == "rocm":
         versions["hip"] = str(torch.version.hip)
     return Environment(device=f"{platform.kind} {platform.name}", versions=versions, threads=torch.get_num_threads())
+
+
+def _nvidia_driver() -> str:
+    """The driver's version, which torch does not tell."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return done.stdout.split("\n")[0].strip() or "unknown"
 
 
 def _version(distribution: str) -> str:
