@@ -32,6 +32,9 @@ from samebits.kernels.cpu.build import SOURCE_DIRECTORY, BuildError, load_librar
 
 # Two chunks are crossed by a few hundred keys; a chunk's partial sums are 1/32 of the bf16 keys and values it reads.
 DEFAULT_CHUNK_SIZE = 128
+# A batch is planned for at least as many threads, so that long requests are shared, and their parts merged, on a single
+# one too: the merge is then in daily use wherever the matrix runs, and no bit depends on it.
+SHARED_BY = 4
 
 
 class BundledAttention(Implementation[Schedule]):
@@ -40,6 +43,7 @@ class BundledAttention(Implementation[Schedule]):
     Args:
         chunk_size: keys per chunk, a multiple of 16; another than the default is a variant of its own.
         source_directory: where the kernel's sources are.
+        shared_by: threads that a batch is planned for at least. It changes no bit.
     """
 
     backend = "CPU"
@@ -52,8 +56,14 @@ class BundledAttention(Implementation[Schedule]):
     )
     support = Support(dtypes=("fp32", "bf16", "fp16"), encoder_offset=True, lse=True)
 
-    def __init__(self, chunk_size: int = DEFAULT_CHUNK_SIZE, source_directory: Path = SOURCE_DIRECTORY) -> None:
+    def __init__(
+        self,
+        chunk_size: int = DEFAULT_CHUNK_SIZE,
+        source_directory: Path = SOURCE_DIRECTORY,
+        shared_by: int = SHARED_BY,
+    ) -> None:
         self._chunk_size = chunk_size
+        self._shared_by = shared_by
         self._source_directory = source_directory
         self._library: ctypes.CDLL | None = None
         self.variant = "" if chunk_size == DEFAULT_CHUNK_SIZE else f"chunk_size={chunk_size}"
@@ -86,7 +96,12 @@ class BundledAttention(Implementation[Schedule]):
             for tensor in (metadata.query_start_loc, metadata.kv_starts(config.mask), metadata.kv_lens(config.mask))
         )
         return schedule_batch(
-            parameters, metadata.block_table, query_start_loc, kv_starts, kv_lens, torch.get_num_threads()
+            parameters,
+            metadata.block_table,
+            query_start_loc,
+            kv_starts,
+            kv_lens,
+            max(self._shared_by, torch.get_num_threads()),
         )
 
     def run(

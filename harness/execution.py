@@ -70,7 +70,7 @@ def execute(implementation: Implementation[Any], problem: Problem, device: torch
     lse = None
     if implementation.support.lse:
         lse = guarded((geometry.num_heads, num_tokens), torch.float32, device, poison)
-    inputs = _digest(batch.query, batch.key_cache, batch.value_cache)
+    inputs = _digest_inputs(batch)
     plan = implementation.plan(batch.config, batch.metadata)
     implementation.run(
         plan, batch.query, batch.key_cache, batch.value_cache, output.tensor, None if lse is None else lse.tensor
@@ -83,8 +83,8 @@ def execute(implementation: Implementation[Any], problem: Problem, device: torch
         for name, buffer in (("output", output), ("lse", lse))
         if buffer is not None and not buffer.intact()
     ]
-    if _digest(batch.query, batch.key_cache, batch.value_cache) != inputs:
-        faults.append("run changed its query or its cache")
+    if _digest_inputs(batch) != inputs:
+        faults.append("run changed its query, its cache or its metadata")
     return Execution(
         problem=problem,
         results=results,
@@ -171,6 +171,20 @@ def _judge(problem: Problem, request: Request, result: RequestResult, device: to
             f"request {request}, log-sum-exp of query {row}, head {head}: {result.lse[head, row].item()!r} "
             f"where the reference is {reference.lse[head, row]:.9g} within {reference.lse_bound[head, row]:.3g}"
         ),
+    )
+
+
+def _digest_inputs(batch: Batch) -> str:
+    metadata = batch.metadata
+    return _digest(
+        batch.query,
+        batch.key_cache,
+        batch.value_cache,
+        metadata.query_start_loc,
+        metadata.seq_lens,
+        metadata.block_table,
+        metadata.slot_mapping,
+        metadata.encoder_seq_lens,
     )
 
 

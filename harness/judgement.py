@@ -252,6 +252,10 @@ def _smallest(findings: Findings, executor: Executor) -> str:
         problems = (*comparison.left, *comparison.right)
         if any(executor.implementation.reasons(problem) for problem in problems):
             return False
-        return any(located.difference.mismatches for located in _differences(comparison, executor))
+        try:
+            return any(located.difference.mismatches for located in _differences(comparison, executor))
+        except Exception:
+            # A smaller batch that raises is another matter, and must not hide the difference that was found.
+            return False
 
     return describe(shrink(findings.first.comparison, differs, _SHRINK_ATTEMPTS))

@@ -76,6 +76,7 @@ class Cell:
         relation: what must hold.
         case: on which base problem.
         dtype: in which dtype.
+        tier: smallest tier that holds the cell.
         seed: of all data.
         flaw: what is broken on purpose; None unless the cell is a control.
     """
@@ -85,6 +86,7 @@ class Cell:
     relation: Relation
     case: Case
     dtype: str
+    tier: str
     seed: int
     flaw: Fault | None = None
 
@@ -93,12 +95,6 @@ class Cell:
         """Names the cell across runs and machines."""
         seed = f":seed{self.seed}" if self.seed else ""
         return f"{self.implementation.label}:{self.relation.name}:{self.case.case_id}:{self.dtype}{seed}"
-
-    @property
-    def tier(self) -> str:
-        """Smallest tier that holds the cell."""
-        left_out = self.case.tier == "default" and self.implementation.costly
-        return "nightly" if left_out or self.dtype not in self.case.dtypes else self.case.tier
 
     @property
     def problem(self) -> Problem:
@@ -118,13 +114,18 @@ def dtype_cells(selection: Selection) -> Iterator[Cell]:
     suite = "dtype"
     for degradation in DEGRADATIONS:
         control, check = TiledKernel(degradation), INPUTS[degradation.data]
-        yield Cell(suite, control, check, _LONG_CONTROL_CASE, degradation.dtype, selection.seed, degradation)
+        yield Cell(suite, control, check, _LONG_CONTROL_CASE, degradation.dtype, "smoke", selection.seed, degradation)
     for implementation in selection.implementations:
         for case in cases("nightly" if selection.tier == "nightly" else "smoke"):
             # fp32 and bf16 leave rows even where they are not supported; fp16 is a dtype of those that have it.
             for dtype in selection.dtypes or dict.fromkeys(("fp32", "bf16", *implementation.support.dtypes)):
                 for check in INPUTS.values():
-                    yield Cell(suite, implementation, check, case, dtype, selection.seed)
+                    yield Cell(suite, implementation, check, case, dtype, _dtype_tier(case), selection.seed)
+
+
+def _dtype_tier(case: Case) -> str:
+    """The dtype suite has the smoke tier's cases in every tier, and the others in the nightly one."""
+    return "smoke" if case.tier == "smoke" else "nightly"
 
 
 def batch_invariance_cells(selection: Selection) -> Iterator[Cell]:
@@ -135,11 +136,13 @@ def batch_invariance_cells(selection: Selection) -> Iterator[Cell]:
     suite = "batch_invariant"
     for relation in RELATIONS.values():
         for control in controls(relation.name):
-            yield Cell(suite, control, relation, _CONTROL_CASE, "fp32", selection.seed, control.flaw)
+            yield Cell(suite, control, relation, _CONTROL_CASE, "fp32", "smoke", selection.seed, control.flaw)
     for implementation in selection.implementations:
         for case in selection.cases_of(implementation):
             for dtype in selection.dtypes_of(case):
+                left_out = case.tier == "default" and implementation.costly
+                tier = "nightly" if left_out or dtype not in case.dtypes else case.tier
                 for relation in RELATIONS.values():
-                    cell = Cell(suite, implementation, relation, case, dtype, selection.seed)
+                    cell = Cell(suite, implementation, relation, case, dtype, tier, selection.seed)
                     if cell.comparisons:
                         yield cell

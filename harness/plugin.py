@@ -52,9 +52,12 @@ def _destination(option: str) -> str:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Keeps cells that share compiled kernels on one worker, unless the user chose another distribution."""
-    if getattr(config.option, "numprocesses", None) and config.option.dist in ("no", "load"):
-        config.option.dist = "loadgroup"
+    """Gives each worker a run of neighbouring cells, which share kernels and executions, unless the user chose else.
+
+    Groups would be tidier, but xdist hands a group whose worker died to the next worker from its deadly test on.
+    """
+    if getattr(config.option, "numprocesses", None) and config.option.dist == "no":
+        config.option.dist = "worksteal"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -82,10 +85,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     session = or_exit(lambda: _session(metafunc.config))
     metafunc.parametrize(
         "cell",
-        [
-            pytest.param(cell, id=cell.cell_id, marks=pytest.mark.xdist_group(_group(cell)))
-            for cell in session.cells(suites[0])
-        ],
+        [pytest.param(cell, id=cell.cell_id) for cell in session.cells(suites[0])],
     )
 
 
@@ -123,13 +123,6 @@ def _session(config: pytest.Config) -> MatrixSession:
             )
         )
     return config.stash[_SESSION]
-
-
-def _group(cell: Cell) -> str:
-    """Cells that share compiled kernels and executions: of one implementation, case and dtype."""
-    if cell.flaw is not None:
-        return "controls"
-    return f"{cell.implementation.label} {cell.case.case_id} {cell.dtype}"
 
 
 def _decide(record: Record) -> None:

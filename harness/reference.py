@@ -293,5 +293,7 @@ def budget_used(actual: torch.Tensor, expected: torch.Tensor, bound: torch.Tenso
 def _half_unit(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Half a unit in the last place of float64 values that `dtype` holds: what rounding to nearest may have moved."""
     _, exponent = torch.frexp(values)
-    binade = torch.ldexp(torch.ones_like(values), exponent - 1).clamp(min=torch.finfo(dtype).tiny)
+    # Zero has no binade of its own: it stands with the smallest numbers.
+    binade = torch.where(values == 0, 0.0, torch.ldexp(torch.ones_like(values), exponent - 1))
+    binade = binade.clamp(min=torch.finfo(dtype).tiny)
     return binade * _UNIT_ROUNDOFF[dtype]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from samebits.harness.records import UnusableInput
 ENTRY_POINT_GROUP = "samebits.backends"
 # The order of the backends in lists and tables; others follow by name.
 _BUNDLED_ORDER = ("FLASH_ATTN", "TRITON_ATTN", "FLEX_ATTENTION", "AITER", "CPU")
+# What the controls run as; see `harness.controls`.
+CONTROL_BACKEND = "CONTROL"
 _BACKEND_NAME = re.compile(r"[A-Z][A-Z0-9_]*")
 _IMPLEMENTATION_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _VARIANT_NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9._=,-]*)?")
@@ -198,6 +201,13 @@ def _complaint(implementation: object) -> str:
         value = getattr(implementation.claims, claim)
         if not isinstance(value, bool):
             return f"{what} claims {claim}={value!r}; it must be True or False"
+    if implementation.backend == CONTROL_BACKEND:
+        return f"{what}.backend is {CONTROL_BACKEND!r}, which is the name of the harness's own controls"
+    configuration = implementation.configuration
+    if not isinstance(configuration, Mapping) or not all(
+        isinstance(word, str) for pair in configuration.items() for word in pair
+    ):
+        return f"{what}.configuration is {configuration!r}; it must map strings to strings"
     unknown = [dtype for dtype in implementation.support.dtypes if dtype not in DTYPE_NAMES]
     if unknown or not implementation.support.dtypes:
         return f"{what} supports dtypes {implementation.support.dtypes!r}; they must be among {', '.join(DTYPE_NAMES)}"
@@ -215,7 +225,11 @@ def _probe(implementation: AnyImplementation) -> Availability:
         return Availability(reason=f"its probe raised {_told(error)}")
     if not isinstance(availability, Availability):
         return Availability(reason=f"its probe returned {availability!r} and not an Availability")
-    return availability
+    try:
+        torch.device(availability.device)
+    except (RuntimeError, TypeError) as error:
+        return Availability(reason=f"its probe names the device {availability.device!r}: {_told(error)}")
+    return replace(availability, version=str(availability.version))
 
 
 def _told(error: BaseException) -> str:

@@ -11,7 +11,7 @@ import pytest
 from _pytest.mark.expression import Expression
 
 from samebits.harness.record_files import RecordWriter, parse_record, read_run
-from samebits.harness.records import Record, UnusableInput
+from samebits.harness.records import UnusableInput
 from samebits.reports.report import Report, check_baseline, write_baseline, write_report
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class RunLog:
         self._writer: RecordWriter | None = None
         self._report: Report | None = None
         self._complaint = ""
-        self._crashed: set[str] = set()
+        self._written: set[str] = set()
 
     def check(self) -> None:
         """Finds out before anything runs whether the options can be used.
@@ -67,18 +67,14 @@ class RunLog:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Writes the record of a finished cell, or of one that took its process with it."""
-        if report.when == "call":
-            for name, value in report.user_properties:
-                if name == RECORD_PROPERTY:
-                    record = parse_record(str(value))
-                    or_exit(functools.partial(self._write, record))
-        elif report.when not in ("setup", "teardown") and report.failed:
-            # What xdist reports of a worker that died.
+        handed_over = [str(value) for name, value in report.user_properties if name == RECORD_PROPERTY]
+        if handed_over and report.when == "call":
+            or_exit(functools.partial(self._write, handed_over[0]))
+        elif report.failed and not handed_over:
+            # A worker that died, or a test that failed outside of its cell: the cell leaves a row all the same.
             crashed = self._session().crashed(report.nodeid, str(report.longrepr))
-            # xdist gives the cell to the next worker, which dies of it too: one row says it all.
-            if crashed is not None and crashed.cell_id not in self._crashed:
-                self._crashed.add(crashed.cell_id)
-                or_exit(functools.partial(self._write, crashed))
+            if crashed is not None:
+                or_exit(functools.partial(self._write, crashed.to_line()))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
@@ -110,8 +106,12 @@ class RunLog:
         if self._complaint:
             terminalreporter.write_line(self._complaint, red=True)
 
-    def _write(self, record: Record) -> None:
-        self._open().write(record)
+    def _write(self, line: str) -> None:
+        """Writes a cell's first record; a cell that a dead worker hands on to the next has one already."""
+        record = parse_record(line)
+        if record.cell_id not in self._written:
+            self._written.add(record.cell_id)
+            self._open().write(record)
 
     def _open(self) -> RecordWriter:
         if self._writer is None:

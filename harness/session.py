@@ -14,7 +14,6 @@ import torch
 from samebits.backends.contract import Availability
 from samebits.backends.platform import accelerator
 from samebits.backends.problem import DTYPE_NAMES
-from samebits.harness.cases import cases
 from samebits.harness.environment import environment
 from samebits.harness.execution import Executor
 from samebits.harness.judgement import judge, unjudged
@@ -129,7 +128,7 @@ class MatrixSession:
             started=now.isoformat(timespec="seconds"),
             suites=suites,
             implementations=tuple(implementation.label for implementation in self.selection.implementations),
-            dtypes=tuple(sorted({d for case in cases(self.selection.tier) for d in self.selection.dtypes_of(case)})),
+            dtypes=tuple(sorted({cell.dtype for suite in suites for cell in self.cells(suite)})),
             tier=self.selection.tier,
             narrowed=narrowed,
             asked=(*self.options.backends, *self.options.implementations),

@@ -119,9 +119,7 @@ def budget_table(cells: pd.DataFrame) -> pd.DataFrame:
             "dtype": dtype,
             "cells": len(group),
             "worst": _largest(group["error_budget"]),
-            "median": None
-            if group["error_budget"].isna().all()
-            else float(group["error_budget"].astype(float).median()),
+            "median": _median(group["error_budget"]),
             "max_ulp": _largest(group["max_ulp"]),
         }
         for (label, dtype), group in own.groupby(["implementation", "dtype"], sort=False)

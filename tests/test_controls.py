@@ -53,7 +53,7 @@ def test_a_control_that_holds_is_red() -> None:
     harmless = Flaw("harmless", "position", "changes nothing", lambda view: ChunkedKernel().schedule_of(view))
     cell = next(cell for cell in control_cells() if cell.relation.name == "position")
     kernel = ChunkedKernel(harmless)
-    record = judged(Cell(cell.suite, kernel, cell.relation, cell.case, cell.dtype, 0, harmless))
+    record = judged(Cell(cell.suite, kernel, cell.relation, cell.case, cell.dtype, cell.tier, 0, harmless))
     assert record.verdict is Verdict.PASS
     assert record.red, "a control that was not caught does not turn the run red"
 

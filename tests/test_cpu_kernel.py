@@ -154,7 +154,7 @@ def test_row_without_keys_is_zero_and_its_lse_minus_infinity(kernel: BundledAtte
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("mask", MASKS, ids=str)
-def test_bits_do_not_depend_on_thread_count_or_on_splitting(kernel: BundledAttention, mask: Mask, dtype: str) -> None:
+def test_bits_do_not_depend_on_thread_count_or_on_splitting(mask: Mask, dtype: str) -> None:
     lengths = ((1, 2000), (40, 900), (1, 5), (3, 1200))
     if mask is Mask.CROSS:
         requests = [Request(key, query_len, 20, encoder_len) for key, (query_len, encoder_len) in enumerate(lengths)]
@@ -162,6 +162,7 @@ def test_bits_do_not_depend_on_thread_count_or_on_splitting(kernel: BundledAtten
         requests = [Request(key, query_len, context_len, 3) for key, (query_len, context_len) in enumerate(lengths)]
     batch = make_batch(Problem(geometry(window=1900), mask, dtype, tuple(requests)), CPU)
     results = {}
+    kernel = BundledAttention(shared_by=1)
     for num_threads in (1, 2, 3):
         torch.set_num_threads(num_threads)
         num_merges = len(kernel.plan(batch.config, batch.metadata).merges)
@@ -439,3 +440,9 @@ def test_processes_may_build_at_once_and_later_ones_reuse_the_library(empty_cach
     assert calls.read_text().split() == built, "a process compiled what another had compiled before"
     left = [path.name for path in empty_cache.iterdir()]
     assert len(left) == 1, f"the cache holds {left}, not one library"
+
+
+def test_one_thread_merges_the_parts_of_long_requests_too(kernel: BundledAttention) -> None:
+    batch = make_batch(Problem(geometry(), Mask.CAUSAL, "bf16", (Request(1, 1, 600),)), CPU)
+    torch.set_num_threads(1)
+    assert len(kernel.plan(batch.config, batch.metadata).merges), "the matrix never runs the merge of split requests"

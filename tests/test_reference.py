@@ -148,3 +148,12 @@ def test_a_row_without_keys_must_be_zero() -> None:
     used = budget_used(torch.full((2, 4, 64), 1e-30), reference.output, reference.output_bound)
     assert bool(used.isinf().all()), "a value other than 0 passed for a row that sees no key"
     assert bool((reference.lse == -math.inf).all())
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+def test_a_zero_in_place_of_a_small_value_is_wrong(dtype: str) -> None:
+    problem = Problem(PLAIN, Mask.CAUSAL, dtype, (LONG,))
+    output = attention(problem, LONG)
+    small = output.abs() < 0.1 * output.float().std()
+    used = worst(problem, output.masked_fill(small, 0.0))
+    assert used > 1.0, f"a kernel that zeroes small outputs used only {used:.3g} of its budget"
