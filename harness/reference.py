@@ -119,7 +119,10 @@ def _shared_reference(problem: Problem, device: torch.device) -> RequestReferenc
             .transpose(0, 1)
             .contiguous(),
             lse=lse,
-            lse_bound=_worst_lse_bound(weights, lse, score_error, key_count),
+            # Only ties are structure to a log-sum-exp, which does not look at the values.
+            lse_bound=_worst_lse_bound(weights, lse, score_error, key_count)
+            if problem.data == "ties"
+            else _lse_bound(weights, lse, score_variance, key_count, problem),
         )
     return RequestReference(
         output=output.transpose(0, 1).contiguous(),
@@ -265,8 +268,12 @@ def _lse_bound(
     # The maximum and the logarithm of the sum are each rounded, and the sum may cancel: neither is larger than this.
     magnitude = lse.masked_fill(lse == -math.inf, 0.0).abs() + count.clamp(min=1.0).log() + 1.0
     sums = (count / 3 + _FINAL_ROUNDINGS * magnitude**2) * (_FLOAT32**2 * _UNIFORM_VARIANCE)
+    dtype = DTYPES[problem.dtype]
+    if dtype is not torch.float32:
+        # The denominator may be summed from the rounded P, as FlashInfer's is.
+        sums = sums + (weights**2).sum(dim=2) * (_UNIT_ROUNDOFF[dtype] ** 2 * _UNIFORM_VARIANCE)
     # An exponential that is always too small by one factor cancels in the output, but not here.
-    bias = _EXPONENTIAL_ERROR[DTYPES[problem.dtype]]
+    bias = _EXPONENTIAL_ERROR[dtype]
     bound = magnitude * _FLOAT32 + bias + DEVIATIONS * (scores + sums).sqrt()
     return torch.where(count > 0, bound, 0.0)
 

@@ -116,7 +116,7 @@ class RunLog:
     def _open(self) -> RecordWriter:
         if self._writer is None:
             header = self._session().header(self._suites(), self._is_narrowed())
-            directory = self._path("results") or self._config.rootpath / "reports" / "out" / header.run_id
+            directory = self._path("results") or self._config.invocation_params.dir / "reports" / "out" / header.run_id
             self._writer = RecordWriter(directory, header)
         return self._writer
 

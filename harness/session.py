@@ -74,10 +74,13 @@ class MatrixSession:
         self._registry = load_registry(options.load)
         self.selection = Selection(
             implementations=self._registry.select(options.backends, options.implementations),
-            dtypes=options.dtypes,
+            dtypes=tuple(dict.fromkeys(options.dtypes)),
             tier=options.tier,
             seed=options.seed,
         )
+        if not self.selection.implementations:
+            asked = ", ".join((*options.backends, *options.implementations))
+            raise UnusableInput(f"nothing is selected by {asked} together; name an implementation of a named backend")
         self._executors: dict[str, Executor] = {}
         self._check_cells()
 
@@ -144,6 +147,8 @@ class MatrixSession:
             words += ["--load", str(path)]
         if self.options.tier != "default":
             words += ["--tier", self.options.tier]
+        if self.selection.dtypes:
+            words += ["--dtype", cell.dtype]
         if self.options.threads != 1:
             words += ["--threads", str(self.options.threads)]
         if cell.seed:

@@ -443,6 +443,6 @@ def test_processes_may_build_at_once_and_later_ones_reuse_the_library(empty_cach
 
 
 def test_one_thread_merges_the_parts_of_long_requests_too(kernel: BundledAttention) -> None:
-    batch = make_batch(Problem(geometry(), Mask.CAUSAL, "bf16", (Request(1, 1, 600),)), CPU)
+    batch = make_batch(Problem(geometry(), Mask.CAUSAL, "bf16", (Request(1, 1, 2000), Request(2, 40, 860))), CPU)
     torch.set_num_threads(1)
     assert len(kernel.plan(batch.config, batch.metadata).merges), "the matrix never runs the merge of split requests"
