@@ -6,7 +6,8 @@ Two kernels are two rows, since they compute with different tiles and splits and
   From the batch it chooses by itself between a kernel that walks a request's keys and one that splits them, and the
   tile sizes of either.
 * `[kvcache]` is `aiter.ops.triton.mha_v3.flash_attn_with_kvcache`: any mask, every request of a call with the same
-  number of query tokens, and a number of splits that it chooses from the number of requests and the longest one.
+  number of query tokens and the same mask, and a number of splits that it chooses from the number of requests and the
+  longest one.
 
 Those choices are AITER's own and stay in force: whether they show in a request's bits is what the harness asks. See
 docs/aiter.md for how the kernels are reached where there is no ROCm.
@@ -19,7 +20,8 @@ from dataclasses import dataclass
 
 import torch
 
-from samebits.backends.aiter_adapter import EntryPoint, Reached, reach, substitutions
+from samebits.backends.aiter_adapter import EntryPoint, availability, reach, substitutions
+from samebits.backends.aiter_operations import operations
 from samebits.backends.contract import (
     AttentionConfig,
     AttentionMetadata,
@@ -27,10 +29,11 @@ from samebits.backends.contract import (
     Claims,
     Implementation,
     KnownGap,
+    Subject,
     Tiling,
 )
 from samebits.backends.platform import accelerator
-from samebits.backends.problem import Mask
+from samebits.backends.problem import Mask, Problem
 from samebits.backends.support import Support
 
 _UNIFIED = EntryPoint(
@@ -53,6 +56,7 @@ _UNIFIED = EntryPoint(
         "q_descale",
         "k_descale",
         "v_descale",
+        "sinks",
     ),
 )
 _KVCACHE = EntryPoint(
@@ -66,11 +70,18 @@ _KVCACHE = EntryPoint(
         "softmax_scale",
         "causal",
         "window_size",
+        "return_softmax_lse",
         "page_table",
     ),
 )
 _DTYPES = ("fp32", "bf16", "fp16")
 _NO_WINDOW = (-1, -1)
+# In fp32 the rounding costs nothing to speak of.
+_ROUNDED_QUERIES = tuple(
+    KnownGap("docs/aiter.md, queries are rounded after scaling", relation=relation, dtype=dtype)
+    for relation in ("large_scores", "lse_large_scores", "lse_negative_scores", "lse_ties")
+    for dtype in ("bf16", "fp16")
+)
 
 
 def _fills_a_tile(length: int) -> bool:
@@ -107,6 +118,7 @@ class UnifiedAttention(Implementation[UnifiedPlan]):
         page_sizes=_fills_a_tile,
         query_longer_than_kv=False,
         empty_kv=False,
+        sinks=True,
     )
     # Splits are whole pages, and need a bound on the lengths above 512.
     tiling = Tiling(query_tile=16, kv_tile=64, kv_split=64)
@@ -117,10 +129,16 @@ class UnifiedAttention(Implementation[UnifiedPlan]):
 
     def probe(self) -> Availability:
         """Imports `unified_attention`."""
-        return _availability(reach(_UNIFIED))
+        return availability(_UNIFIED)
 
     def plan(self, config: AttentionConfig, metadata: AttentionMetadata) -> UnifiedPlan:
-        """Leaves everything to AITER."""
+        """Leaves everything to AITER.
+
+        Raises:
+            ValueError: the layer or the batch is outside of `support`.
+        """
+        self.require(config)
+        _refuse_encoder_tokens(self.label, config, metadata)
         return UnifiedPlan(config=config, metadata=metadata)
 
     def run(
@@ -153,21 +171,24 @@ class UnifiedAttention(Implementation[UnifiedPlan]):
                 q_descale=None,
                 k_descale=None,
                 v_descale=None,
+                sinks=config.sinks,
             )
 
 
 @dataclass(frozen=True)
 class UniformCall:
-    """The requests of a batch that have the same number of query tokens, which one call can compute.
+    """The requests of a batch that have the same number of query tokens and the same mask: what one call can compute.
 
     Attributes:
         query_len: query tokens of each request.
+        causal: whether their queries see no later key.
         rows: int64 `[num_requests * query_len]`, their query rows.
         kv_lens: int32 `[num_requests]`, keys that each attends to.
         block_table: int32 `[num_requests, max_pages_per_request]`.
     """
 
     query_len: int
+    causal: bool
     rows: torch.Tensor
     kv_lens: torch.Tensor
     block_table: torch.Tensor
@@ -175,34 +196,34 @@ class UniformCall:
 
 @dataclass(frozen=True)
 class KVCachePlan:
-    """The calls that compute a batch, in ascending order of their query tokens."""
+    """The calls that compute a batch, in ascending order of their query tokens, non-causal ones first."""
 
     config: AttentionConfig
     calls: tuple[UniformCall, ...]
 
 
 class FlashAttentionWithKVCache(Implementation[KVCachePlan]):
-    """AITER's `flash_attn_with_kvcache`, called once for each number of query tokens in the batch.
+    """AITER's `flash_attn_with_kvcache`, called once for each number of query tokens and each mask in the batch.
 
-    It takes no ragged queries together with `cache_seqlens`. Requests of one query_len therefore form a call, unpadded:
-    padding would move the diagonal of the causal mask, and a call for each request would hide what AITER makes of a
-    batch. A request's neighbours, as far as AITER is concerned, are those of its own query_len.
+    It takes no ragged queries together with `cache_seqlens`, and one `causal` for all of them. Requests of one
+    query_len and one mask therefore form a call, unpadded: padding would move the diagonal of the causal mask, and a
+    call for each request would hide what AITER makes of a batch. A request's neighbours, as far as AITER is concerned,
+    are those of its own call.
     """
 
     backend = "AITER"
     name = "triton"
     variant = "kvcache"
-    claims = Claims(source="amd-aiter declares no batch invariance")
-    # Where head_dim is padded to a power of two, `_splitK_reduce` reads behind the end of its scratch. The log-sum-exp
-    # is not offered: its queries were rounded once more after scaling, which in bfloat16 takes it six times further off
-    # than correct arithmetic may be.
-    support = Support(dtypes=_DTYPES, head_dims=_fills_a_tile, softcap=False)
+    # Tiles left of a window are loaded and given the weight 0, and 0 * NaN is NaN.
+    claims = Claims(
+        ignores_unread_memory=False,
+        source="amd-aiter declares no batch invariance; fwd_decode.py loads keys that a window hides from all queries",
+    )
+    # Where head_dim is padded to a power of two, `_splitK_reduce` reads behind the end of its scratch.
+    support = Support(dtypes=_DTYPES, masks=tuple(Mask), head_dims=_fills_a_tile, softcap=False, lse=True)
     # A tile holds 64 keys, but none of another page, and splits are at least 64 keys long.
     tiling = Tiling(query_tile=16, kv_tile=16, kv_split=64)
-    known_gaps = tuple(
-        KnownGap("docs/aiter.md, queries are rounded after scaling", relation="large_scores", dtype=dtype)
-        for dtype in ("bf16", "fp16")
-    )
+    known_gaps = _ROUNDED_QUERIES
 
     def __init__(self) -> None:
         """Records what the adapter substitutes."""
@@ -212,22 +233,38 @@ class FlashAttentionWithKVCache(Implementation[KVCachePlan]):
 
     def probe(self) -> Availability:
         """Imports `flash_attn_with_kvcache`."""
-        return _availability(reach(_KVCACHE))
+        return availability(_KVCACHE)
+
+    def reasons(self, problem: Problem) -> list[str]:
+        """Why this problem cannot be computed, one sentence each; empty when it can."""
+        found = super().reasons(problem)
+        if problem.layout.strided:
+            found.append("keys and values interleaved in one allocation are not supported, only pages without gaps")
+        return found
 
     def plan(self, config: AttentionConfig, metadata: AttentionMetadata) -> KVCachePlan:
-        """Groups the requests by query_len."""
+        """Groups the requests by query_len and mask.
+
+        Raises:
+            ValueError: the layer or the batch is outside of `support`.
+        """
+        self.require(config)
+        _refuse_encoder_tokens(self.label, config, metadata)
         query_start_loc = metadata.query_start_loc.tolist()
-        requests_of: dict[int, list[int]] = {}
+        causal_of = [metadata.causal] * metadata.num_requests
+        if metadata.causal_requests is not None:
+            causal_of = metadata.causal_requests.tolist()
+        requests_of: dict[tuple[int, bool], list[int]] = {}
         for request, (first, last) in enumerate(itertools.pairwise(query_start_loc)):
             if last > first:
-                requests_of.setdefault(last - first, []).append(request)
+                requests_of.setdefault((last - first, causal_of[request]), []).append(request)
         kv_lens = metadata.kv_lens(config.mask)
         calls = []
-        for query_len, requests in sorted(requests_of.items()):
+        for (query_len, causal), requests in sorted(requests_of.items()):
             chosen = torch.tensor(requests, dtype=torch.int64, device=config.device)
             first_rows = metadata.query_start_loc[chosen].to(torch.int64)
             rows = first_rows.unsqueeze(1) + torch.arange(query_len, device=config.device)
-            calls.append(UniformCall(query_len, rows.flatten(), kv_lens[chosen], metadata.block_table[chosen]))
+            calls.append(UniformCall(query_len, causal, rows.flatten(), kv_lens[chosen], metadata.block_table[chosen]))
         return KVCachePlan(config=config, calls=tuple(calls))
 
     def run(
@@ -256,26 +293,38 @@ class FlashAttentionWithKVCache(Implementation[KVCachePlan]):
         kernel = reach(_KVCACHE)
         for call in plan.calls:
             with kernel.launching():
-                result = kernel.function(
+                call_output, call_lse = kernel.function(
                     q=query[call.rows].view(-1, call.query_len, config.num_heads, config.head_dim),
                     k_cache=key_cache,
                     v_cache=value_cache,
                     cache_seqlens=call.kv_lens,
                     softmax_scale=config.scale,
-                    causal=config.mask in (Mask.CAUSAL, Mask.SLIDING_WINDOW),
+                    causal=call.causal,
                     window_size=_window_size(config),
+                    return_softmax_lse=True,
                     page_table=call.block_table,
                 )
-            output[call.rows] = result.flatten(0, 1)
+            output[call.rows] = call_output.flatten(0, 1)
+            if lse is not None:
+                # [num_requests, num_heads, query_len]
+                lse[:, call.rows] = call_lse.transpose(0, 1).flatten(1)
 
 
-def implementations() -> list[Implementation[UnifiedPlan] | Implementation[KVCachePlan]]:
-    """Both kernels."""
-    return [UnifiedAttention(), FlashAttentionWithKVCache()]
+def implementations() -> list[Subject]:
+    """Both kernels of attention, and the operations on tokens."""
+    return [UnifiedAttention(), FlashAttentionWithKVCache(), *operations()]
 
 
-def _availability(reached: Reached) -> Availability:
-    return Availability(reason=reached.reason, version=reached.version, device=accelerator().device)
+def _refuse_encoder_tokens(label: str, config: AttentionConfig, metadata: AttentionMetadata) -> None:
+    """Refuses self-attention behind encoder tokens: both kernels read a request's slots from its first."""
+    if config.mask is Mask.CROSS or metadata.encoder_seq_lens is None:
+        return
+    encoder_lens = metadata.encoder_seq_lens.tolist()
+    if any(encoder_lens):
+        raise ValueError(
+            f"{label} reads a request's slots from its first, and cannot compute mask {config.mask} behind "
+            f"encoder_seq_lens {encoder_lens}; they must be 0"
+        )
 
 
 def _window_size(config: AttentionConfig) -> tuple[int, int]:

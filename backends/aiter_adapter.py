@@ -20,9 +20,13 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from samebits.backends.platform import accelerator
+from samebits.backends.subject import Availability
+
+if TYPE_CHECKING:
+    from triton.runtime.jit import KernelInterface
 
 PACKAGE = "aiter"
 DISTRIBUTION = "amd-aiter"
@@ -34,6 +38,7 @@ INTERPRETED_MULTIPROCESSORS = 8
 # Modules of the package read this at import. Neither kernel depends on it: it selects fp8 types and other kernels'
 # launch settings. Of the targets that AITER knows, this is the one for which it does not go on to ask torch.cuda.
 _IMPORT_TARGET = ("hip", "gfx950", 64)
+_AMD_LAUNCH_OPTIONS = frozenset({"waves_per_eu"})
 
 
 class Unreachable(Exception):
@@ -87,6 +92,17 @@ def reach(entry_point: EntryPoint) -> Reached:
     except Unreachable as error:
         return Reached(function=_unreachable, version=version, reason=str(error))
     return Reached(function=function, version=version, launching=_LAUNCHING[accelerator().kind])
+
+
+def availability(*entry_points: EntryPoint) -> Availability:
+    """Whether all of some entry points can be called here, found out by importing them.
+
+    Args:
+        entry_points: what will be called.
+    """
+    reached = [reach(entry_point) for entry_point in entry_points]
+    reason = next((found.reason for found in reached if found.reason), "")
+    return Availability(reason=reason, version=reached[0].version, device=accelerator().device)
 
 
 def substitutions() -> Mapping[str, str]:
@@ -147,9 +163,11 @@ def _import(entry_point: EntryPoint, version: str) -> ModuleType:
 
 def _substitute(module: ModuleType, interpreted: bool) -> None:
     """Replaces, in a private copy, what only an AMD device can answer or take."""
-    for selector in ("select_2d_config", "select_3d_config"):
-        if hasattr(module, selector):
-            setattr(module, selector, _without_waves_per_eu(getattr(module, selector)))
+    from triton.runtime.jit import KernelInterface
+
+    for name, value in list(vars(module).items()):
+        if isinstance(value, KernelInterface):
+            setattr(module, name, _LaunchedElsewhere(value))
     if interpreted and hasattr(module, "get_num_sms"):
         module.get_num_sms = lambda: INTERPRETED_MULTIPROCESSORS  # type: ignore[attr-defined]
 
@@ -265,18 +283,20 @@ _LAUNCHING: Mapping[str, Callable[[], AbstractContextManager[None]]] = {
 }
 
 
-def _without_waves_per_eu(select: Callable[..., Any]) -> Callable[..., Any]:
-    """Drops the launch option that only AMD's compiler takes from one launch configuration or several."""
+class _LaunchedElsewhere:
+    """A kernel that takes launch options of AMD's compiler from its caller, and drops them."""
 
-    def dropped(configuration: dict[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in configuration.items() if name != "waves_per_eu"}
+    def __init__(self, kernel: KernelInterface[Any]) -> None:
+        self._kernel = kernel
 
-    @functools.wraps(select)
-    def selected(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 -- passes on what it is given
-        chosen = select(*args, **kwargs)
-        return dropped(chosen) if isinstance(chosen, dict) else tuple(map(dropped, chosen))
+    def __getitem__(self, grid: object) -> Callable[..., Any]:
+        launch = self._kernel[grid]
 
-    return selected
+        def launched(*args: object, **options: object) -> object:
+            kept = {name: value for name, value in options.items() if name not in _AMD_LAUNCH_OPTIONS}
+            return launch(*args, **kept)
+
+        return launched
 
 
 def _told_missing(module: str, version: str) -> str:

@@ -8,8 +8,8 @@ Tensors carry the field's names and layouts:
 
 * `query` and `output`: `[num_tokens, num_heads, head_dim]`, requests packed one after another.
 * `key_cache` and `value_cache`: `[num_pages, page_size, num_kv_heads, head_dim]`, any strides with the last one 1.
-* `lse`: `[num_heads, num_tokens]`, float32, natural logarithm of the sum of `exp(score)`; `-inf` for a row that sees
-  no key. Such a row's output is 0.
+* `lse`: `[num_heads, num_tokens]`, float32, natural logarithm of the sum of `exp(score)`, a sink's among them; `-inf`
+  for a row that sees neither a key nor a sink. The output of a row that sees no key is 0.
 """
 
 from __future__ import annotations
@@ -22,7 +22,20 @@ from typing import Generic, TypeVar
 import torch
 
 from samebits.backends.problem import Mask, Problem
+from samebits.backends.subject import Availability, Claims, KnownGap, Subject, Tiling
 from samebits.backends.support import Support
+
+__all__ = [
+    "DTYPES",
+    "AttentionConfig",
+    "AttentionMetadata",
+    "Availability",
+    "Claims",
+    "Implementation",
+    "KnownGap",
+    "Subject",
+    "Tiling",
+]
 
 PlanT = TypeVar("PlanT")
 
@@ -41,6 +54,8 @@ class AttentionConfig:
         softcap: cap on the scaled scores; None for none.
         scale: factor on `q . k`.
         device: where the tensors are.
+        sinks: float32 `[num_heads]`, representable in `dtype`, or None. The logit of a key that every query sees, in
+            whatever mask, and that has no value: `exp(sink)` enters the denominator, and so the log-sum-exp, alone.
     """
 
     num_heads: int
@@ -53,6 +68,7 @@ class AttentionConfig:
     softcap: float | None
     scale: float
     device: torch.device
+    sinks: torch.Tensor | None = None
 
     @property
     def group_size(self) -> int:
@@ -72,10 +88,11 @@ class AttentionMetadata:
         slot_mapping: int64 `[num_tokens]`, `page * page_size + offset` of each query token's key; -1 is padding.
         max_query_len: longest query of the batch.
         max_seq_len: upper bound on the keys any request attends to.
-        causal: False for `NON_CAUSAL` and `CROSS`.
+        causal: True for `CAUSAL` and `SLIDING_WINDOW`.
         encoder_seq_lens: int32 `[num_requests]` or None when the batch has no encoder tokens. A request's slots hold
             its encoder tokens first: self-attention reads slots `encoder_len : encoder_len + seq_len`,
             cross-attention reads slots `0 : encoder_len`.
+        causal_requests: bool `[num_requests]` under `PER_REQUEST`, where it takes the place of `causal`; else None.
     """
 
     query_start_loc: torch.Tensor
@@ -86,6 +103,7 @@ class AttentionMetadata:
     max_seq_len: int
     causal: bool
     encoder_seq_lens: torch.Tensor | None = None
+    causal_requests: torch.Tensor | None = None
 
     @property
     def num_requests(self) -> int:
@@ -110,119 +128,38 @@ class AttentionMetadata:
         return self.encoder_seq_lens
 
 
-@dataclass(frozen=True)
-class Availability:
-    """Whether an implementation can run here, found out by importing exactly what will be called.
+class Implementation(Subject, Generic[PlanT]):
+    """Attention by one concrete kernel library behind a backend.
+
+    A subclass sets the attributes of `Subject` and `support`, and implements `probe`, `plan` and `run`.
 
     Attributes:
-        reason: why not, as one sentence; empty when it can.
-        version: of the library that holds the kernel; empty when unknown.
-        device: torch device type the implementation computes on, for example `cpu` or `cuda`.
-    """
-
-    reason: str = ""
-    version: str = ""
-    device: str = "cpu"
-
-    @property
-    def available(self) -> bool:
-        """True when the implementation can run."""
-        return not self.reason
-
-
-@dataclass(frozen=True)
-class Claims:
-    """What an implementation says of itself. Audited, never trusted.
-
-    Attributes:
-        batch_invariant: a request's bits do not depend on its batch: size, position, neighbours, pages, padding.
-        schedule_invariant: nor on how its tokens were divided over steps: chunked prefill, extend, decode.
-        ignores_unread_memory: memory outside a request's keys may hold anything, NaN included.
-        source: where the claim is made: a document, a line of code.
-    """
-
-    batch_invariant: bool = False
-    schedule_invariant: bool = False
-    ignores_unread_memory: bool = True
-    source: str = ""
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """Lengths at which an implementation's arithmetic changes, so that cases can cross them.
-
-    Attributes:
-        query_tile: query rows per tile.
-        kv_tile: keys per tile.
-        kv_split: keys per split, or what a split is a multiple of.
-    """
-
-    query_tile: int = 64
-    kv_tile: int = 64
-    kv_split: int = 256
-
-
-@dataclass(frozen=True)
-class KnownGap:
-    """A failure that is known, by the issue that tracks it. A cell that matches and passes is red.
-
-    Attributes:
-        issue: name or address of the issue.
-        relation, mask, dtype: what the gap is confined to; None for any.
-    """
-
-    issue: str
-    relation: str | None = None
-    mask: Mask | None = None
-    dtype: str | None = None
-
-    def matches(self, relation: str, mask: Mask, dtype: str) -> bool:
-        """Whether a cell lies inside the gap."""
-        return self.relation in (None, relation) and self.mask in (None, mask) and self.dtype in (None, dtype)
-
-
-class Implementation(abc.ABC, Generic[PlanT]):
-    """One concrete kernel library behind a backend.
-
-    A subclass sets the attributes below (on the class or on the instance) and implements `probe`, `plan` and `run`.
-    Constructing one must be cheap and must not import the library: `probe` does that.
-
-    Attributes:
-        backend: the name users select, for example `TRITON_ATTN`.
-        name: the implementation's, for example `bundled`.
-        variant: a setting that changes its bits, for example `num_splits=1`; empty for none.
-        claims: what it promises.
         support: what it can compute.
-        tiling: where its arithmetic changes.
-        configuration: kernel settings that decide bits, recorded with every result.
-        known_gaps: failures that are tracked elsewhere.
-        costly: True where a small batch takes seconds, as an interpreted kernel of many programs may. The default tier
-            then gives it the cases of the smoke tier only.
     """
 
-    backend: str
-    name: str
-    variant: str = ""
-    claims: Claims = Claims()
+    operation = "attention"
     support: Support
-    tiling: Tiling = Tiling()
-    configuration: Mapping[str, str] = {}
-    known_gaps: tuple[KnownGap, ...] = ()
-    costly: bool = False
-
-    @property
-    def label(self) -> str:
-        """`BACKEND/name`, with `[variant]` where there is one."""
-        variant = f"[{self.variant}]" if self.variant else ""
-        return f"{self.backend}/{self.name}{variant}"
 
     def reasons(self, problem: Problem) -> list[str]:
         """Why this problem cannot be computed, one sentence each; empty when it can."""
         return self.support.reasons(problem)
 
-    @abc.abstractmethod
-    def probe(self) -> Availability:
-        """Finds out whether the implementation can run here. Never raises for a missing or broken library."""
+    def require(self, config: AttentionConfig) -> None:
+        """Refuses a layer outside of `support`, in the words of `reasons`: the first thing that `plan` does.
+
+        Raises:
+            ValueError: what the layer asks for is not supported.
+        """
+        refusals = self.support.refusals(
+            dtype=next(name for name, dtype in DTYPES.items() if dtype == config.dtype),
+            mask=config.mask,
+            head_dim=config.head_dim,
+            page_size=config.page_size,
+            softcap=config.softcap,
+            sinks=config.sinks is not None,
+        )
+        if refusals:
+            raise ValueError(f"{self.label} cannot compute this layer: {'; '.join(refusals)}")
 
     @abc.abstractmethod
     def plan(self, config: AttentionConfig, metadata: AttentionMetadata) -> PlanT:

@@ -7,8 +7,9 @@ import importlib.metadata
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from samebits.backends.contract import (
@@ -19,6 +20,16 @@ from samebits.backends.contract import (
     Implementation,
     Tiling,
 )
+from samebits.backends.cpu_operations import operations
+from samebits.backends.gathered import (
+    GatheredRequest,
+    additive_mask,
+    gather_request,
+    gathered_requests,
+    write_blind_rows,
+)
+from samebits.backends.problem import Mask
+from samebits.backends.subject import Subject
 from samebits.backends.support import Support
 from samebits.kernels.cpu.attention import (
     LANES,
@@ -52,9 +63,19 @@ class BundledAttention(Implementation[Schedule]):
         batch_invariant=True,
         schedule_invariant=True,
         ignores_unread_memory=True,
-        source="kernels/cpu/attention.cpp: chunks at fixed positions, each from zero, merged in ascending order",
+        ignores_hidden_keys=True,
+        source=(
+            "kernels/cpu/attention.cpp: chunks at fixed positions, each from zero, merged in ascending order; "
+            "a key that a row cannot see is never multiplied into it"
+        ),
     )
-    support = Support(dtypes=("fp32", "bf16", "fp16"), encoder_offset=True, lse=True)
+    support = Support(
+        dtypes=("fp32", "bf16", "fp16"),
+        masks=(Mask.CAUSAL, Mask.NON_CAUSAL, Mask.SLIDING_WINDOW, Mask.CROSS, Mask.PER_REQUEST),
+        encoder_offset=True,
+        lse=True,
+        sinks=True,
+    )
 
     def __init__(
         self,
@@ -80,6 +101,7 @@ class BundledAttention(Implementation[Schedule]):
 
     def plan(self, config: AttentionConfig, metadata: AttentionMetadata) -> Schedule:
         """Divides the batch into tasks and allocates scratch for the long ones."""
+        self.require(config)
         parameters = AttentionParameters(
             num_kv_heads=config.num_kv_heads,
             group_size=config.group_size,
@@ -87,9 +109,9 @@ class BundledAttention(Implementation[Schedule]):
             page_size=config.page_size,
             scale=config.scale,
             softcap=config.softcap,
-            causal=metadata.causal,
             window=config.window,
             chunk_size=self._chunk_size,
+            sinks=config.sinks,
         )
         query_start_loc, kv_starts, kv_lens = (
             tensor.to(device="cpu", dtype=torch.int64).numpy()
@@ -101,6 +123,7 @@ class BundledAttention(Implementation[Schedule]):
             query_start_loc,
             kv_starts,
             kv_lens,
+            _causal_requests(metadata),
             max(self._shared_by, torch.get_num_threads()),
         )
 
@@ -123,34 +146,19 @@ class BundledAttention(Implementation[Schedule]):
 
 
 @dataclass(frozen=True)
-class RequestPlan:
-    """One request of `SdpaAttention`.
-
-    Attributes:
-        rows: its query rows that see a key.
-        empty_rows: its query rows that see none, which come before those.
-        pages, offsets: int64 `[kv_len]`, where its keys lie, in order.
-        visible: bool `[len(rows), kv_len]`, or None where every row sees every key.
-    """
-
-    rows: slice
-    empty_rows: slice
-    pages: torch.Tensor
-    offsets: torch.Tensor
-    visible: torch.Tensor | None
-
-
-@dataclass(frozen=True)
 class SdpaPlan:
-    """A batch of `SdpaAttention`."""
+    """A batch of `SdpaAttention`: its requests, and what is added to the scores of each."""
 
-    scale: float
-    enable_gqa: bool
-    requests: tuple[RequestPlan, ...]
+    config: AttentionConfig
+    requests: tuple[GatheredRequest, ...]
+    masks: tuple[torch.Tensor | None, ...]
 
 
 class SdpaAttention(Implementation[SdpaPlan]):
-    """`torch.nn.functional.scaled_dot_product_attention` over the gathered pages of one request at a time."""
+    """`torch.nn.functional.scaled_dot_product_attention` over the gathered pages of one request at a time.
+
+    That function returns no log-sum-exp: it is computed beside it, from scores of its own.
+    """
 
     backend = "CPU"
     name = "torch"
@@ -158,10 +166,21 @@ class SdpaAttention(Implementation[SdpaPlan]):
         batch_invariant=True,
         schedule_invariant=False,
         ignores_unread_memory=True,
-        source="backends/cpu.py: each request is computed alone, from copies of its own keys and values",
+        source="backends/gathered.py: each request is computed alone, from copies of the keys and values it sees",
     )
-    support = Support(dtypes=("fp32", "bf16", "fp16"), softcap=False, encoder_offset=True)
-    configuration = MappingProxyType({"api": "torch.nn.functional.scaled_dot_product_attention"})
+    support = Support(
+        dtypes=("fp32", "bf16", "fp16"),
+        masks=(Mask.CAUSAL, Mask.NON_CAUSAL, Mask.SLIDING_WINDOW, Mask.CROSS, Mask.PER_REQUEST),
+        softcap=False,
+        encoder_offset=True,
+        lse=True,
+        sinks=True,
+    )
+    # What ATen's flash kernel tiles by: 512 keys, and 32 rows of a short query.
+    tiling = Tiling(query_tile=32, kv_tile=512, kv_split=512)
+    configuration = MappingProxyType(
+        {"api": "torch.nn.functional.scaled_dot_product_attention", "lse": "torch.logsumexp of float32 scores"}
+    )
 
     def probe(self) -> Availability:
         """Always available: torch is what samebits stands on."""
@@ -169,16 +188,9 @@ class SdpaAttention(Implementation[SdpaPlan]):
 
     def plan(self, config: AttentionConfig, metadata: AttentionMetadata) -> SdpaPlan:
         """Finds each request's slots and mask."""
-        query_start_loc = metadata.query_start_loc.tolist()
-        kv_starts = metadata.kv_starts(config.mask).tolist()
-        kv_lens = metadata.kv_lens(config.mask).tolist()
-        requests = []
-        for index, (kv_start, kv_len) in enumerate(zip(kv_starts, kv_lens, strict=True)):
-            rows = slice(query_start_loc[index], query_start_loc[index + 1])
-            if rows.start == rows.stop:
-                continue
-            requests.append(_plan_request(config, metadata, rows, metadata.block_table[index], kv_start, kv_len))
-        return SdpaPlan(scale=config.scale, enable_gqa=config.group_size > 1, requests=tuple(requests))
+        self.require(config)
+        requests = gathered_requests(config, metadata)
+        return SdpaPlan(config, requests, tuple(additive_mask(request, config) for request in requests))
 
     def run(
         self,
@@ -190,58 +202,36 @@ class SdpaAttention(Implementation[SdpaPlan]):
         lse: torch.Tensor | None,
     ) -> None:
         """Gathers and computes the requests one after another."""
-        for request in plan.requests:
-            output[request.empty_rows] = 0
-            if request.rows.start == request.rows.stop:
+        config = plan.config
+        for request, mask in zip(plan.requests, plan.masks, strict=True):
+            write_blind_rows(request, config, output, lse)
+            if not request.num_rows:
                 continue
-            # A copy starts at an aligned address wherever the request lies in the batch.
-            queries = query[request.rows].clone()
-            keys = key_cache[request.pages, request.offsets]
-            values = value_cache[request.pages, request.offsets]
+            queries, keys, values = gather_request(request, config, query, key_cache, value_cache)
             result = torch.nn.functional.scaled_dot_product_attention(
-                queries.transpose(0, 1)[None],
-                keys.transpose(0, 1)[None],
-                values.transpose(0, 1)[None],
-                attn_mask=request.visible,
-                scale=plan.scale,
-                enable_gqa=plan.enable_gqa,
+                queries, keys, values, attn_mask=mask, scale=config.scale, enable_gqa=config.group_size > 1
             )
             output[request.rows] = result[0].transpose(0, 1)
+            if lse is not None:
+                lse[:, request.rows] = _log_sum_exp(queries, keys, mask, config)
 
 
-def implementations() -> list[Implementation[Any]]:
+def implementations() -> list[Subject]:
     """What the CPU backend offers."""
-    return [BundledAttention(), SdpaAttention()]
+    return [BundledAttention(), SdpaAttention(), *operations()]
 
 
-def _plan_request(
-    config: AttentionConfig,
-    metadata: AttentionMetadata,
-    rows: slice,
-    block_table: torch.Tensor,
-    kv_start: int,
-    kv_len: int,
-) -> RequestPlan:
-    slots = torch.arange(kv_start, kv_start + kv_len)
-    query_len = rows.stop - rows.start
-    context_len = kv_len - query_len
-    if kv_len == 0:
-        num_empty = query_len
-    elif metadata.causal:
-        num_empty = max(0, -context_len)
-    else:
-        num_empty = 0
-    visible = None
-    if metadata.causal:
-        position = torch.arange(context_len + num_empty, kv_len)[:, None]
-        key = torch.arange(kv_len)[None, :]
-        visible = key <= position
-        if config.window is not None:
-            visible &= key > position - config.window
-    return RequestPlan(
-        rows=slice(rows.start + num_empty, rows.stop),
-        empty_rows=slice(rows.start, rows.start + num_empty),
-        pages=block_table[slots // config.page_size].long(),
-        offsets=slots % config.page_size,
-        visible=visible,
-    )
+def _causal_requests(metadata: AttentionMetadata) -> npt.NDArray[np.int64]:
+    """1 for each request that is causal, else 0."""
+    if metadata.causal_requests is None:
+        return np.full(metadata.num_requests, int(metadata.causal), dtype=np.int64)
+    return metadata.causal_requests.to(device="cpu", dtype=torch.int64).numpy()
+
+
+def _log_sum_exp(
+    queries: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor | None, config: AttentionConfig
+) -> torch.Tensor:
+    """Log-sum-exp of one request's scores in float32: `[num_heads, num_rows]`."""
+    key = keys[0].float().repeat_interleave(config.group_size, dim=0)
+    scores = queries[0].float() @ key.transpose(1, 2) * config.scale
+    return torch.logsumexp(scores if mask is None else scores + mask[0], dim=2)

@@ -2,41 +2,50 @@
 
 On a processor, ATen's flash kernel for the CPU runs each request by itself; on CUDA, torch's variable-length flash
 kernel (the one behind `torch.nn.attention.varlen`) runs the whole batch. Neither reads pages, so `run` first gathers
-the attended keys and values of every request, and nothing else of the cache is read.
+the keys and values that each request attends to, and nothing else of the cache is read.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from samebits.backends.contract import AttentionConfig, AttentionMetadata, Availability, Claims, Implementation, Tiling
+from samebits.backends.gathered import (
+    GatheredRequest,
+    additive_mask,
+    gather_request,
+    gather_slots,
+    gathered_requests,
+    write_blind_rows,
+)
 from samebits.backends.platform import accelerator
 from samebits.backends.problem import Mask
+from samebits.backends.subject import Subject
 from samebits.backends.support import Support
+from samebits.backends.torch_operations import operations
 
 _TORCH_KERNELS = "ATen/native/cpu/FlashAttentionKernel.cpp and torch.nn.attention.varlen declare none"
+_MASKS = (Mask.CAUSAL, Mask.NON_CAUSAL, Mask.SLIDING_WINDOW, Mask.CROSS, Mask.PER_REQUEST)
+# What torch's flash kernel for NVIDIA GPUs is compiled for at least: Ampere.
+_LEAST_CAPABILITY = (8, 0)
 
 
 @dataclass(frozen=True)
-class RequestPlan:
-    """How one request is computed on the CPU.
+class ProcessorCall:
+    """One request for the kernel of the CPU.
 
     Attributes:
-        rows: query rows that see at least one key.
-        empty_rows: query rows that see none, which come before them.
-        slots: int64 `[kv_len]`, cache slots of the attended keys in order.
-        bias: float32 `[rows, kv_len]` to add to the scores, or None.
+        request: which rows and keys.
+        mask: what to add to the scores, or None.
         is_causal: whether the kernel masks by itself.
     """
 
-    rows: slice
-    empty_rows: slice
-    slots: torch.Tensor
-    bias: torch.Tensor | None
+    request: GatheredRequest
+    mask: torch.Tensor | None
     is_causal: bool
 
 
@@ -45,7 +54,7 @@ class ProcessorPlan:
     """The requests of a batch, one after another."""
 
     config: AttentionConfig
-    requests: tuple[RequestPlan, ...]
+    calls: tuple[ProcessorCall, ...]
 
 
 class ProcessorFlash(Implementation[ProcessorPlan]):
@@ -55,7 +64,9 @@ class ProcessorFlash(Implementation[ProcessorPlan]):
     name = "torch"
     # One call a request: nothing of the batch reaches the kernel. It does choose its tiles from the query length.
     claims = Claims(batch_invariant=True, source="one call per request; " + _TORCH_KERNELS)
-    support = Support(dtypes=("fp32", "bf16", "fp16"), softcap=False, encoder_offset=True, lse=True)
+    support = Support(
+        dtypes=("fp32", "bf16", "fp16"), masks=_MASKS, softcap=False, encoder_offset=True, lse=True, sinks=True
+    )
     tiling = Tiling(query_tile=32, kv_tile=512, kv_split=512)
 
     def probe(self) -> Availability:
@@ -66,15 +77,11 @@ class ProcessorFlash(Implementation[ProcessorPlan]):
 
     def plan(self, config: AttentionConfig, metadata: AttentionMetadata) -> ProcessorPlan:
         """Lays out slots and masks per request."""
-        query_start_loc = metadata.query_start_loc.tolist()
-        kv_lens = metadata.kv_lens(config.mask).tolist()
-        kv_starts = metadata.kv_starts(config.mask).tolist()
-        requests = tuple(
-            self._plan_request(config, metadata.block_table[index], first, last, kv_starts[index], kv_lens[index])
-            for index, (first, last) in enumerate(itertools.pairwise(query_start_loc))
-            if last > first
+        self.require(config)
+        return ProcessorPlan(
+            config=config,
+            calls=tuple(_processor_call(request, config) for request in gathered_requests(config, metadata)),
         )
-        return ProcessorPlan(config=config, requests=requests)
 
     def run(
         self,
@@ -86,68 +93,50 @@ class ProcessorFlash(Implementation[ProcessorPlan]):
         lse: torch.Tensor | None,
     ) -> None:
         """Gathers and computes each request."""
-        for request in plan.requests:
-            output[request.empty_rows] = 0.0
-            if lse is not None:
-                lse[:, request.empty_rows] = -torch.inf
-            if request.rows.start == request.rows.stop:
+        config = plan.config
+        for call in plan.calls:
+            write_blind_rows(call.request, config, output, lse)
+            if not call.request.num_rows:
                 continue
-            key, value = (
-                gather_slots(cache, request.slots).transpose(0, 1).repeat_interleave(plan.config.group_size, dim=0)
-                for cache in (key_cache, value_cache)
-            )
+            queries, keys, values = gather_request(call.request, config, query, key_cache, value_cache)
             result, result_lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                query[request.rows].transpose(0, 1).unsqueeze(0),
-                key.unsqueeze(0),
-                value.unsqueeze(0),
+                queries,
+                keys.repeat_interleave(config.group_size, dim=1),
+                values.repeat_interleave(config.group_size, dim=1),
                 0.0,
-                request.is_causal,
-                attn_mask=request.bias,
-                scale=plan.config.scale,
+                call.is_causal,
+                attn_mask=call.mask,
+                scale=config.scale,
             )
-            output[request.rows] = result[0].transpose(0, 1)
+            output[call.request.rows] = result[0].transpose(0, 1)
             if lse is not None:
-                lse[:, request.rows] = result_lse[0]
+                lse[:, call.request.rows] = result_lse[0]
 
-    @staticmethod
-    def _plan_request(
-        config: AttentionConfig, pages: torch.Tensor, first: int, last: int, kv_start: int, kv_len: int
-    ) -> RequestPlan:
-        query_len = last - first
-        causal = config.mask in (Mask.CAUSAL, Mask.SLIDING_WINDOW)
-        blind = query_len if kv_len == 0 else max(0, query_len - kv_len) if causal else 0
-        seeing = query_len - blind
-        is_causal = config.mask is Mask.CAUSAL and seeing == kv_len
-        bias = None
-        if causal and not is_causal and not (seeing == 1 and config.window is None):
-            visible = torch.ones(seeing, kv_len, dtype=torch.bool).tril(kv_len - seeing)
-            if config.window is not None:
-                visible = visible.triu(kv_len - seeing - config.window + 1)
-            bias = torch.zeros(seeing, kv_len, dtype=config.dtype).masked_fill(~visible, -torch.inf)
-        return RequestPlan(
-            rows=slice(first + blind, last),
-            empty_rows=slice(first, first + blind),
-            slots=request_slots(pages, kv_start, kv_len, config.page_size),
-            bias=bias,
-            is_causal=is_causal,
-        )
+
+@dataclass(frozen=True)
+class VariableLengthCall:
+    """Requests of a batch that are masked alike, for one call of the variable-length kernel.
+
+    Attributes:
+        rows: their query rows: a slice, or int64 indices where other requests lie between them.
+        slots: int64 `[total_keys]`, cache slots of all their keys, request after request.
+        query_start_loc, key_start_loc: int32 `[requests + 1]`.
+        causal: whether a query sees no later key.
+    """
+
+    rows: slice | torch.Tensor
+    slots: torch.Tensor
+    query_start_loc: torch.Tensor
+    key_start_loc: torch.Tensor
+    causal: bool
 
 
 @dataclass(frozen=True)
 class VariableLengthPlan:
-    """A batch for the variable-length kernel.
-
-    Attributes:
-        slots: int64 `[total_kv]`, cache slots of all attended keys, request after request.
-        num_tokens: query rows that are no padding.
-        query_start_loc, key_start_loc: int32 `[live requests + 1]`, of requests that have a query.
-    """
+    """A batch for the variable-length kernel."""
 
     config: AttentionConfig
-    slots: torch.Tensor
-    num_tokens: int
-    query_start_loc: torch.Tensor
-    key_start_loc: torch.Tensor
+    calls: tuple[VariableLengthCall, ...]
     max_query_len: int
     max_kv_len: int
 
@@ -160,6 +149,7 @@ class VariableLengthFlash(Implementation[VariableLengthPlan]):
     claims = Claims(source=_TORCH_KERNELS)
     support = Support(
         dtypes=("bf16", "fp16"),
+        masks=_MASKS,
         head_dims=lambda head_dim: head_dim % 8 == 0 and head_dim <= 256,
         softcap=False,
         encoder_offset=True,
@@ -173,30 +163,23 @@ class VariableLengthFlash(Implementation[VariableLengthPlan]):
             return Availability(reason="this torch has no aten::_flash_attention_forward")
         if not torch.backends.cuda.is_flash_attention_available():
             return Availability(reason="this torch was built without flash attention")
+        if accelerator().kind == "cuda":
+            capability = torch.cuda.get_device_capability()
+            if capability < _LEAST_CAPABILITY:
+                least, found = (".".join(map(str, version)) for version in (_LEAST_CAPABILITY, capability))
+                reason = f"torch's flash attention needs compute capability {least} or newer, and this GPU has {found}"
+                return Availability(reason=reason)
         return Availability(version=torch.__version__, device="cuda")
 
     def plan(self, config: AttentionConfig, metadata: AttentionMetadata) -> VariableLengthPlan:
-        """Lays out the gathered keys of the whole batch."""
-        # With one query a request, the kernel takes the number of query rows for the number of requests, so padding may
-        # not reach it.
-        live = metadata.query_start_loc.diff() > 0
-        kv_lens = metadata.kv_lens(config.mask)[live]
-        kv_starts = metadata.kv_starts(config.mask)[live]
-        slots = [
-            request_slots(pages, start, length, config.page_size)
-            for pages, start, length in zip(
-                metadata.block_table[live], kv_starts.tolist(), kv_lens.tolist(), strict=True
-            )
-        ]
-        query_start_loc = torch.cat([metadata.query_start_loc[:1], metadata.query_start_loc[1:][live]])
-        key_start_loc = torch.zeros_like(query_start_loc)
-        torch.cumsum(kv_lens, dim=0, out=key_start_loc[1:])
+        """Lays out the gathered keys of the whole batch: in one call, or in two where only some requests are causal."""
+        self.require(config)
+        requests = gathered_requests(config, metadata)
+        alike = [[request for request in requests if request.causal is causal] for causal in (True, False)]
+        groups = [group for group in alike if group]
         return VariableLengthPlan(
             config=config,
-            slots=torch.cat(slots),
-            num_tokens=int(query_start_loc[-1]),
-            query_start_loc=query_start_loc,
-            key_start_loc=key_start_loc,
+            calls=tuple(_variable_length_call(group, is_whole_batch=len(groups) == 1) for group in groups),
             max_query_len=metadata.max_query_len,
             max_kv_len=metadata.max_seq_len,
         )
@@ -210,50 +193,60 @@ class VariableLengthFlash(Implementation[VariableLengthPlan]):
         output: torch.Tensor,
         lse: torch.Tensor | None,
     ) -> None:
-        """Gathers all keys and values and computes the batch in one call."""
-        causal = plan.config.mask in (Mask.CAUSAL, Mask.SLIDING_WINDOW)
-        result, result_lse, *_ = torch.ops.aten._flash_attention_forward(
-            query[: plan.num_tokens],
-            gather_slots(key_cache, plan.slots),
-            gather_slots(value_cache, plan.slots),
-            plan.query_start_loc,
-            plan.key_start_loc,
-            plan.max_query_len,
-            plan.max_kv_len,
-            0.0,
-            causal,
-            False,
-            scale=plan.config.scale,
-            window_size_left=None if plan.config.window is None else plan.config.window - 1,
-            window_size_right=None if plan.config.window is None else 0,
-        )
-        output[: plan.num_tokens] = result
-        if lse is not None:
-            # The kernel reports +inf for a row that sees no key.
-            lse[:, : plan.num_tokens] = result_lse.masked_fill(result_lse == torch.inf, -torch.inf)
+        """Gathers the keys and values of each call, and computes it."""
+        window = plan.config.window
+        for call in plan.calls:
+            result, result_lse, *_ = torch.ops.aten._flash_attention_forward(
+                # The kernel loads 16 bytes at a time, which need not be aligned in rows of any stride.
+                query[call.rows].contiguous(),
+                gather_slots(key_cache, call.slots).contiguous(),
+                gather_slots(value_cache, call.slots).contiguous(),
+                call.query_start_loc,
+                call.key_start_loc,
+                plan.max_query_len,
+                plan.max_kv_len,
+                0.0,
+                call.causal,
+                False,
+                scale=plan.config.scale,
+                window_size_left=None if window is None else window - 1,
+                window_size_right=None if window is None else 0,
+            )
+            output[call.rows] = result
+            if lse is not None:
+                # The kernel reports +inf for a row that sees no key.
+                lse[:, call.rows] = result_lse.masked_fill(result_lse == torch.inf, -torch.inf)
 
 
-def request_slots(pages: torch.Tensor, kv_start: int, kv_len: int, page_size: int) -> torch.Tensor:
-    """Cache slots of a request's attended keys in order.
-
-    Args:
-        pages: int32 `[max_pages_per_request]`, the request's row of the block table.
-        kv_start: its first attended slot, counted from its own first slot.
-        kv_len: how many keys it attends to.
-        page_size: tokens per page.
-
-    Returns:
-        int64 `[kv_len]` on the device of `pages`.
-    """
-    token = torch.arange(kv_start, kv_start + kv_len, device=pages.device)
-    return pages[token // page_size].to(torch.int64) * page_size + token % page_size
+def implementations() -> list[Subject]:
+    """Attention on this machine's platform, and the operations on tokens, of which torch's kernels have none."""
+    attention = ProcessorFlash() if accelerator().kind == "cpu" else VariableLengthFlash()
+    return [attention, *operations(attention.backend, accelerator().device)]
 
 
-def gather_slots(cache: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-    """Copies slots out of a page cache: `[len(slots), num_kv_heads, head_dim]`."""
-    return cache[slots // cache.shape[1], slots % cache.shape[1]]
+def _processor_call(request: GatheredRequest, config: AttentionConfig) -> ProcessorCall:
+    # The kernel's own causal mask is aligned to the first key, ours to the last: they are one where the lengths agree.
+    square = request.causal and request.num_rows == request.num_keys
+    is_causal = square and request.window is None and config.sinks is None
+    return ProcessorCall(request, None if is_causal else additive_mask(request, config), is_causal)
 
 
-def implementations() -> list[Implementation[Any]]:
-    """The implementation for this machine's platform."""
-    return [ProcessorFlash() if accelerator().kind == "cpu" else VariableLengthFlash()]
+def _variable_length_call(requests: Sequence[GatheredRequest], is_whole_batch: bool) -> VariableLengthCall:
+    # A request's blind rows come right before the others, and the kernel finds them by itself.
+    firsts, lasts = [request.blind_rows.start for request in requests], [request.rows.stop for request in requests]
+    device = requests[0].slots.device
+
+    def starts(lengths: Sequence[int]) -> torch.Tensor:
+        return torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32).to(device)
+
+    rows: slice | torch.Tensor = slice(firsts[0], lasts[-1])
+    if not is_whole_batch:
+        ranges = [torch.arange(first, last) for first, last in zip(firsts, lasts, strict=True)]
+        rows = torch.cat(ranges).to(device)
+    return VariableLengthCall(
+        rows=rows,
+        slots=torch.cat([request.slots for request in requests]),
+        query_start_loc=starts([last - first for first, last in zip(firsts, lasts, strict=True)]),
+        key_start_loc=starts([request.num_keys for request in requests]),
+        causal=requests[0].causal,
+    )

@@ -20,7 +20,9 @@ from samebits.backends.contract import (
     Tiling,
 )
 from samebits.backends.platform import Platform, accelerator, import_or_reason
+from samebits.backends.subject import Subject
 from samebits.backends.support import Support
+from samebits.backends.torch_operations import operations
 from samebits.kernels.flex.tiles import Sequences, TileShape, Visibility
 
 # Importing it imports torch's compiler, which takes a second: left to those who probe or run this backend.
@@ -129,12 +131,12 @@ class FlexAttention(Implementation["FlexPlan"]):
         paged_attention(plan, query, key_cache, value_cache, output, lse)
 
 
-def implementations() -> list[FlexAttention]:
-    """FlexAttention on this machine's accelerator, or on its processor where there is none."""
+def implementations() -> list[Subject]:
+    """FlexAttention on the accelerator, or on the processor where there is none, and the operations on tokens."""
     platform = accelerator()
-    if platform.kind == "cpu":
-        return [FlexAttention(platform)]
-    return [FlexAttention(platform), FlexAttention(platform, tile=64)]
+    tiles = (_SMALLEST_TILE,) if platform.kind == "cpu" else (_SMALLEST_TILE, 64)
+    attention = [FlexAttention(platform, tile) for tile in tiles]
+    return [*attention, *operations(FlexAttention.backend, platform.device)]
 
 
 def _processor_reason() -> str:

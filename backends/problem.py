@@ -11,7 +11,7 @@ from enum import StrEnum
 
 DTYPE_NAMES = ("fp32", "bf16", "fp16")
 POISON_NAMES = ("nan", "large")
-# Kinds of data; see `harness.dataset.shaped` for what each does to the values.
+# Kinds of data; see `harness.dataset.shaped` for what each does to the values, and `harness.batch` for the last four.
 DATA_NAMES = (
     "normal",
     "large_scores",
@@ -21,6 +21,10 @@ DATA_NAMES = (
     "offset_values",
     "ties",
     "denormal_values",
+    "seen_nan",
+    "seen_inf",
+    "unseen_nan",
+    "hidden_nan",
 )
 
 
@@ -34,12 +38,14 @@ class Mask(StrEnum):
     * `SLIDING_WINDOW`: `p - window < j <= p`. `window` counts the keys a query sees, its own among them. This is the
       one place that states the convention; each adapter converts to its kernel's own.
     * `CROSS`: every key of the request's encoder sequence and no other.
+    * `PER_REQUEST`: as `CAUSAL` for the requests that are causal, and as `NON_CAUSAL` for the others of the same batch.
     """
 
     CAUSAL = "causal"
     NON_CAUSAL = "non_causal"
     SLIDING_WINDOW = "sliding_window"
     CROSS = "cross"
+    PER_REQUEST = "per_request"
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,8 @@ class Geometry:
         window: keys a query sees under `Mask.SLIDING_WINDOW`, its own among them; None where the model has none.
         softcap: `s -> softcap * tanh(s / softcap)` on the scaled scores; None for none.
         scale: factor on `q . k`; None for `head_dim ** -0.5`.
+        sinks: whether each head has a learned logit that enters its softmax beside those of the keys, and whose weight
+            falls on no value.
     """
 
     name: str
@@ -65,6 +73,7 @@ class Geometry:
     window: int | None = None
     softcap: float | None = None
     scale: float | None = None
+    sinks: bool = False
 
     def __post_init__(self) -> None:
         for field_name in ("num_heads", "num_kv_heads", "head_dim", "page_size"):
@@ -102,12 +111,14 @@ class Request:
             first `-context_len` queries then come before the first key and see nothing under a causal mask, which is
             how `query_len > seq_len` arises.
         encoder_len: encoder tokens, which hold the request's first slots.
+        causal: whether a query sees no later key; looked at under `Mask.PER_REQUEST` only.
     """
 
     key: int
     query_len: int
     context_len: int = 0
     encoder_len: int = 0
+    causal: bool = True
 
     def __post_init__(self) -> None:
         if self.query_len < 0 or self.encoder_len < 0:
@@ -129,7 +140,8 @@ class Request:
 
     def __str__(self) -> str:
         encoder = f"e{self.encoder_len}" if self.encoder_len else ""
-        return f"r{self.key}:q{self.query_len}c{self.context_len}{encoder}"
+        causal = "" if self.causal else ":full"
+        return f"r{self.key}:q{self.query_len}c{self.context_len}{encoder}{causal}"
 
 
 @dataclass(frozen=True)
@@ -138,18 +150,22 @@ class Layout:
 
     Attributes:
         page_seed: seed of the permutation that scatters the requests' pages over the cache.
+        pages_in_order: pages follow one another in memory, request by request, in place of any permutation.
         extra_table_columns: further columns of the block table; they hold stale page numbers.
         max_seq_len_slack: how far `max_seq_len` lies above the true maximum.
         padding_requests: requests of length 0 appended to the batch.
         padding_tokens: query rows after the last request's.
+        strided: queries are a slice of a packed projection, and keys and values lie page by page in one allocation.
         poison: what unreadable memory holds: `nan`, or `large` for large finite values.
     """
 
     page_seed: int = 0
+    pages_in_order: bool = False
     extra_table_columns: int = 0
     max_seq_len_slack: int = 0
     padding_requests: int = 0
     padding_tokens: int = 0
+    strided: bool = False
     poison: str = "nan"
 
     def __post_init__(self) -> None:
@@ -197,9 +213,32 @@ class Problem:
         """Window in force: that of the geometry under `Mask.SLIDING_WINDOW`, else None."""
         return self.geometry.window if self.mask is Mask.SLIDING_WINDOW else None
 
+    def is_causal(self, request: Request) -> bool:
+        """Whether the request's queries see no later key."""
+        if self.mask is Mask.PER_REQUEST:
+            return request.causal
+        return self.mask in (Mask.CAUSAL, Mask.SLIDING_WINDOW)
+
     def kv_len(self, request: Request) -> int:
         """Keys that the mask ranges over for this request."""
         return request.encoder_len if self.mask is Mask.CROSS else request.seq_len
+
+    def seen_by_all(self, request: Request) -> range:
+        """Keys that every query of the request sees, counted from its first attended one."""
+        kv_len = self.kv_len(request)
+        if not request.query_len:
+            return range(0)
+        if not self.is_causal(request):
+            return range(kv_len)
+        first = 0 if self.window is None else max(0, request.seq_len - self.window)
+        return range(first, min(kv_len, request.context_len + 1))
+
+    def hidden_slots(self, request: Request) -> tuple[range, ...]:
+        """Slots of the request that none of its queries sees: of the other sequence, or left of all windows."""
+        if self.mask is Mask.CROSS:
+            return (range(request.encoder_len, request.num_slots),)
+        left = 0 if self.window is None else max(0, request.context_len + 1 - self.window)
+        return range(request.encoder_len), range(request.encoder_len, request.encoder_len + left)
 
     def with_requests(self, *requests: Request) -> Problem:
         """The same problem over another batch."""

@@ -26,6 +26,7 @@ class Support:
         empty_kv: whether a request may have no keys at all.
         encoder_offset: whether self-attention can start behind a request's encoder tokens.
         lse: whether the log-sum-exp can be returned.
+        sinks: whether a learned logit for each head can enter the softmax.
     """
 
     dtypes: tuple[str, ...] = ("fp32", "bf16")
@@ -37,26 +38,43 @@ class Support:
     empty_kv: bool = True
     encoder_offset: bool = False
     lse: bool = False
+    sinks: bool = False
+
+    def refusals(
+        self, *, dtype: str, mask: Mask, head_dim: int, page_size: int, softcap: float | None, sinks: bool
+    ) -> list[str]:
+        """What of a layer is outside this support, one sentence each; empty when nothing is."""
+        found: list[str] = []
+        if dtype not in self.dtypes:
+            found.append(f"dtype {dtype} is not supported, only {', '.join(self.dtypes)}")
+        if mask not in self.masks:
+            found.append(f"mask {mask} is not supported, only {', '.join(map(str, self.masks))}")
+        if not _accepts(self.head_dims, head_dim):
+            found.append(f"head_dim {head_dim} is not supported{_only(self.head_dims)}")
+        if not _accepts(self.page_sizes, page_size):
+            found.append(f"page_size {page_size} is not supported{_only(self.page_sizes)}")
+        if softcap is not None and not self.softcap:
+            found.append(f"softcap {softcap:g} is not supported")
+        if sinks and not self.sinks:
+            found.append("sinks are not supported")
+        return found
 
     def reasons(self, problem: Problem) -> list[str]:
         """Why `problem` is outside this support, one sentence each; empty when it is inside."""
         geometry = problem.geometry
-        found: list[str] = []
-        if problem.dtype not in self.dtypes:
-            found.append(f"dtype {problem.dtype} is not supported, only {', '.join(self.dtypes)}")
-        if problem.mask not in self.masks:
-            found.append(f"mask {problem.mask} is not supported, only {', '.join(map(str, self.masks))}")
-        if not _accepts(self.head_dims, geometry.head_dim):
-            found.append(f"head_dim {geometry.head_dim} is not supported{_only(self.head_dims)}")
-        if not _accepts(self.page_sizes, geometry.page_size):
-            found.append(f"page_size {geometry.page_size} is not supported{_only(self.page_sizes)}")
-        if geometry.softcap is not None and not self.softcap:
-            found.append(f"softcap {geometry.softcap:g} is not supported")
+        found = self.refusals(
+            dtype=problem.dtype,
+            mask=problem.mask,
+            head_dim=geometry.head_dim,
+            page_size=geometry.page_size,
+            softcap=geometry.softcap,
+            sinks=geometry.sinks,
+        )
         live = [request for request in problem.requests if request.query_len]
         if not self.empty_kv and any(problem.kv_len(request) == 0 for request in live):
             found.append("a request with no keys is not supported")
-        causal = problem.mask in (Mask.CAUSAL, Mask.SLIDING_WINDOW)
-        if not self.query_longer_than_kv and causal and any(request.context_len < 0 for request in live):
+        blind = any(problem.is_causal(request) and request.context_len < 0 for request in live)
+        if not self.query_longer_than_kv and blind:
             found.append("a causal request with more queries than keys is not supported")
         behind_encoder = problem.mask is not Mask.CROSS and any(request.encoder_len for request in live)
         if not self.encoder_offset and behind_encoder:

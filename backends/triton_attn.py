@@ -19,6 +19,7 @@ from samebits.backends.contract import (
     Tiling,
 )
 from samebits.backends.platform import accelerator, import_or_reason
+from samebits.backends.problem import Mask
 from samebits.backends.support import Support
 
 LOG2_E = math.log2(math.e)
@@ -114,9 +115,11 @@ class TritonAttention(Implementation[TritonPlan]):
     )
     support = Support(
         dtypes=("fp32", "bf16", "fp16"),
+        masks=tuple(Mask),
         head_dims=lambda head_dim: head_dim <= MAX_HEAD_DIM,
         encoder_offset=True,
         lse=True,
+        sinks=True,
     )
 
     def __init__(
@@ -156,6 +159,7 @@ class TritonAttention(Implementation[TritonPlan]):
 
     def plan(self, config: AttentionConfig, metadata: AttentionMetadata) -> TritonPlan:
         """Sizes the launch by upper bounds and decides how many programs share a tile's keys."""
+        self.require(config)
         configuration = self._configuration_for(config)
         if config.group_size > configuration.block_rows:
             configuration = replace(configuration, block_rows=_next_power_of_two(config.group_size))
@@ -191,12 +195,21 @@ class TritonAttention(Implementation[TritonPlan]):
         output: torch.Tensor,
         lse: torch.Tensor | None,
     ) -> None:
-        """Launches the kernel, and the merge where requests are shared among programs."""
+        """Launches the kernel, and the merge where requests are shared among programs.
+
+        Raises:
+            ValueError: the elements of a head do not lie side by side in one of the tensors.
+        """
+        tensors = {"query": query, "key_cache": key_cache, "value_cache": value_cache, "output": output}
+        for name, tensor in tensors.items():
+            if tensor.stride(-1) != 1:
+                raise ValueError(f"{name} has a last stride of {tensor.stride(-1)}; it must be 1")
         config, metadata, configuration = plan.config, plan.metadata, plan.configuration
         kernels = self._load_kernels()
         partial_max, partial_sum, partial_output = plan.partials or (None, None, None)
         partial_chunks = 0 if partial_max is None else partial_max.shape[2]
         lse_strides = (0, 0) if lse is None else lse.stride()
+        sink_stride = 0 if config.sinks is None else config.sinks.stride(0)
         shape = {
             "GROUP": config.group_size,
             "HEAD_DIM": config.head_dim,
@@ -214,12 +227,14 @@ class TritonAttention(Implementation[TritonPlan]):
             value_cache,
             output,
             lse,
+            config.sinks,
             partial_max,
             partial_sum,
             partial_output,
             metadata.query_start_loc,
             plan.kv_lens,
             plan.kv_starts,
+            metadata.causal_requests,
             metadata.block_table,
             metadata.num_requests,
             partial_chunks,
@@ -230,6 +245,7 @@ class TritonAttention(Implementation[TritonPlan]):
             *value_cache.stride()[:3],
             *output.stride()[:2],
             *lse_strides,
+            sink_stride,
             metadata.block_table.stride(0),
             PAGE_SIZE=config.page_size,
             KV_TILE=configuration.kv_tile,
@@ -241,15 +257,18 @@ class TritonAttention(Implementation[TritonPlan]):
             kernels.merge_chunks_kernel[(plan.num_tiles, config.num_kv_heads)](
                 output,
                 lse,
+                config.sinks,
                 partial_max,
                 partial_sum,
                 partial_output,
                 metadata.query_start_loc,
                 plan.kv_lens,
+                metadata.causal_requests,
                 metadata.num_requests,
                 partial_chunks,
                 *output.stride()[:2],
                 *lse_strides,
+                sink_stride,
                 NUM_STAGES=configuration.num_stages,
                 **shape,
                 **options,

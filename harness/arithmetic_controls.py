@@ -73,7 +73,7 @@ class Degradation:
 
     Attributes:
         name: of the control.
-        data: kind of data that must show it.
+        check: name of the check that must see it.
         dtype: dtype that must show it.
         description: what it does wrong, in a line.
         arithmetic: the degraded arithmetic.
@@ -81,7 +81,7 @@ class Degradation:
     """
 
     name: str
-    data: str
+    check: str
     dtype: str
     description: str
     arithmetic: Arithmetic
@@ -147,7 +147,49 @@ DEGRADATIONS: tuple[Degradation, ...] = (
         Arithmetic(output=_through(torch.float16)),
     ),
     Degradation(
-        "base_2_lse", "normal", "fp32", "the log-sum-exp is in base 2", Arithmetic(lse_scale=1 / math.log(2.0))
+        "base_2_lse", "lse_normal", "fp32", "the log-sum-exp is in base 2", Arithmetic(lse_scale=1 / math.log(2.0))
+    ),
+    Degradation(
+        "bf16_scores_lse",
+        "lse_large_scores",
+        "bf16",
+        "the log-sum-exp is that of scores rounded to bf16",
+        Arithmetic(scores=_through(torch.bfloat16)),
+    ),
+    Degradation(
+        "hidden_score_0_lse",
+        "lse_negative_scores",
+        "bf16",
+        "the log-sum-exp counts keys that a row does not see",
+        Arithmetic(hidden_score=0.0),
+    ),
+    Degradation(
+        "bf16_denominator_lse",
+        "lse_ties",
+        "bf16",
+        "the log-sum-exp is that of a denominator in bf16",
+        Arithmetic(total=_through(torch.bfloat16)),
+    ),
+    Degradation(
+        "nan_swallowed",
+        "seen_nan",
+        "bf16",
+        "results that are no numbers become 0",
+        Arithmetic(output=torch.nan_to_num),
+    ),
+    Degradation(
+        "nan_score_swallowed",
+        "lse_seen_nan",
+        "bf16",
+        "scores that are no numbers become 0",
+        Arithmetic(scores=lambda scores: torch.where(scores.isnan(), 0.0, scores)),
+    ),
+    Degradation(
+        "infinity_clamped",
+        "seen_inf",
+        "bf16",
+        "values are clamped to what is finite",
+        Arithmetic(values=lambda values: values.clamp(max=3.0e38)),
     ),
     Degradation("missing_log2e", "normal", "bf16", "exp2 takes scores without log2(e)", Arithmetic(base=2.0)),
 )

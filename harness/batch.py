@@ -22,6 +22,8 @@ _UNUSED_PAGES = 3
 # Entries behind every request's own, so that a read past its end finds a stale page rather than no table.
 _STALE_COLUMNS = 1
 _CANARY_ELEMENTS = 256
+# In place of a request's key in the name of data that belong to the layer.
+LAYER_KEY = -1
 # Finite, and exactly representable in every dtype here: large enough to show in any sum it enters.
 _LARGE = 32768.0
 
@@ -114,8 +116,9 @@ def make_batch(problem: Problem, device: torch.device) -> Batch:
         key_cache.view(-1, *cache_shape[2:])[slots] = keys
         value_cache.view(-1, *cache_shape[2:])[slots] = values
         query[rows] = request_queries(problem, request)
-        # Queries that come before the first key (negative context) have no slot of their own.
-        stored = min(request.query_len, request.seq_len)
+        # Queries that come before the first key (negative context) have no slot of their own, and cross-attention
+        # writes none: its keys and values were stored by the encoder.
+        stored = 0 if problem.mask is Mask.CROSS else min(request.query_len, request.seq_len)
         if stored:
             slot_mapping[rows.stop - stored : rows.stop] = slots[-stored:]
 
@@ -130,16 +133,35 @@ def make_batch(problem: Problem, device: torch.device) -> Batch:
         softcap=geometry.softcap,
         scale=geometry.softmax_scale,
         device=device,
+        sinks=sinks_of(problem).to(device) if geometry.sinks else None,
     )
+    query, key_cache, value_cache = (tensor.to(device) for tensor in (query, key_cache, value_cache))
+    if layout.strided:
+        query = _packed(query, geometry.num_kv_heads, poison)
+        key_cache, value_cache = torch.stack([key_cache, value_cache], dim=1).unbind(dim=1)
     return Batch(
         problem=problem,
         config=config,
         metadata=_make_metadata(problem, pages, num_pages, slot_mapping, device),
-        query=query.to(device),
-        key_cache=key_cache.to(device),
-        value_cache=value_cache.to(device),
+        query=query,
+        key_cache=key_cache,
+        value_cache=value_cache,
         query_rows=tuple(query_rows),
     )
+
+
+def _packed(query: torch.Tensor, num_kv_heads: int, poison: float) -> torch.Tensor:
+    """The queries as a slice of a projection that holds keys and values behind each row's queries: here, poison."""
+    num_tokens, num_heads, head_dim = query.shape
+    packed = query.new_full((num_tokens, num_heads + 2 * num_kv_heads, head_dim), poison)
+    packed[:, :num_heads] = query
+    return packed[:, :num_heads]
+
+
+def sinks_of(problem: Problem) -> torch.Tensor:
+    """The layer's sinks: float32 `[num_heads]`, rounded to the problem's dtype, on the host."""
+    values = token_values(problem.seed, LAYER_KEY, Role.SINK, problem.geometry, 0, 1)[0, :, 0]
+    return torch.tensor(values).to(DTYPES[problem.dtype]).float()
 
 
 def request_queries(problem: Problem, request: Request) -> torch.Tensor:
@@ -155,7 +177,30 @@ def request_keys_values(problem: Problem, request: Request) -> tuple[torch.Tenso
         lengths = ((encoder, request.encoder_len), (decoder, request.seq_len))
         return torch.cat([_values(problem, request, role, 0, length) for role, length in lengths])
 
-    return slots(Role.ENCODER_KEY, Role.KEY), slots(Role.ENCODER_VALUE, Role.VALUE)
+    keys, values = slots(Role.ENCODER_KEY, Role.KEY), slots(Role.ENCODER_VALUE, Role.VALUE)
+    _plant(problem, request, keys, values)
+    return keys, values
+
+
+def _plant(problem: Problem, request: Request, keys: torch.Tensor, values: torch.Tensor) -> None:
+    """Puts what is no number where the kind of data says.
+
+    * `seen_nan`: one NaN in a key, or in requests of odd keys in a value, that every query sees.
+    * `seen_inf`: one infinity in a value that every query sees.
+    * `unseen_nan`: all keys and values that no query sees.
+    * `hidden_nan`: the last key and value, where the mask hides them from all queries but the last.
+    """
+    first = 0 if problem.mask is Mask.CROSS else request.encoder_len
+    seen = problem.seen_by_all(request)
+    if problem.data == "seen_nan" and seen:
+        (values if request.key % 2 else keys)[first + seen[len(seen) // 2], 0, 1] = torch.nan
+    if problem.data == "seen_inf" and seen:
+        values[first + seen[len(seen) // 2], 0, 1] = torch.inf
+    if problem.data == "unseen_nan":
+        for hidden in problem.hidden_slots(request):
+            keys[hidden.start : hidden.stop] = values[hidden.start : hidden.stop] = torch.nan
+    if problem.data == "hidden_nan" and problem.is_causal(request) and min(request.query_len, request.seq_len) > 1:
+        keys[-1] = values[-1] = torch.nan
 
 
 def slots_of(request: Request, owned_pages: np.ndarray, page_size: int) -> torch.Tensor:
@@ -175,14 +220,16 @@ def _values(problem: Problem, request: Request, role: Role, start: int, stop: in
 
 
 def _place_pages(problem: Problem) -> list[np.ndarray]:
-    """Physical pages of each request, scattered by the layout's permutation."""
-    page_size = problem.geometry.page_size
+    """Physical pages of each request: scattered by the layout's permutation, or one after another."""
+    page_size, layout = problem.geometry.page_size, problem.layout
     needed = [-(-request.num_slots // page_size) for request in problem.requests]
-    shuffled = 1 + np.random.Generator(np.random.Philox(key=problem.layout.page_seed)).permutation(
-        sum(needed) + _UNUSED_PAGES
-    )
+    num_pages = sum(needed) + _UNUSED_PAGES
+    if layout.pages_in_order:
+        placed = np.arange(num_pages)
+    else:
+        placed = np.random.Generator(np.random.Philox(key=layout.page_seed)).permutation(num_pages)
     ends = np.cumsum(needed)
-    return [shuffled[end - count : end].astype(np.int64) for end, count in zip(ends, needed, strict=True)]
+    return [1 + placed[end - count : end].astype(np.int64) for end, count in zip(ends, needed, strict=True)]
 
 
 def _make_metadata(
@@ -193,6 +240,7 @@ def _make_metadata(
     query_lens = [request.query_len for request in problem.requests] + padding
     seq_lens = [request.seq_len for request in problem.requests] + padding
     encoder_lens = [request.encoder_len for request in problem.requests] + padding
+    causal = [request.causal for request in problem.requests] + [True] * layout.padding_requests
     # An engine's table is wider than its longest request; entries that are not in use hold former occupants' pages.
     columns = max(len(owned) for owned in pages) + _STALE_COLUMNS + layout.extra_table_columns
     stale = np.random.Generator(np.random.Philox(key=layout.page_seed + (1 << 64)))
@@ -213,6 +261,7 @@ def _make_metadata(
         max_seq_len=max(problem.kv_len(request) for request in problem.requests) + layout.max_seq_len_slack,
         causal=problem.mask in (Mask.CAUSAL, Mask.SLIDING_WINDOW),
         encoder_seq_lens=on_device(encoder_lens) if any(encoder_lens) else None,
+        causal_requests=torch.tensor(causal).to(device) if problem.mask is Mask.PER_REQUEST else None,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from samebits.backends.contract import Tiling
 from samebits.backends.problem import DTYPE_NAMES, Geometry, Mask, Problem, Request
@@ -42,6 +42,8 @@ class Case:
         requests = BATCHES[self.batch](self.geometry.page_size, tiling)
         if self.mask is Mask.CROSS:
             requests = [_crossed(request) for request in requests]
+        if self.mask is Mask.PER_REQUEST:
+            requests = [replace(request, causal=index % 2 == 0) for index, request in enumerate(requests)]
         return Problem(self.geometry, self.mask, dtype, tuple(requests), seed=seed)
 
 
@@ -82,6 +84,12 @@ def _mixed(page: int, tiling: Tiling) -> list[Request]:
     )
 
 
+def _pair(page: int, tiling: Tiling) -> list[Request]:
+    """One of each kind, a decode and an extension of a cached prefix: relations put their dearest neighbours beside."""
+    split = tiling.kv_split
+    return _numbered((1, 2 * split + 3), (tiling.query_tile + 1, split + tiling.query_tile))
+
+
 def _edges(page: int, tiling: Tiling) -> list[Request]:
     """No keys, one key, more queries than keys, beside a request of two splits."""
     return _numbered((1, 2 * tiling.kv_split + 1), (1, 0), (1, 1), (7, 3), (page, 0))
@@ -106,6 +114,7 @@ BATCHES: Mapping[str, _BatchMaker] = {
     "decode": _decode,
     "prefill": _prefill,
     "draft": _draft,
+    "pair": _pair,
     "edges": _edges,
     "behind_encoder": _behind_encoder,
     "long": _long,
@@ -130,6 +139,10 @@ _DEFAULT = (
     ("phi-2", Mask.NON_CAUSAL, "edges", _BF16),
     ("mistral-7b", Mask.SLIDING_WINDOW, "decode", _BF16),
     ("llama3.2-11b-vision", Mask.CROSS, "edges", _FP32),
+    ("llama3-8b", Mask.CAUSAL, "pair", _BOTH),
+    ("mistral-7b", Mask.SLIDING_WINDOW, "pair", _FP32),
+    ("llama3-8b", Mask.NON_CAUSAL, "pair", _FP32),
+    ("llama3-8b", Mask.CROSS, "pair", _FP32),
 )
 
 

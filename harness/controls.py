@@ -50,6 +50,7 @@ class RequestView:
         query_len, context_len: of the request.
         metadata: of the batch.
         largest_query: largest absolute value of the batch's queries.
+        contiguous: whether the request's keys follow one another in memory.
     """
 
     index: int
@@ -57,6 +58,7 @@ class RequestView:
     context_len: int
     metadata: AttentionMetadata
     largest_query: float
+    contiguous: bool
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,12 @@ FLAWS: tuple[Flaw, ...] = (
         lambda view: Schedule(chunk=8 * min(8, view.metadata.num_requests)),
     ),
     Flaw(
+        "split_by_size_class",
+        "batch_size",
+        "batches of 17 to 32 requests take another split length than smaller and larger ones",
+        lambda view: Schedule(chunk=2 * _CHUNK if 17 <= view.metadata.num_requests <= 32 else _CHUNK),
+    ),
+    Flaw(
         "wrong_scale",
         "batch_size",
         "scores are 2% too large: invariant, and wrong",
@@ -105,6 +113,12 @@ FLAWS: tuple[Flaw, ...] = (
         lambda view: Schedule(chunk=_CHUNK if view.metadata.max_query_len < 16 else 2 * _CHUNK),
     ),
     Flaw(
+        "split_by_longest_context",
+        "neighbour_lengths",
+        "the split length is doubled beside a request of more than 512 keys",
+        lambda view: Schedule(chunk=2 * _CHUNK if view.metadata.max_seq_len > 512 else _CHUNK),
+    ),
+    Flaw(
         "maximum_of_batch",
         "neighbour_contents",
         "scores are shifted by a maximum taken over the whole batch",
@@ -115,6 +129,12 @@ FLAWS: tuple[Flaw, ...] = (
         "pages",
         "keys are added in the order of their pages in memory",
         lambda view: Schedule(physical_order=True),
+    ),
+    Flaw(
+        "contiguous_fast_path",
+        "pages",
+        "a request whose pages follow one another takes another split length",
+        lambda view: Schedule(chunk=2 * _CHUNK if view.contiguous else _CHUNK),
     ),
     Flaw(
         "split_by_table_width",
@@ -133,6 +153,12 @@ FLAWS: tuple[Flaw, ...] = (
         "padding",
         "the split length is chosen from the padded number of tokens",
         lambda view: Schedule(chunk=view.metadata.num_tokens),
+    ),
+    Flaw(
+        "split_by_many_tokens",
+        "padding",
+        "the split length is doubled above 2048 tokens, padded ones among them",
+        lambda view: Schedule(chunk=2 * _CHUNK if view.metadata.num_tokens > 2048 else _CHUNK),
     ),
     Flaw(
         "reads_page_tail",
@@ -211,7 +237,8 @@ class ChunkedKernel(Implementation[ChunkedPlan]):
         for index, seq_len in enumerate(metadata.seq_lens.tolist()):
             rows = slice(starts[index], starts[index + 1])
             query_len = rows.stop - rows.start
-            view = RequestView(index, query_len, seq_len - query_len, metadata, largest_query)
+            contiguous = bool((_slots(metadata.block_table[index], seq_len, config.page_size).diff() == 1).all())
+            view = RequestView(index, query_len, seq_len - query_len, metadata, largest_query, contiguous)
             schedule = self.schedule_of(view)
             slots = _slots(metadata.block_table[index], seq_len + schedule.tail, config.page_size)
             output[rows], lse[:, rows] = _attend(

@@ -27,19 +27,26 @@ _SUM_DEVIATION = float(np.sqrt((2.0**32 - 1.0) / 3.0))
 
 
 class Role(StrEnum):
-    """What a tensor is to its request. Encoder keys and values are data of their own."""
+    """What a tensor is to its request, or to the layer. Encoder keys and values are data of their own."""
 
     QUERY = "query"
     KEY = "key"
     VALUE = "value"
     ENCODER_KEY = "encoder_key"
     ENCODER_VALUE = "encoder_value"
+    SINK = "sink"
+    LSE = "lse"
+    OTHER_LSE = "other_lse"
+    INPUT = "input"
+    OTHER_INPUT = "other_input"
+    WEIGHT = "weight"
+    BIAS = "bias"
 
 
 def shaped(
     values: npt.NDArray[np.float32], first: npt.NDArray[np.float32], role: Role, data: str, dtype: str
 ) -> npt.NDArray[np.float32]:
-    """Turns normal values into another kind of data.
+    """Turns normal values into another kind of data. What is said of values holds of every tensor that is summed up.
 
     * `large_scores`: queries 8 times as large, so that scores deviate by 8 and few keys carry the weight.
     * `negative_scores`: positive queries on negative keys, so that 0 would be the largest score of all.
@@ -57,7 +64,7 @@ def shaped(
         dtype: name of the dtype that the values will have.
     """
     is_key = role in (Role.KEY, Role.ENCODER_KEY)
-    is_value = role in (Role.VALUE, Role.ENCODER_VALUE)
+    is_value = role in (Role.VALUE, Role.ENCODER_VALUE, Role.INPUT, Role.OTHER_INPUT)
     if data == "large_scores" and role is Role.QUERY:
         return values * np.float32(8.0)
     if data == "negative_scores" and not is_value:
@@ -75,9 +82,22 @@ def shaped(
     return values
 
 
-@functools.lru_cache(maxsize=512)
 def token_values(
     seed: int, request_key: int, role: Role, geometry: Geometry, start: int, stop: int
+) -> npt.NDArray[np.float32]:
+    """Values of the tokens at positions `start` to `stop` (exclusive) of one request, for attention.
+
+    Returns:
+        float32 `[stop - start, heads, head_dim]`, read-only; `heads` are `num_heads` of queries and sinks, else
+        `num_kv_heads`.
+    """
+    heads = geometry.num_heads if role in (Role.QUERY, Role.SINK) else geometry.num_kv_heads
+    return values_at(seed, request_key, role, (heads, geometry.head_dim), start, stop)
+
+
+@functools.lru_cache(maxsize=512)
+def values_at(
+    seed: int, request_key: int, role: Role, shape: tuple[int, int], start: int, stop: int
 ) -> npt.NDArray[np.float32]:
     """Values of the tokens at positions `start` to `stop` (exclusive) of one request.
 
@@ -89,23 +109,23 @@ def token_values(
         seed: of all data of the problem.
         request_key: names the request's data.
         role: which of the request's tensors.
-        geometry: gives heads and head_dim.
+        shape: of one token: heads and elements of each.
         start: first position; may be negative for queries.
         stop: position after the last.
 
     Returns:
-        float32 `[stop - start, heads, head_dim]`, read-only; `heads` are `num_heads` of queries, else `num_kv_heads`.
+        float32 `[stop - start, *shape]`, read-only.
     """
-    heads = geometry.num_heads if role is Role.QUERY else geometry.num_kv_heads
-    elements = heads * geometry.head_dim
+    heads, width = shape
+    elements = heads * width
     counts_per_token = -(-elements // _WORDS_PER_COUNT)
-    name = f"{seed}/{request_key}/{role.value}/{heads}x{geometry.head_dim}"
+    name = f"{seed}/{request_key}/{role.value}/{heads}x{width}"
     key = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16).digest(), "little")
     generator = np.random.Philox(key=key, counter=(start + _POSITION_ORIGIN) * counts_per_token)
     words = generator.random_raw((stop - start) * counts_per_token * _WORDS_PER_COUNT)
     quarters = words.astype("<u8", copy=False).view("<u2").reshape(stop - start, counts_per_token * _WORDS_PER_COUNT, 4)
     sums = quarters[:, :elements].sum(axis=2, dtype=np.int64)
     values = ((sums - _SUM_MEAN) / _SUM_DEVIATION).astype(np.float32)
-    shaped: npt.NDArray[np.float32] = values.reshape(stop - start, heads, geometry.head_dim)
+    shaped: npt.NDArray[np.float32] = values.reshape(stop - start, heads, width)
     shaped.flags.writeable = False
     return shaped

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,7 +13,8 @@ from samebits.backends.contract import Implementation
 from samebits.backends.problem import Problem, Request
 from samebits.harness.batch import Batch, GuardedTensor, guarded, make_batch
 from samebits.harness.comparison import ulp_distance
-from samebits.harness.reference import RequestReference, budget_used, request_reference
+from samebits.harness.reference import budget_used, request_reference
+from samebits.harness.relations import AnyProblem
 
 
 @dataclass(frozen=True)
@@ -21,12 +22,37 @@ class RequestResult:
     """What one request came to.
 
     Attributes:
-        output: `[query_len, num_heads, head_dim]` in the problem's dtype.
-        lse: float32 `[num_heads, query_len]`, or None where the implementation returns none.
+        tensors: by name, a row for each of the request's tokens first. Attention has `output`, `[query_len, num_heads,
+            head_dim]` in the problem's dtype, and `lse`, float32 `[query_len, num_heads]`, where it returns one.
     """
 
-    output: torch.Tensor
-    lse: torch.Tensor | None
+    tensors: Mapping[str, torch.Tensor]
+
+    @property
+    def output(self) -> torch.Tensor:
+        """Of attention: `[query_len, num_heads, head_dim]` in the problem's dtype."""
+        return self.tensors["output"]
+
+    @property
+    def lse(self) -> torch.Tensor | None:
+        """Of attention: float32 `[num_heads, query_len]`, or None where the implementation returns none."""
+        return self.tensors["lse"].transpose(0, 1) if "lse" in self.tensors else None
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One tensor of an execution against the reference.
+
+    Attributes:
+        error_budget: share of the error bound used at the worst element.
+        worst: where that is, in words.
+        max_ulp: largest distance from the rounded reference in units in the last place, among the elements of each row
+            that are no smaller than its root mean square.
+    """
+
+    error_budget: float = 0.0
+    worst: str = ""
+    max_ulp: int = 0
 
 
 @dataclass(frozen=True)
@@ -36,26 +62,36 @@ class Execution:
     Attributes:
         problem: what was computed.
         results: by request key.
-        error_budget: share of the error bound used at the worst element of all requests.
-        worst: where that is, in words.
-        max_ulp: largest distance from the rounded reference in units in the last place, among the elements of each row
-            that are no smaller than its root mean square.
+        judgements: by name of a tensor, of all requests.
+        digest: of all result bits of the requests, in their order.
         faults: what went wrong apart from the values: overwritten canaries, changed inputs.
-        digest: of all output bits of the requests, in their order.
     """
 
-    problem: Problem
+    problem: AnyProblem
     results: Mapping[int, RequestResult]
-    error_budget: float
-    worst: str
-    max_ulp: int
+    judgements: Mapping[str, Judgement]
     digest: str
     faults: tuple[str, ...] = field(default=())
+
+    def judged(self, tensors: Iterable[str]) -> Judgement:
+        """The worst of some tensors; one that was not computed is not wrong."""
+        found = [self.judgements[tensor] for tensor in tensors if tensor in self.judgements]
+        return max(found, key=lambda judgement: judgement.error_budget, default=Judgement())
+
+    @property
+    def error_budget(self) -> float:
+        """Share of the error bound used at the worst element of all tensors."""
+        return self.judged(self.judgements).error_budget
+
+    @property
+    def worst(self) -> str:
+        """Where the worst element of all tensors is, in words."""
+        return self.judged(self.judgements).worst
 
 
 @torch.no_grad()
 def execute(implementation: Implementation[Any], problem: Problem, device: torch.device) -> Execution:
-    """Runs a problem through an implementation and judges every request.
+    """Runs a problem through an implementation of attention and judges every request.
 
     Args:
         implementation: available here, and without reasons against the problem.
@@ -76,8 +112,6 @@ def execute(implementation: Implementation[Any], problem: Problem, device: torch
         plan, batch.query, batch.key_cache, batch.value_cache, output.tensor, None if lse is None else lse.tensor
     )
     results = _collect(batch, output, lse)
-    judgements = [_judge(problem, request, results[request.key], device) for request in problem.requests]
-    worst = max(judgements, key=lambda judgement: judgement.error_budget)
     faults = [
         f"run wrote outside the {name} tensor"
         for name, buffer in (("output", output), ("lse", lse))
@@ -88,95 +122,99 @@ def execute(implementation: Implementation[Any], problem: Problem, device: torch
     return Execution(
         problem=problem,
         results=results,
-        error_budget=worst.error_budget,
-        worst=worst.worst,
-        max_ulp=max(judgement.max_ulp for judgement in judgements),
-        digest=_digest(*(tensor for result in results.values() for tensor in (result.output, result.lse))),
+        judgements=_judgements(problem, results, device),
+        digest=digest_of_results(results),
         faults=tuple(faults),
     )
 
 
-class Executor:
-    """Runs problems through one implementation, each only once.
+def digest_of_results(results: Mapping[int, RequestResult]) -> str:
+    """Digest of all bits of some results, in their order."""
+    return digest_of(*(tensor for result in results.values() for tensor in result.tensors.values()))
 
-    Many cells share a problem, above all each request alone; what a deterministic run gave once need not be computed
-    again. Run-to-run determinism is a suite of its own and does not use this.
+
+def digest_of(*tensors: torch.Tensor | None) -> str:
+    """Digest of the bytes of some tensors; None stands for one that is not there."""
+    digest = hashlib.blake2b(digest_size=16)
+    for tensor in tensors:
+        if tensor is not None:
+            digest.update(tensor.contiguous().flatten().view(torch.uint8).cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def judge_rows(
+    request: Request, tensor: str, actual: torch.Tensor, expected: torch.Tensor, bound: torch.Tensor
+) -> Judgement:
+    """One tensor of one request against its reference.
+
+    Args:
+        request: whose it is.
+        tensor: its name.
+        actual: rows of the request's tokens first.
+        expected: float64 reference, same shape.
+        bound: float64, same shape: the error allowed before the last rounding.
     """
+    if not actual.numel():
+        return Judgement()
+    used = budget_used(actual, expected, bound)
+    budget, flat = used.flatten().max(dim=0)
+    index = tuple(int(i) for i in torch.unravel_index(flat, used.shape))
+    magnitude = expected.abs()
+    root_mean_square = magnitude.square().mean(dim=-1, keepdim=True).sqrt()
+    return Judgement(
+        error_budget=float(budget),
+        worst=(
+            f"request {request}, {described_place(tensor, index)}: {actual[index].item()!r} where the reference is "
+            f"{expected[index]:.9g} within {bound[index]:.3g} before rounding"
+        ),
+        max_ulp=ulp_distance(actual, expected, magnitude >= root_mean_square),
+    )
 
-    def __init__(self, implementation: Implementation[Any], device: torch.device, capacity: int = 256) -> None:
-        self.implementation = implementation
-        self.device = device
-        self._capacity = capacity
-        self._done: dict[Problem, Execution] = {}
 
-    def __call__(self, problem: Problem) -> Execution:
-        """The execution of `problem`, computed now or earlier."""
-        execution = self._done.pop(problem, None)
-        if execution is None:
-            execution = execute(self.implementation, problem, self.device)
-            if len(self._done) >= self._capacity:
-                del self._done[next(iter(self._done))]
-        self._done[problem] = execution
-        return execution
+def described_place(tensor: str, index: tuple[int, ...]) -> str:
+    """Names an element of a request's result: its row, its head where there are heads, its place in the head."""
+    row, *inner = index
+    names = ("head", "element")[-len(inner) :] if tensor != "lse" else ("head",)
+    place = ", ".join([f"row {row}", *(f"{name} {i}" for name, i in zip(names, inner, strict=True))])
+    return f"log-sum-exp of {place}" if tensor == "lse" else f"{tensor} of {place}"
 
 
 def _collect(batch: Batch, output: GuardedTensor, lse: GuardedTensor | None) -> dict[int, RequestResult]:
-    return {
-        request.key: RequestResult(
-            output=output.tensor[rows].clone(), lse=None if lse is None else lse.tensor[:, rows].clone()
-        )
-        for request, rows in zip(batch.problem.requests, batch.query_rows, strict=True)
-    }
+    results = {}
+    for request, rows in zip(batch.problem.requests, batch.query_rows, strict=True):
+        tensors = {"output": output.tensor[rows].clone()}
+        if lse is not None:
+            tensors["lse"] = lse.tensor[:, rows].transpose(0, 1).clone()
+        results[request.key] = RequestResult(tensors)
+    return results
 
 
-@dataclass(frozen=True)
-class _Judgement:
-    """One request against its reference: the budget its worst element uses, where that is, and the distance in ULP."""
+def _judgements(problem: Problem, results: Mapping[int, RequestResult], device: torch.device) -> dict[str, Judgement]:
+    """The worst request of each tensor."""
+    worst: dict[str, Judgement] = {}
+    for request in problem.requests:
+        reference = request_reference(problem, request, device)
+        expected = {
+            "output": (reference.output, reference.output_bound),
+            "lse": (reference.lse.transpose(0, 1), reference.lse_bound.transpose(0, 1)),
+        }
+        for tensor, actual in results[request.key].tensors.items():
+            keep_worst(worst, tensor, judge_rows(request, tensor, actual, *expected[tensor]))
+    return worst
 
-    error_budget: float = 0.0
-    worst: str = ""
-    max_ulp: int = 0
 
-
-def _judge(problem: Problem, request: Request, result: RequestResult, device: torch.device) -> _Judgement:
-    if not request.query_len:
-        return _Judgement()
-    reference: RequestReference = request_reference(problem, request, device)
-    used = budget_used(result.output, reference.output, reference.output_bound)
-    budget, index = used.flatten().max(dim=0)
-    row, head, element = (int(i) for i in torch.unravel_index(index, used.shape))
-    magnitude = reference.output.abs()
-    root_mean_square = magnitude.square().mean(dim=2, keepdim=True).sqrt()
-    judgement = _Judgement(
-        error_budget=float(budget),
-        worst=(
-            f"request {request}, query {row}, head {head}, element {element}: "
-            f"{result.output[row, head, element].item()!r} "
-            f"where the reference is {reference.output[row, head, element]:.9g} "
-            f"within {reference.output_bound[row, head, element]:.3g} before rounding"
-        ),
-        max_ulp=ulp_distance(result.output, reference.output, magnitude >= root_mean_square),
-    )
-    if result.lse is None:
-        return judgement
-    lse_used = budget_used(result.lse, reference.lse, reference.lse_bound)
-    lse_budget, index = lse_used.flatten().max(dim=0)
-    if lse_budget <= budget:
-        return judgement
-    head, row = (int(i) for i in torch.unravel_index(index, lse_used.shape))
-    return replace(
-        judgement,
-        error_budget=float(lse_budget),
-        worst=(
-            f"request {request}, log-sum-exp of query {row}, head {head}: {result.lse[head, row].item()!r} "
-            f"where the reference is {reference.lse[head, row]:.9g} within {reference.lse_bound[head, row]:.3g}"
-        ),
-    )
+def keep_worst(worst: dict[str, Judgement], tensor: str, judgement: Judgement) -> None:
+    """Adds a request's judgement to those of its batch."""
+    if tensor not in worst or judgement.error_budget > worst[tensor].error_budget:
+        max_ulp = max(judgement.max_ulp, worst[tensor].max_ulp if tensor in worst else 0)
+        worst[tensor] = Judgement(judgement.error_budget, judgement.worst, max_ulp)
+    elif judgement.max_ulp > worst[tensor].max_ulp:
+        worst[tensor] = Judgement(worst[tensor].error_budget, worst[tensor].worst, judgement.max_ulp)
 
 
 def _digest_inputs(batch: Batch) -> str:
     metadata = batch.metadata
-    return _digest(
+    return digest_of(
         batch.query,
         batch.key_cache,
         batch.value_cache,
@@ -185,12 +223,6 @@ def _digest_inputs(batch: Batch) -> str:
         metadata.block_table,
         metadata.slot_mapping,
         metadata.encoder_seq_lens,
+        metadata.causal_requests,
+        batch.config.sinks,
     )
-
-
-def _digest(*tensors: torch.Tensor | None) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for tensor in tensors:
-        if tensor is not None:
-            digest.update(tensor.contiguous().flatten().view(torch.uint8).cpu().numpy().tobytes())
-    return digest.hexdigest()

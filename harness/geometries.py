@@ -24,6 +24,16 @@ _GEOMETRIES = (
     Geometry("mistral-7b", num_heads=4, num_kv_heads=1, head_dim=128, page_size=16, window=33),
     # 32 on 32: every query head has its own; head_dim is no power of two.
     Geometry("phi-2", num_heads=2, num_kv_heads=2, head_dim=80, page_size=16),
+    # 64 on 8 with a sink for each head, every other layer with a window of 128.
+    Geometry("gpt-oss-20b", num_heads=8, num_kv_heads=1, head_dim=64, page_size=16, window=24, sinks=True),
+    # 32 on 32 at head_dim 96.
+    Geometry("phi-3-mini", num_heads=2, num_kv_heads=2, head_dim=96, page_size=16),
+    # 32 on 8 with an attention multiplier of 1/64 where head_dim is 64.
+    Geometry("granite-3-2b", num_heads=4, num_kv_heads=1, head_dim=64, page_size=16, scale=1 / 64),
+    # 24 on 8, 40 on 8 and 12 on 2: groups of 3, 5 and 6, which fill no tile either.
+    Geometry("llama3.2-3b", num_heads=3, num_kv_heads=1, head_dim=128, page_size=16),
+    Geometry("qwen2.5-14b", num_heads=5, num_kv_heads=1, head_dim=128, page_size=16),
+    Geometry("qwen2.5-1.5b", num_heads=6, num_kv_heads=1, head_dim=128, page_size=16),
 )
 
 GEOMETRIES: Mapping[str, Geometry] = {geometry.name: geometry for geometry in _GEOMETRIES}

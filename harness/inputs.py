@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from samebits.backends.contract import Tiling
-from samebits.backends.problem import DATA_NAMES, Problem
-from samebits.harness.relations import Comparison, Relation
+from samebits.backends.token_problem import TokenProblem
+from samebits.harness.relations import AnyProblem, Comparison, Relation
 
 _DESCRIPTIONS = {
     "normal": "normal queries, keys and values",
@@ -18,14 +18,44 @@ _DESCRIPTIONS = {
     "offset_values": "values around 10",
     "ties": "equal scores",
     "denormal_values": "values below the smallest normal number",
+    "seen_nan": "one NaN that every query must see",
+    "seen_inf": "one infinity that every query must see",
 }
+# What a log-sum-exp depends on.
+_OF_SCORES = ("normal", "large_scores", "negative_scores", "ties", "seen_nan")
+# What there is of kinds of data for operations on tokens.
+TOKEN_DATA = ("normal", "large_values", "huge_values", "offset_values", "denormal_values")
 
 
-def _on(data: str) -> Relation:
-    def compare(problem: Problem, tiling: Tiling) -> Iterable[Comparison]:
+def _on(data: str, judged: tuple[str, ...]) -> Relation:
+    def compare(problem: AnyProblem, tiling: Tiling) -> Iterable[Comparison]:
         yield Comparison((replace(problem, data=data),), ())
 
-    return Relation(data, None, f"right on {_DESCRIPTIONS[data]}", compare)
+    prefix = "lse_" if judged == ("lse",) else ""
+    of_what = "log-sum-exps " if prefix else ""
+    return Relation(prefix + data, None, f"{of_what}right on {_DESCRIPTIONS[data]}", compare, judged)
 
 
-INPUTS: Mapping[str, Relation] = {data: _on(data) for data in DATA_NAMES}
+def _unseen_nan(problem: AnyProblem, tiling: Tiling) -> Iterable[Comparison]:
+    if isinstance(problem, TokenProblem):
+        return
+    if any(hidden for request in problem.requests for hidden in problem.hidden_slots(request)):
+        yield Comparison((problem,), (replace(problem, data="unseen_nan"),))
+
+
+def _hidden_nan(problem: AnyProblem, tiling: Tiling) -> Iterable[Comparison]:
+    if not isinstance(problem, TokenProblem) and any(problem.is_causal(request) for request in problem.requests):
+        yield Comparison((problem,), (replace(problem, data="hidden_nan"),), last_rows=1)
+
+
+_INPUTS = (
+    *(_on(data, ("output",)) for data in _DESCRIPTIONS),
+    *(_on(data, ("lse",)) for data in _OF_SCORES),
+    Relation("unseen_nan", "ignores_unread_memory", "NaN in keys and values that no query sees", _unseen_nan),
+    Relation(
+        "hidden_nan", "ignores_hidden_keys", "NaN in a key and a value that only the last query sees", _hidden_nan
+    ),
+)
+
+INPUTS: Mapping[str, Relation] = {relation.name: relation for relation in _INPUTS}
+TOKEN_INPUTS: Mapping[str, Relation] = {data: _on(data, ()) for data in TOKEN_DATA}

@@ -9,14 +9,15 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from samebits.backends.contract import Availability
-from samebits.backends.problem import Problem, Request
+from samebits.backends.contract import Availability, Claims, Implementation
+from samebits.backends.problem import Request
 from samebits.harness.comparison import Difference, compare_bits
 from samebits.harness.environment import environment
-from samebits.harness.execution import Execution, Executor, RequestResult
+from samebits.harness.execution import Judgement, RequestResult, described_place
+from samebits.harness.executor import Executor, reasons_against
 from samebits.harness.matrix import Cell, Fault
 from samebits.harness.records import Record, Verdict
-from samebits.harness.relations import Comparison
+from samebits.harness.relations import AnyProblem, Comparison
 from samebits.harness.shrink import describe, shrink
 
 # Smaller batches to try for each difference: enough for the pairs of a case's requests, few enough for an interpreter.
@@ -34,10 +35,9 @@ class Located:
     difference: Difference
 
     def __str__(self) -> str:
-        row, head, *element = self.difference.first
-        place = f"request r{self.request_key}, query position {self.first_position + row}, head {head}"
-        where = f"at {place}, element {element[0]}" if element else f"in the log-sum-exp at {place}"
-        return f"{self.difference} {where}"
+        row, *inner = self.difference.first
+        place = described_place(self.tensor, (self.first_position + row, *inner)).replace("row", "position", 1)
+        return f"{self.difference} in the {place} of request r{self.request_key}"
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,10 @@ class Findings:
     """What running a cell came to.
 
     Attributes:
-        compared, mismatches, max_ulp: over all comparisons; without any, `max_ulp` is the distance from the reference.
+        compared, mismatches, max_ulp: over all comparisons; where no claim is judged, `max_ulp` is the distance from
+            the reference.
         first: the first difference; None where all bits agree.
-        error_budget, worst: of all executions whose poison the implementation claims to withstand.
+        error_budget, worst: of all executions that the implementation claims to withstand.
         faults: what else went wrong.
         digest: of all outputs.
     """
@@ -118,9 +119,9 @@ def unjudged(cell: Cell, availability: Availability, command: str) -> Record:
         implementation=implementation.name,
         variant=implementation.variant,
         version=availability.version,
-        operation="attention",
+        operation=implementation.operation,
         dtype=cell.dtype,
-        mask=cell.case.mask.value,
+        mask="" if cell.case.mask is None else cell.case.mask.value,
         geometry=cell.case.geometry.name,
         tier=cell.tier,
         verdict=Verdict.UNAVAILABLE,
@@ -135,29 +136,34 @@ def unjudged(cell: Cell, availability: Availability, command: str) -> Record:
 
 def _reasons(cell: Cell) -> tuple[str, ...]:
     problems = dict.fromkeys(p for comparison in cell.comparisons for p in (*comparison.left, *comparison.right))
-    return tuple(dict.fromkeys(reason for problem in problems for reason in cell.implementation.reasons(problem)))
+    reasons = [reason for problem in problems for reason in reasons_against(cell.implementation, problem)]
+    if isinstance(cell.implementation, Implementation) and cell.relation.judged == ("lse",):
+        reasons += [] if cell.implementation.support.lse else ["no log-sum-exp is returned"]
+    return tuple(dict.fromkeys(reasons))
 
 
 def _find(cell: Cell, executor: Executor) -> Findings:
     compared = mismatches = max_ulp = 0
     first: Located | None = None
-    judged: dict[Problem, Execution] = {}
+    judged: dict[AnyProblem, Judgement] = {}
+    faults: dict[str, None] = {}
     digest = hashlib.blake2b(digest_size=16)
     for comparison in cell.comparisons:
         for problem in (*comparison.left, *comparison.right):
             execution = executor(problem)
             digest.update(execution.digest.encode())
-            if cell.implementation.claims.ignores_unread_memory or problem.layout.poison != "nan":
-                judged[problem] = execution
+            if _is_withstood(problem, cell.implementation.claims):
+                judged[problem] = execution.judged(cell.relation.judged or execution.judgements)
+                faults |= dict.fromkeys(execution.faults)
         for located in _differences(comparison, executor):
             compared += located.difference.compared
             mismatches += located.difference.mismatches
             max_ulp = max(max_ulp, located.difference.max_ulp)
             if located.difference.mismatches and first is None:
                 first = located
-    worst = max(judged.values(), key=lambda execution: execution.error_budget)
+    worst = max(judged.values(), key=lambda judgement: judgement.error_budget)
     if cell.relation.claim is None:
-        max_ulp = max(execution.max_ulp for execution in judged.values())
+        max_ulp = max(judgement.max_ulp for judgement in judged.values())
     return Findings(
         compared=compared,
         mismatches=mismatches,
@@ -165,9 +171,16 @@ def _find(cell: Cell, executor: Executor) -> Findings:
         first=first,
         error_budget=worst.error_budget,
         worst=worst.worst,
-        faults=tuple(dict.fromkeys(fault for execution in judged.values() for fault in execution.faults)),
+        faults=tuple(faults),
         digest=digest.hexdigest(),
     )
+
+
+def _is_withstood(problem: AnyProblem, claims: Claims) -> bool:
+    """Whether an implementation claims to be right in spite of the NaN that a problem holds."""
+    if problem.layout.poison == "nan" or problem.data == "unseen_nan":
+        return claims.ignores_unread_memory
+    return problem.data != "hidden_nan" or claims.ignores_hidden_keys
 
 
 def _differences(comparison: Comparison, executor: Executor) -> Iterator[Located]:
@@ -175,13 +188,12 @@ def _differences(comparison: Comparison, executor: Executor) -> Iterator[Located
     for left in _steps(comparison.left, executor):
         for right in _steps(comparison.right, executor):
             first = max(left.request.context_len, right.request.context_len)
-            last = min(left.request.seq_len, right.request.seq_len)
+            last = min(left.request.seq_len, right.request.seq_len) - comparison.last_rows
             if left.request.key != right.request.key or first >= last:
                 continue
-            for tensor in ("output", "lse"):
-                ours, theirs = left.rows(tensor, first, last), right.rows(tensor, first, last)
-                if ours is not None and theirs is not None:
-                    yield Located(comparison, left.request.key, first, tensor, compare_bits(ours, theirs))
+            for tensor in left.result.tensors:
+                difference = compare_bits(left.rows(tensor, first, last), right.rows(tensor, first, last))
+                yield Located(comparison, left.request.key, first, tensor, difference)
 
 
 @dataclass(frozen=True)
@@ -191,16 +203,17 @@ class _Step:
     request: Request
     result: RequestResult
 
-    def rows(self, tensor: str, first: int, last: int) -> torch.Tensor | None:
-        """The query rows at positions `first` to `last`: rows come first, whichever the tensor."""
-        rows = slice(first - self.request.context_len, last - self.request.context_len)
-        if tensor == "output":
-            return self.result.output[rows]
-        return None if self.result.lse is None else self.result.lse[:, rows].transpose(0, 1)
+    def rows(self, tensor: str, first: int, last: int) -> torch.Tensor:
+        """The rows of a tensor at positions `first` to `last`."""
+        return self.result.tensors[tensor][first - self.request.context_len : last - self.request.context_len]
 
 
-def _steps(side: tuple[Problem, ...], executor: Executor) -> list[_Step]:
-    return [_Step(request, executor(problem).results[request.key]) for problem in side for request in problem.requests]
+def _steps(side: tuple[AnyProblem, ...], executor: Executor) -> list[_Step]:
+    steps = []
+    for problem in side:
+        results = executor(problem).results
+        steps += [_Step(request, results[request.key]) for request in problem.requests if request.key in results]
+    return steps
 
 
 def _conclude(cell: Cell, findings: Findings, claimed: bool) -> tuple[Verdict, tuple[str, ...]]:
@@ -225,9 +238,10 @@ def _conclude(cell: Cell, findings: Findings, claimed: bool) -> tuple[Verdict, t
 
 
 def _control_verdict(flaw: Fault, findings: Findings, reasons: tuple[str, ...]) -> tuple[Verdict, tuple[str, ...]]:
-    """A control is caught only by what it was made to break: bits, or the error budget."""
-    caught = not findings.mismatches and findings.error_budget > 1.0 if flaw.wrong_values else findings.mismatches > 0
-    if caught:
+    """A control is caught only by what it was made to break: bits, or the error budget and what else is no bit."""
+    wrong = findings.error_budget > 1.0 or bool(findings.faults)
+    differs = findings.mismatches > 0
+    if (wrong and not differs) if flaw.wrong_values else (differs and not wrong):
         return Verdict.FAIL, (f"control: {flaw.description}", *reasons)
     return Verdict.PASS, (f"control not caught: {flaw.description}", *reasons)
 
@@ -250,7 +264,7 @@ def _smallest(findings: Findings, executor: Executor) -> str:
 
     def differs(comparison: Comparison) -> bool:
         problems = (*comparison.left, *comparison.right)
-        if any(executor.implementation.reasons(problem) for problem in problems):
+        if any(reasons_against(executor.subject, problem) for problem in problems):
             return False
         try:
             return any(located.difference.mismatches for located in _differences(comparison, executor))

@@ -6,9 +6,11 @@ import dataclasses
 import json
 from collections.abc import Iterator
 
-from samebits.backends.contract import Claims
+from samebits.backends.contract import Claims, Implementation
+from samebits.backends.operations import TokenImplementation
 from samebits.backends.platform import accelerator
-from samebits.harness.registry import AnyImplementation, Registry
+from samebits.backends.subject import Subject
+from samebits.harness.registry import Registry
 from samebits.reports import text
 from samebits.reports.columns import columns
 
@@ -33,7 +35,7 @@ def as_text(registry: Registry) -> str:
     return "\n\n".join("\n".join(section) for section in sections if section)
 
 
-def _described(implementation: AnyImplementation, registry: Registry) -> dict[str, object]:
+def _described(implementation: Subject, registry: Registry) -> dict[str, object]:
     availability = registry.availability(implementation)
     return {
         "backend": implementation.backend,
@@ -45,19 +47,30 @@ def _described(implementation: AnyImplementation, registry: Registry) -> dict[st
         "version": availability.version,
         "device": availability.device if availability.available else None,
         "claims": dataclasses.asdict(implementation.claims),
-        "dtypes": list(implementation.support.dtypes),
-        "masks": [mask.value for mask in implementation.support.masks],
+        "operation": implementation.operation,
+        **_supported(implementation),
         "configuration": dict(implementation.configuration),
     }
 
 
+def _supported(implementation: Subject) -> dict[str, list[str]]:
+    if isinstance(implementation, Implementation):
+        support = implementation.support
+        return {"dtypes": list(support.dtypes), "masks": [mask.value for mask in support.masks]}
+    return {"dtypes": list(implementation.dtypes)} if isinstance(implementation, TokenImplementation) else {}
+
+
 def _table(registry: Registry) -> list[str]:
-    headings = [("", "implementation"), ("", "runs on"), ("", "version")]
+    headings = [("", "implementation"), ("", "operation"), ("", "runs on"), ("", "version")]
     headings += [(upper.replace("_", " "), lower) for upper, _, lower in (claim.rpartition("_") for claim in _CLAIMS)]
     rows = []
     for implementation in registry.implementations:
         availability = registry.availability(implementation)
-        row = [implementation.label, availability.device if availability.available else "unavailable"]
+        row = [
+            implementation.label,
+            implementation.operation,
+            availability.device if availability.available else "unavailable",
+        ]
         rows.append([*row, text.plain(availability.version) or "-", *_claimed(implementation.claims)])
     return columns(headings, rows, left=len(headings))
 

@@ -1,22 +1,17 @@
-"""The matrix: every cell that a selection holds, named and in order, before anything runs."""
+"""The matrix: what a run covers, and one cell of it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from samebits.backends.problem import DTYPE_NAMES, Mask, Problem
-from samebits.harness.arithmetic_controls import DEGRADATIONS, TiledKernel
+from samebits.backends.contract import Implementation, Tiling
+from samebits.backends.operations import TokenImplementation
+from samebits.backends.problem import DTYPE_NAMES, Mask
+from samebits.backends.subject import Subject
 from samebits.harness.cases import Case, cases
-from samebits.harness.controls import controls
-from samebits.harness.geometries import GEOMETRIES
-from samebits.harness.inputs import INPUTS
-from samebits.harness.registry import AnyImplementation
-from samebits.harness.relations import RELATIONS, Comparison, Relation
-
-_CONTROL_CASE = Case(GEOMETRIES["llama3-8b"], Mask.CAUSAL, "mixed", "smoke", ("fp32",))
-_LONG_CONTROL_CASE = Case(GEOMETRIES["llama3-8b"], Mask.CAUSAL, "long", "smoke", ("fp32", "bf16"))
+from samebits.harness.relations import AnyProblem, Comparison, Relation
 
 
 class Fault(Protocol):
@@ -38,7 +33,48 @@ class Fault(Protocol):
 
     @property
     def wrong_values(self) -> bool:
-        """Whether only the error budget can see it."""
+        """Whether only the error budget, or a fault that is no value, can see it."""
+
+
+class Named(Protocol):
+    """A geometry, or the sizes of an operation."""
+
+    @property
+    def name(self) -> str:
+        """Short name used in case ids."""
+
+
+class AnyCase(Protocol):
+    """A base problem of any operation, apart from dtype and tiling.
+
+    Attributes:
+        mask: which keys a query sees; None where nothing is attended to.
+        tier: smallest tier that holds the case.
+        dtypes: those it has in that tier.
+    """
+
+    @property
+    def mask(self) -> Mask | None:
+        """Which keys a query sees; None where nothing is attended to."""
+
+    @property
+    def geometry(self) -> Named:
+        """The sizes of what is computed."""
+
+    @property
+    def tier(self) -> str:
+        """Smallest tier that holds the case."""
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """The dtypes it has in that tier."""
+
+    @property
+    def case_id(self) -> str:
+        """Names the case across runs."""
+
+    def problem(self, dtype: str, tiling: Tiling, seed: int) -> AnyProblem:
+        """The base problem for an implementation's tiling."""
 
 
 @dataclass(frozen=True)
@@ -46,22 +82,32 @@ class Selection:
     """What a run covers.
 
     Attributes:
-        implementations: in the order of tables.
+        implementations: of every operation, in the order of tables.
         dtypes: names of dtypes; empty for those that the tier gives each case.
         tier: name of the tier.
         seed: of all data.
     """
 
-    implementations: tuple[AnyImplementation, ...]
+    implementations: tuple[Subject, ...]
     dtypes: tuple[str, ...]
     tier: str
     seed: int = 0
 
-    def cases_of(self, implementation: AnyImplementation) -> Iterator[Case]:
-        """The cases that an implementation is run on."""
+    @property
+    def attention(self) -> list[Implementation[Any]]:
+        """The implementations of attention."""
+        return [subject for subject in self.implementations if isinstance(subject, Implementation)]
+
+    def of_tokens(self, operation: str) -> list[TokenImplementation[Any, Any]]:
+        """The implementations of an operation on tokens."""
+        found = [subject for subject in self.implementations if isinstance(subject, TokenImplementation)]
+        return [subject for subject in found if subject.operation == operation]
+
+    def cases_of(self, implementation: Subject) -> Iterator[Case]:
+        """The cases of attention that an implementation is run on."""
         return cases("smoke" if implementation.costly and self.tier == "default" else self.tier)
 
-    def dtypes_of(self, case: Case) -> tuple[str, ...]:
+    def dtypes_of(self, case: AnyCase) -> tuple[str, ...]:
         """The dtypes that a case is run in."""
         return self.dtypes or (DTYPE_NAMES if self.tier == "nightly" else case.dtypes)
 
@@ -82,9 +128,9 @@ class Cell:
     """
 
     suite: str
-    implementation: AnyImplementation
+    implementation: Subject
     relation: Relation
-    case: Case
+    case: AnyCase
     dtype: str
     tier: str
     seed: int
@@ -97,7 +143,7 @@ class Cell:
         return f"{self.implementation.label}:{self.relation.name}:{self.case.case_id}:{self.dtype}{seed}"
 
     @property
-    def problem(self) -> Problem:
+    def problem(self) -> AnyProblem:
         """The base problem, with poison that the implementation claims to withstand."""
         problem = self.case.problem(self.dtype, self.implementation.tiling, self.seed)
         poison = "nan" if self.implementation.claims.ignores_unread_memory else "large"
@@ -107,42 +153,3 @@ class Cell:
     def comparisons(self) -> tuple[Comparison, ...]:
         """What must agree."""
         return tuple(self.relation.compare(self.problem, self.implementation.tiling))
-
-
-def dtype_cells(selection: Selection) -> Iterator[Cell]:
-    """The cells of the dtype suite: every kind of data on each mask's case, in every dtype that is supported."""
-    suite = "dtype"
-    for degradation in DEGRADATIONS:
-        control, check = TiledKernel(degradation), INPUTS[degradation.data]
-        yield Cell(suite, control, check, _LONG_CONTROL_CASE, degradation.dtype, "smoke", selection.seed, degradation)
-    for implementation in selection.implementations:
-        for case in cases("nightly" if selection.tier == "nightly" else "smoke"):
-            # fp32 and bf16 leave rows even where they are not supported; fp16 is a dtype of those that have it.
-            for dtype in selection.dtypes or dict.fromkeys(("fp32", "bf16", *implementation.support.dtypes)):
-                for check in INPUTS.values():
-                    yield Cell(suite, implementation, check, case, dtype, _dtype_tier(case), selection.seed)
-
-
-def _dtype_tier(case: Case) -> str:
-    """The dtype suite has the smoke tier's cases in every tier, and the others in the nightly one."""
-    return "smoke" if case.tier == "smoke" else "nightly"
-
-
-def batch_invariance_cells(selection: Selection) -> Iterator[Cell]:
-    """The cells of the batch-invariance suite: controls first, then every implementation.
-
-    A cell without comparisons is no cell: its relation says nothing about such a case.
-    """
-    suite = "batch_invariant"
-    for relation in RELATIONS.values():
-        for control in controls(relation.name):
-            yield Cell(suite, control, relation, _CONTROL_CASE, "fp32", "smoke", selection.seed, control.flaw)
-    for implementation in selection.implementations:
-        for case in selection.cases_of(implementation):
-            for dtype in selection.dtypes_of(case):
-                left_out = case.tier == "default" and implementation.costly
-                tier = "nightly" if left_out or dtype not in case.dtypes else case.tier
-                for relation in RELATIONS.values():
-                    cell = Cell(suite, implementation, relation, case, dtype, tier, selection.seed)
-                    if cell.comparisons:
-                        yield cell

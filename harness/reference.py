@@ -37,21 +37,22 @@ import torch
 
 from samebits.backends.contract import DTYPES
 from samebits.backends.problem import Layout, Mask, Problem, Request
-from samebits.harness.batch import request_keys_values, request_queries
+from samebits.harness.batch import request_keys_values, request_queries, sinks_of
 
 DEVIATIONS = 7.0
 # Kinds of data whose rounding errors are equal or of one sign, so that no variance describes them.
 STRUCTURED = frozenset({"ties", "denormal_values"})
 _UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
-_FLOAT32 = _UNIT_ROUNDOFF[torch.float32]
+FLOAT32_ROUNDOFF = _UNIT_ROUNDOFF[torch.float32]
 # Variance of a rounding error that is uniform over one unit, relative to the unit roundoff squared.
-_UNIFORM_VARIANCE = 1.0 / 3.0
+UNIFORM_VARIANCE = 1.0 / 3.0
 # Roundings of a score after its accumulation: the scale, the change to base 2, the subtraction of the maximum.
 _SCORE_ROUNDINGS = 3.0
 # Relative error of an exponential. In float32, that of the hardware's (CUDA C++ Programming Guide: ex2.approx, 2^-22).
 # Where P is rounded to 16 bits anyway, kernels use shorter polynomials: FlashAttention 4 emulates exp2 to 9e-5, ATen's
 # exp_u20 gives exp(0) = 1 - 5e-5. Both are correct arithmetic for such a P, so neither may cost more than this.
-_EXPONENTIAL_ERROR = {torch.float32: 2.0**-22, torch.bfloat16: 2.0**-13, torch.float16: 2.0**-13}
+EXPONENTIAL_ERROR_FLOAT32 = 2.0**-22
+_EXPONENTIAL_ERROR = {torch.float32: EXPONENTIAL_ERROR_FLOAT32, torch.bfloat16: 2.0**-13, torch.float16: 2.0**-13}
 # A tanh built from exponentials is good to a few units of 1, whatever its own size, and softcap scales that up.
 _TANH_UNITS = 4.0
 # Roundings of the final quotient, and of the logarithm with its change of base.
@@ -101,8 +102,14 @@ def _shared_reference(problem: Problem, device: torch.device) -> RequestReferenc
     value = values[attended].transpose(0, 1).repeat_interleave(geometry.group_size, dim=0)
 
     visible = visible_keys(problem, request, device)
+    if geometry.sinks:
+        # A sink is a key whose score is given, whatever the query, and whose value is 0.
+        key, value = (torch.nn.functional.pad(tensor, (0, 0, 0, 1)) for tensor in (key, value))
+        visible = torch.nn.functional.pad(visible, (0, 1), value=True)
     raw = query @ key.transpose(1, 2)
     scores, slope = _scaled(raw, problem)
+    if geometry.sinks:
+        scores[:, :, -1] = sinks_of(problem).to(scores).unsqueeze(1)
     scores = scores.masked_fill(~visible, -math.inf)
     lse = torch.logsumexp(scores, dim=2)
     # A query that sees no key has no weights at all, rather than NaN.
@@ -139,7 +146,7 @@ def visible_keys(problem: Problem, request: Request, device: torch.device) -> to
     kv_len = problem.kv_len(request)
     position = torch.arange(request.query_len, device=device).unsqueeze(1) + request.context_len
     key = torch.arange(kv_len, device=device).unsqueeze(0)
-    if problem.mask in (Mask.NON_CAUSAL, Mask.CROSS):
+    if not problem.is_causal(request):
         return torch.ones((request.query_len, kv_len), dtype=torch.bool, device=device)
     visible = key <= position
     if problem.window is not None:
@@ -176,7 +183,7 @@ def _score_variance(
     distance = (scores.amax(dim=2, keepdim=True) if scores.shape[2] else scores) - scores
     variance = variance + distance.nan_to_num(nan=0.0, posinf=0.0) ** 2
     exponential = _EXPONENTIAL_ERROR[DTYPES[problem.dtype]] ** 2
-    return (variance * _FLOAT32**2 + exponential) * _UNIFORM_VARIANCE
+    return (variance * FLOAT32_ROUNDOFF**2 + exponential) * UNIFORM_VARIANCE
 
 
 def _output_bound(
@@ -195,11 +202,11 @@ def _output_bound(
     scores = _weighted_spread(spread_weights, value, output)
     terms = squared_weights @ value**2
     count = key_count.view(1, -1, 1)
-    accumulation = (count / 2 * terms + (2 * count / 3 + _FINAL_ROUNDINGS) * output**2) * _FLOAT32**2
-    variance = scores + accumulation * _UNIFORM_VARIANCE
+    accumulation = (count / 2 * terms + (2 * count / 3 + _FINAL_ROUNDINGS) * output**2) * FLOAT32_ROUNDOFF**2
+    variance = scores + accumulation * UNIFORM_VARIANCE
     if dtype is not torch.float32:
         probabilities = torch.maximum(terms, _weighted_spread(squared_weights, value, output))
-        variance = variance + probabilities * (roundoff**2 * _UNIFORM_VARIANCE)
+        variance = variance + probabilities * (roundoff**2 * UNIFORM_VARIANCE)
     bound = DEVIATIONS * variance.clamp(min=0.0).sqrt()
     # Results below the smallest normal number may be flushed to zero.
     return torch.where(count > 0, bound + torch.finfo(dtype).tiny, 0.0)
@@ -223,7 +230,7 @@ def _worst_score_error(
     error = error + distance.nan_to_num(nan=0.0, posinf=0.0)
     if geometry.softcap is not None:
         error = error + _TANH_UNITS * geometry.softcap
-    return error * _FLOAT32 + _EXPONENTIAL_ERROR[DTYPES[problem.dtype]]
+    return error * FLOAT32_ROUNDOFF + _EXPONENTIAL_ERROR[DTYPES[problem.dtype]]
 
 
 def _worst_output_bound(
@@ -241,7 +248,7 @@ def _worst_output_bound(
     count = key_count.view(1, -1, 1)
     # |v_j - o| <= |v_j| + |o|.
     scores = (weights * score_error) @ value.abs() + (weights * score_error).sum(dim=2, keepdim=True) * output.abs()
-    bound = scores + (2 * count + _FINAL_ROUNDINGS) * _FLOAT32 * magnitude
+    bound = scores + (2 * count + _FINAL_ROUNDINGS) * FLOAT32_ROUNDOFF * magnitude
     if dtype is not torch.float32:
         bound = bound + roundoff * magnitude
     return torch.where(count > 0, bound + torch.finfo(dtype).tiny, 0.0)
@@ -252,7 +259,7 @@ def _worst_lse_bound(
 ) -> torch.Tensor:
     count = key_count.unsqueeze(0)
     magnitude = lse.masked_fill(lse == -math.inf, 0.0).abs() + count.clamp(min=1.0).log() + 1.0
-    bound = (weights * score_error).sum(dim=2) + (count + _FINAL_ROUNDINGS * magnitude) * _FLOAT32
+    bound = (weights * score_error).sum(dim=2) + (count + _FINAL_ROUNDINGS * magnitude) * FLOAT32_ROUNDOFF
     return torch.where(count > 0, bound, 0.0)
 
 
@@ -267,22 +274,22 @@ def _lse_bound(
     scores = (weights**2 * score_variance).sum(dim=2)
     # The maximum and the logarithm of the sum are each rounded, and the sum may cancel: neither is larger than this.
     magnitude = lse.masked_fill(lse == -math.inf, 0.0).abs() + count.clamp(min=1.0).log() + 1.0
-    sums = (count / 3 + _FINAL_ROUNDINGS * magnitude**2) * (_FLOAT32**2 * _UNIFORM_VARIANCE)
+    sums = (count / 3 + _FINAL_ROUNDINGS * magnitude**2) * (FLOAT32_ROUNDOFF**2 * UNIFORM_VARIANCE)
     dtype = DTYPES[problem.dtype]
     if dtype is not torch.float32:
         # The denominator may be summed from the rounded P, as FlashInfer's is.
-        sums = sums + (weights**2).sum(dim=2) * (_UNIT_ROUNDOFF[dtype] ** 2 * _UNIFORM_VARIANCE)
+        sums = sums + (weights**2).sum(dim=2) * (_UNIT_ROUNDOFF[dtype] ** 2 * UNIFORM_VARIANCE)
     # An exponential that is always too small by one factor cancels in the output, but not here.
     bias = _EXPONENTIAL_ERROR[dtype]
-    bound = magnitude * _FLOAT32 + bias + DEVIATIONS * (scores + sums).sqrt()
+    bound = magnitude * FLOAT32_ROUNDOFF + bias + DEVIATIONS * (scores + sums).sqrt()
     return torch.where(count > 0, bound, 0.0)
 
 
 def budget_used(actual: torch.Tensor, expected: torch.Tensor, bound: torch.Tensor) -> torch.Tensor:
     """Share of the error bound that each element uses: float64, same shape.
 
-    An element that rounds its reference correctly uses nothing, infinities included; one that is not finite where the
-    reference is uses infinitely much.
+    An element that rounds its reference correctly uses nothing, infinities included, nor does a NaN where the reference
+    is one. One that is not finite where the reference is, or the other way round, uses infinitely much.
 
     Args:
         actual: result of an implementation, any floating dtype.
@@ -293,7 +300,7 @@ def budget_used(actual: torch.Tensor, expected: torch.Tensor, bound: torch.Tenso
     error = ((wide - expected).abs() - _half_unit(wide, actual.dtype)).clamp(min=0.0)
     used = torch.where(bound > 0, error / bound, math.inf)
     # Where the bound is 0 nothing is rounded, and only the reference itself is right.
-    used = torch.where(wide == expected, 0.0, used)
+    used = torch.where((wide == expected) | (wide.isnan() & expected.isnan()), 0.0, used)
     return torch.where(used.isnan(), math.inf, used)
 
 

@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -20,7 +19,9 @@ from samebits.backends.contract import (
     Implementation,
     Tiling,
 )
+from samebits.backends.operations import TokenImplementation
 from samebits.backends.problem import DTYPE_NAMES
+from samebits.backends.subject import Subject
 from samebits.backends.support import Support
 from samebits.harness.records import UnusableInput
 
@@ -32,8 +33,6 @@ CONTROL_BACKEND = "CONTROL"
 _BACKEND_NAME = re.compile(r"[A-Z][A-Z0-9_]*")
 _IMPLEMENTATION_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _VARIANT_NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9._=,-]*)?")
-
-AnyImplementation = Implementation[Any]
 
 
 class Unloadable(Implementation[None]):
@@ -73,35 +72,37 @@ class Registry:
         implementations: in the order of tables.
     """
 
-    def __init__(self, implementations: Iterable[AnyImplementation]) -> None:
-        """Orders the implementations and refuses two of one label.
+    def __init__(self, implementations: Iterable[Subject]) -> None:
+        """Orders the implementations and refuses two of one label and one operation.
 
         Raises:
-            UnusableInput: two implementations have the same label.
+            UnusableInput: two implementations have the same label and compute the same.
         """
-        unique: dict[str, AnyImplementation] = {}
+        unique: dict[tuple[str, str], Subject] = {}
         for implementation in implementations:
-            if implementation.label in unique:
+            name = (implementation.operation, implementation.label)
+            if name in unique:
                 raise UnusableInput(
-                    f"implementation {implementation.label!r} is registered twice; each label may occur once"
+                    f"implementation {implementation.label!r} is registered twice for {implementation.operation}; each "
+                    "label may occur once in an operation"
                 )
-            unique[implementation.label] = implementation
+            unique[name] = implementation
         self.implementations = tuple(sorted(unique.values(), key=_table_order))
-        self._availability: dict[str, Availability] = {}
+        self._availability: dict[tuple[str, str], Availability] = {}
 
     @property
     def backends(self) -> tuple[str, ...]:
         """Names of the backends, in the order of tables."""
         return tuple(dict.fromkeys(implementation.backend for implementation in self.implementations))
 
-    def availability(self, implementation: AnyImplementation) -> Availability:
+    def availability(self, implementation: Subject) -> Availability:
         """Whether an implementation can run here, and why not."""
-        label = implementation.label
-        if label not in self._availability:
-            self._availability[label] = _probe(implementation)
-        return self._availability[label]
+        name = (implementation.operation, implementation.label)
+        if name not in self._availability:
+            self._availability[name] = _probe(implementation)
+        return self._availability[name]
 
-    def select(self, backends: Sequence[str] = (), names: Sequence[str] = ()) -> tuple[AnyImplementation, ...]:
+    def select(self, backends: Sequence[str] = (), names: Sequence[str] = ()) -> tuple[Subject, ...]:
         """The implementations of some backends, or of some names; all where neither is given.
 
         Args:
@@ -135,7 +136,7 @@ def load_registry(extra_files: Sequence[Path] = ()) -> Registry:
     Raises:
         UnusableInput: a file does not import, or what it defines is no implementation.
     """
-    found: list[AnyImplementation] = []
+    found: list[Subject] = []
     for entry_point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
         distribution = entry_point.dist.name if entry_point.dist else "unknown"
         try:
@@ -149,7 +150,7 @@ def load_registry(extra_files: Sequence[Path] = ()) -> Registry:
     return Registry(found)
 
 
-def _load_file(path: Path) -> list[AnyImplementation]:
+def _load_file(path: Path) -> list[Subject]:
     if not path.is_file():
         raise UnusableInput(f"cannot load {str(path)!r}: there is no such file; give a Python file")
     spec = importlib.util.spec_from_file_location(f"samebits_loaded_{path.stem}", path)
@@ -163,7 +164,7 @@ def _load_file(path: Path) -> list[AnyImplementation]:
     return _validated(getattr(module, "implementations", None), str(path))
 
 
-def _validated(factory: object, origin: str) -> list[AnyImplementation]:
+def _validated(factory: object, origin: str) -> list[Subject]:
     """Calls `implementations()` and checks what it returns, so that nonsense is told at once and by name."""
     if not callable(factory):
         raise UnusableInput(f"{origin} defines no function implementations() that returns a list of Implementation")
@@ -180,8 +181,11 @@ def _validated(factory: object, origin: str) -> list[AnyImplementation]:
 
 def _complaint(implementation: object) -> str:
     """What is wrong with a supposed implementation, as one sentence; empty when nothing is."""
-    if not isinstance(implementation, Implementation):
-        return f"implementations() returned {implementation!r}, which is no instance of samebits' Implementation"
+    if not isinstance(implementation, (Implementation, TokenImplementation)):
+        return (
+            f"implementations() returned {implementation!r}, which is no instance of samebits' Implementation, nor of "
+            "a class in samebits.backends.operations"
+        )
     what = type(implementation).__name__
     named: tuple[tuple[str, re.Pattern[str], str], ...] = (
         ("backend", _BACKEND_NAME, "capitals, digits and underscores, such as MY_ATTN"),
@@ -192,7 +196,9 @@ def _complaint(implementation: object) -> str:
         value = getattr(implementation, attribute, None)
         if not isinstance(value, str) or not pattern.fullmatch(value):
             return f"{what}.{attribute} is {value!r}; it must be made of {accepted}"
-    typed: tuple[tuple[str, type], ...] = (("claims", Claims), ("support", Support), ("tiling", Tiling))
+    typed: list[tuple[str, type]] = [("claims", Claims), ("tiling", Tiling)]
+    if isinstance(implementation, Implementation):
+        typed.append(("support", Support))
     for attribute, kind in typed:
         value = getattr(implementation, attribute, None)
         if not isinstance(value, kind):
@@ -208,9 +214,9 @@ def _complaint(implementation: object) -> str:
         isinstance(word, str) for pair in configuration.items() for word in pair
     ):
         return f"{what}.configuration is {configuration!r}; it must map strings to strings"
-    unknown = [dtype for dtype in implementation.support.dtypes if dtype not in DTYPE_NAMES]
-    if unknown or not implementation.support.dtypes:
-        return f"{what} supports dtypes {implementation.support.dtypes!r}; they must be among {', '.join(DTYPE_NAMES)}"
+    dtypes = implementation.support.dtypes if isinstance(implementation, Implementation) else implementation.dtypes
+    if not dtypes or any(dtype not in DTYPE_NAMES for dtype in dtypes):
+        return f"{what} supports dtypes {dtypes!r}; they must be among {', '.join(DTYPE_NAMES)}"
     for length in ("query_tile", "kv_tile", "kv_split"):
         value = getattr(implementation.tiling, length)
         if not isinstance(value, int) or value < 1:
@@ -218,7 +224,7 @@ def _complaint(implementation: object) -> str:
     return ""
 
 
-def _probe(implementation: AnyImplementation) -> Availability:
+def _probe(implementation: Subject) -> Availability:
     try:
         availability = implementation.probe()
     except (Exception, SystemExit) as error:
@@ -236,11 +242,11 @@ def _told(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300] or 'no message'}"
 
 
-def _is_named(implementation: AnyImplementation, name: str) -> bool:
+def _is_named(implementation: Subject, name: str) -> bool:
     return name in (implementation.label, f"{implementation.backend}/{implementation.name}")
 
 
-def _table_order(implementation: AnyImplementation) -> tuple[int, str, str]:
+def _table_order(implementation: Subject) -> tuple[int, str, str]:
     backend = implementation.backend
     place = _BUNDLED_ORDER.index(backend) if backend in _BUNDLED_ORDER else len(_BUNDLED_ORDER)
     return place, backend, implementation.label

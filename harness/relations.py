@@ -8,13 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from samebits.backends.contract import Tiling
 from samebits.backends.problem import Mask, Problem, Request
+from samebits.backends.token_problem import TokenProblem
+
+AnyProblem = Problem | TokenProblem
 
 # Keys of requests that a relation adds; a case's own are below.
 _NEIGHBOUR_KEY = 1000
-_LARGEST_BATCH = 64
+# Launch heuristics divide the lengths of a batch into classes at powers of two, and the last of the thresholds seen in
+# public kernels are these. The first ones are for every case; an interpreter takes seconds for the others.
+_BATCH_SIZES, _LARGE_BATCH_SIZES = (2, 8, 32), (4, 16, 64, 130)
+_LONG_CONTEXT, _LONGEST_CONTEXT = 512, 4096
+_LONGEST_QUERY = 513
+_MANY_TOKENS = 2049
+# A batch of no more requests than this is put beside what is dear.
+_FEW_REQUESTS = 2
 
 
 @dataclass(frozen=True)
@@ -23,10 +34,12 @@ class Comparison:
 
     Attributes:
         left, right: problems computed one after another on each side; a request may be divided over several.
+        last_rows: rows at the end of each request that may differ.
     """
 
-    left: tuple[Problem, ...]
-    right: tuple[Problem, ...]
+    left: tuple[AnyProblem, ...]
+    right: tuple[AnyProblem, ...]
+    last_rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -39,12 +52,14 @@ class Relation:
         description: one line for tables and help.
         compare: makes the comparisons of a base problem for an implementation's tiling; none where the relation says
             nothing about such a problem.
+        judged: names of the tensors whose error budget the cell reports; empty for all. Bits are compared in all.
     """
 
     name: str
     claim: str | None
     description: str
-    compare: Callable[[Problem, Tiling], Iterable[Comparison]]
+    compare: Callable[[Any, Tiling], Iterable[Comparison]]
+    judged: tuple[str, ...] = ("output",)
 
 
 def alone(problem: Problem, request: Request) -> Problem:
@@ -52,16 +67,38 @@ def alone(problem: Problem, request: Request) -> Problem:
     return problem.with_requests(request)
 
 
+def _neighbour(problem: Problem, key: int, query_len: int, kv_len: int) -> Request:
+    """A request of another key, whose queries range over `kv_len` keys under the problem's mask."""
+    causal = problem.mask is not Mask.PER_REQUEST or key % 2 == 0
+    if problem.mask is Mask.CROSS:
+        return Request(key, query_len, encoder_len=kv_len, causal=causal)
+    return Request(key, query_len, kv_len - query_len, causal=causal)
+
+
+def _stands_beside_load(problem: Problem) -> bool:
+    """Whether the problem is the one of its mask that the dearest neighbours are for."""
+    return len(problem.requests) <= _FEW_REQUESTS
+
+
 def _batch_size(problem: Problem, tiling: Tiling) -> Iterable[Comparison]:
     for request in problem.requests:
         yield Comparison((alone(problem, request),), (problem,))
     victim = problem.requests[0]
-    encoder_len = 3 if problem.mask is Mask.CROSS else 0
-    crowd = [Request(_NEIGHBOUR_KEY + i, 1, i % 5, encoder_len) for i in range(_LARGEST_BATCH)]
-    for size in (2, 8, _LARGEST_BATCH):
-        neighbours = (*problem.requests[1:], *crowd)[: size - 1]
+    sizes = sorted(_BATCH_SIZES + _LARGE_BATCH_SIZES) if _stands_beside_load(problem) else _BATCH_SIZES
+    # One query each, as in a batch of decodes, which many kernels tell from all others.
+    crowd = [_neighbour(problem, _NEIGHBOUR_KEY + i, 1, 1 + i % 5) for i in range(max(sizes) - 1)]
+    for size in sizes:
         # Not in the first place, so that a kernel which is right for request 0 only is seen.
-        yield Comparison((alone(problem, victim),), (problem.with_requests(*neighbours, victim),))
+        yield Comparison((alone(problem, victim),), (problem.with_requests(*crowd[: size - 1], victim),))
+    if _stands_beside_load(problem):
+        yield Comparison((problem,), (problem.with_requests(*_many_tokens(problem), *problem.requests),))
+
+
+def _many_tokens(problem: Problem) -> Iterable[Request]:
+    """Requests of few queries each that hold thousands together."""
+    query_len = 16
+    for i in range(-(-_MANY_TOKENS // query_len)):
+        yield _neighbour(problem, _NEIGHBOUR_KEY + i, query_len, query_len)
 
 
 def _position(problem: Problem, tiling: Tiling) -> Iterable[Comparison]:
@@ -74,16 +111,20 @@ def _position(problem: Problem, tiling: Tiling) -> Iterable[Comparison]:
 def _neighbour_lengths(problem: Problem, tiling: Tiling) -> Iterable[Comparison]:
     victim = problem.requests[0]
     tile = tiling.query_tile
-    lengths = [(1, 0), (2, 1), (tile - 1, 0), (tile, 0), (tile + 1, 0), (1, 3 * tiling.kv_split)]
-
-    def beside(key: int, query_len: int, context_len: int) -> Problem:
-        encoder_len = query_len + context_len if problem.mask is Mask.CROSS else 0
-        # A neighbour of its own key each time, so that the victim is all that the two sides share.
-        return problem.with_requests(victim, Request(key, query_len, context_len, encoder_len))
-
-    first, *others = [beside(_NEIGHBOUR_KEY + i, *length) for i, length in enumerate(lengths)]
+    lengths = [(1, 1), (2, 3), (tile - 1, tile - 1), (tile, tile), (tile + 1, tile + 1)]
+    lengths.append((1, 1 + max(3 * tiling.kv_split, _LONG_CONTEXT)))
+    if _stands_beside_load(problem):
+        lengths.append((1, 1 + _LONGEST_CONTEXT))
+    # A neighbour of its own key each time, so that the victim is all that the two sides share.
+    neighbours = [_neighbour(problem, _NEIGHBOUR_KEY + i, *length) for i, length in enumerate(lengths)]
+    first, *others = [problem.with_requests(victim, neighbour) for neighbour in neighbours]
     for other in others:
         yield Comparison((first,), (other,))
+    if _stands_beside_load(problem):
+        # Under a causal mask as many keys as queries, so that no query is blind; else few, since the work is theirs.
+        blind = problem.mask not in (Mask.NON_CAUSAL, Mask.CROSS)
+        prompt = _neighbour(problem, _NEIGHBOUR_KEY, _LONGEST_QUERY, _LONGEST_QUERY if blind else 1)
+        yield Comparison((problem,), (problem.with_requests(*problem.requests, prompt),))
 
 
 def _neighbour_contents(problem: Problem, tiling: Tiling) -> Iterable[Comparison]:
@@ -98,8 +139,9 @@ def _neighbour_contents(problem: Problem, tiling: Tiling) -> Iterable[Comparison
 
 
 def _pages(problem: Problem, tiling: Tiling) -> Iterable[Comparison]:
-    for page_seed in (1, 2):
-        yield Comparison((problem,), (problem.with_layout(page_seed=page_seed),))
+    yield Comparison((problem,), (problem.with_layout(page_seed=1),))
+    # A kernel may take a shorter way where pages follow one another.
+    yield Comparison((problem,), (problem.with_layout(pages_in_order=True),))
 
 
 def _table_width(problem: Problem, tiling: Tiling) -> Iterable[Comparison]:
@@ -113,7 +155,7 @@ def _max_seq_len(problem: Problem, tiling: Tiling) -> Iterable[Comparison]:
 
 
 def _padding(problem: Problem, tiling: Tiling) -> Iterable[Comparison]:
-    for requests, tokens in ((1, 1), (5, 0), (3, tiling.query_tile + 1)):
+    for requests, tokens in ((1, 1), (5, 0), (3, _MANY_TOKENS)):
         yield Comparison((problem,), (problem.with_layout(padding_requests=requests, padding_tokens=tokens),))
 
 
@@ -122,9 +164,14 @@ def _unread_memory(problem: Problem, tiling: Tiling) -> Iterable[Comparison]:
 
 
 def _whole(problem: Problem, tiling: Tiling) -> Request:
-    """The first request's sequence in one step, cut to what crosses a split, since the work grows with its square."""
+    """The first request computed in one step, as long as its division into steps needs and no longer."""
     request = problem.requests[0]
-    length = min(request.seq_len, tiling.kv_split + tiling.query_tile + 1)
+    if problem.mask is Mask.CROSS:
+        # How many decoder tokens there are is no matter to their keys, so only tiles of queries can be crossed.
+        length = 2 * tiling.query_tile + 1
+    else:
+        # The work grows with the square of a length that crosses a split.
+        length = min(request.seq_len, tiling.kv_split + tiling.query_tile + 1)
     return replace(request, query_len=length, context_len=0)
 
 
@@ -133,26 +180,31 @@ def _part(request: Request, start: int, stop: int) -> Request:
     return replace(request, query_len=stop - start, context_len=start)
 
 
+def _earlier_steps_see_all(problem: Problem, request: Request) -> bool:
+    """Whether a step sees all the keys that its queries see when the steps after it are computed with it."""
+    return problem.mask is Mask.CROSS or problem.is_causal(request)
+
+
 def _edges(problem: Problem, tiling: Tiling, length: int) -> list[int]:
     """Positions inside a sequence at which a step may begin: on and beside tiles, splits and pages, and at its ends."""
-    candidates = {
-        1,
-        problem.geometry.page_size + 1,
-        tiling.query_tile,
-        tiling.kv_tile - 1,
-        tiling.kv_split,
-        tiling.kv_split + 1,
-        length - 1,
-    }
+    candidates = {1, problem.geometry.page_size + 1, tiling.query_tile, length - 1}
+    if problem.mask is Mask.CROSS:
+        candidates |= {tiling.query_tile - 1, tiling.query_tile + 1}
+    else:
+        candidates |= {tiling.kv_tile - 1, tiling.kv_split, tiling.kv_split + 1}
     return sorted(position for position in candidates if 0 < position < length)
 
 
 def _chunked_prefill(problem: Problem, tiling: Tiling) -> Iterable[Comparison]:
-    if problem.mask is Mask.NON_CAUSAL:
-        return  # A query sees keys that a chunk does not have yet.
     whole = _whole(problem, tiling)
+    if not _earlier_steps_see_all(problem, whole):
+        return  # A query of the first chunk sees keys that are not there before the last.
     one_shot = (alone(problem, whole),)
-    for size in sorted({problem.geometry.page_size + 1, tiling.kv_tile, tiling.kv_split - 1}):
+    if problem.mask is Mask.CROSS:
+        sizes = {problem.geometry.page_size + 1, tiling.query_tile, tiling.query_tile + 1}
+    else:
+        sizes = {problem.geometry.page_size + 1, tiling.kv_tile, tiling.kv_split - 1}
+    for size in sorted(sizes):
         starts = range(0, whole.query_len, size)
         chunks = [_part(whole, start, min(start + size, whole.query_len)) for start in starts]
         if len(chunks) > 1:
@@ -160,8 +212,6 @@ def _chunked_prefill(problem: Problem, tiling: Tiling) -> Iterable[Comparison]:
 
 
 def _extend(problem: Problem, tiling: Tiling) -> Iterable[Comparison]:
-    if problem.mask is Mask.NON_CAUSAL:
-        return
     whole = _whole(problem, tiling)
     for position in _edges(problem, tiling, whole.query_len):
         yield Comparison((alone(problem, whole),), (alone(problem, _part(whole, position, whole.query_len)),))
@@ -169,11 +219,11 @@ def _extend(problem: Problem, tiling: Tiling) -> Iterable[Comparison]:
 
 def _decode(problem: Problem, tiling: Tiling) -> Iterable[Comparison]:
     whole = _whole(problem, tiling)
-    if problem.mask is Mask.NON_CAUSAL:
+    if _earlier_steps_see_all(problem, whole):
+        positions = _edges(problem, tiling, whole.query_len)
+    else:
         # All queries of the block see all of its keys, so only the last can be computed as a step of its own.
         positions = [whole.query_len - 1] if whole.query_len > 1 else []
-    else:
-        positions = _edges(problem, tiling, whole.query_len)
     for position in positions:
         yield Comparison((alone(problem, whole),), (alone(problem, _part(whole, position, position + 1)),))
 
@@ -181,7 +231,7 @@ def _decode(problem: Problem, tiling: Tiling) -> Iterable[Comparison]:
 _BATCH, _SCHEDULE = "batch_invariant", "schedule_invariant"
 
 _RELATIONS = (
-    Relation("batch_size", _BATCH, "alone and in batches of 2 to 64", _batch_size),
+    Relation("batch_size", _BATCH, "alone and in batches of up to 130", _batch_size),
     Relation("position", _BATCH, "at another place in the batch", _position),
     Relation("neighbour_lengths", _BATCH, "beside queries and keys of other lengths", _neighbour_lengths),
     Relation("neighbour_contents", _BATCH, "beside requests of the same lengths and other data", _neighbour_contents),

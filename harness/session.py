@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,19 +15,14 @@ from samebits.backends.contract import Availability
 from samebits.backends.platform import accelerator
 from samebits.backends.problem import DTYPE_NAMES
 from samebits.harness.environment import environment
-from samebits.harness.execution import Executor
+from samebits.harness.executor import Executor
 from samebits.harness.judgement import judge, unjudged
-from samebits.harness.matrix import Cell, Selection, batch_invariance_cells, dtype_cells
+from samebits.harness.matrix import Cell, Selection
 from samebits.harness.records import TIERS, Record, RunHeader, UnusableInput, Verdict
 from samebits.harness.registry import load_registry
+from samebits.harness.suite_cells import SUITES
 
 CellRunner = Callable[[Cell], None]
-
-# Each suite by its mark: the cells of a selection.
-SUITES: Mapping[str, Callable[[Selection], Iterator[Cell]]] = {
-    "batch_invariant": batch_invariance_cells,
-    "dtype": dtype_cells,
-}
 
 
 @dataclass(frozen=True)
@@ -81,7 +76,7 @@ class MatrixSession:
         if not self.selection.implementations:
             asked = ", ".join((*options.backends, *options.implementations))
             raise UnusableInput(f"nothing is selected by {asked} together; name an implementation of a named backend")
-        self._executors: dict[str, Executor] = {}
+        self._executors: dict[tuple[str, str], Executor] = {}
         self._check_cells()
 
     def cells(self, suite: str) -> list[Cell]:
@@ -93,11 +88,10 @@ class MatrixSession:
     def run(self, cell: Cell) -> Record:
         """Runs one cell."""
         implementation, availability = cell.implementation, self._availability(cell)
-        executor = self._executors.get(implementation.label)
-        if executor is None:
-            executor = Executor(implementation, torch.device(availability.device))
-            self._executors[implementation.label] = executor
-        return judge(cell, availability, executor, self._command(cell))
+        name = (implementation.operation, implementation.label)
+        if name not in self._executors:
+            self._executors[name] = Executor(implementation, torch.device(availability.device))
+        return judge(cell, availability, self._executors[name], self._command(cell))
 
     def crashed(self, node_id: str, message: str) -> Record | None:
         """The record of a cell whose process died; None when the test was no cell.
@@ -130,7 +124,7 @@ class MatrixSession:
             run_id=now.strftime("%Y%m%dT%H%M%S.%fZ"),
             started=now.isoformat(timespec="seconds"),
             suites=suites,
-            implementations=tuple(implementation.label for implementation in self.selection.implementations),
+            implementations=tuple(dict.fromkeys(subject.label for subject in self.selection.implementations)),
             dtypes=tuple(sorted({cell.dtype for suite in suites for cell in self.cells(suite)})),
             tier=self.selection.tier,
             narrowed=narrowed,

@@ -8,27 +8,39 @@ from dataclasses import replace
 from samebits.backends.problem import Problem, Request
 from samebits.harness.relations import Comparison
 
+# Among more neighbours than these, one alone is tried with the victim, and then they are dropped by halves.
+_FEW_NEIGHBOURS = 6
+# Of more requests than these, the first and the last are told.
+_TOLD = 8
 
-def shrink(comparison: Comparison, differs: Callable[[Comparison], bool], attempts: int) -> Comparison:
-    """Drops requests and shortens contexts while the difference stays.
+
+def shrink(
+    comparison: Comparison, differs: Callable[[Comparison], bool], attempts: int, victim: int | None = None
+) -> Comparison:
+    """Drops steps and requests and shortens lengths while the difference stays.
 
     Args:
         comparison: shows a difference.
         differs: whether a comparison shows one.
         attempts: how many smaller comparisons to try at most.
+        victim: key of a request that differs; None for the first that both sides hold.
 
     Returns:
         The smallest comparison found; the given one where no smaller one differs.
     """
+    if victim is None:
+        victim = _shared_keys(comparison)[0]
     smallest = comparison
-    tried = 0
+    tried = {comparison}
     progress = True
     while progress:
         progress = False
-        for candidate in _smaller(smallest):
-            if tried >= attempts:
+        for candidate in _smaller(smallest, victim):
+            if candidate in tried:
+                continue
+            if len(tried) > attempts:
                 return smallest
-            tried += 1
+            tried.add(candidate)
             if differs(candidate):
                 smallest, progress = candidate, True
                 break
@@ -53,7 +65,11 @@ def _told_side(side: tuple[Problem, ...]) -> str:
 
 
 def _told(problem: Problem) -> str:
-    return f"[{' '.join(str(request) for request in problem.requests)}]"
+    """The requests of one step; of a crowd, those at its ends."""
+    requests = [str(request) for request in problem.requests]
+    if len(requests) > _TOLD:
+        requests[2:-2] = [f"({len(requests) - 4} more)"]
+    return f"[{' '.join(requests)}]"
 
 
 def _layout_changes(comparison: Comparison) -> str:
@@ -62,18 +78,19 @@ def _layout_changes(comparison: Comparison) -> str:
     return ", ".join(f"{name} {getattr(left, name)} and {getattr(right, name)}" for name in changed)
 
 
-def _smaller(comparison: Comparison) -> Iterator[Comparison]:
-    keys = list(dict.fromkeys(request.key for problem in _problems(comparison) for request in problem.requests))
-    # One victim with one neighbour, or alone, is what a reader can follow: tried before dropping one by one.
-    if len(keys) > 2:
-        for key in keys:
-            for other in keys:
-                if other != key:
-                    yield from _kept(comparison, {key, other})
-    elif len(keys) == 2:
-        for key in keys:
-            yield from _kept(comparison, {key})
-    for key in keys:
+def _smaller(comparison: Comparison, victim: int) -> Iterator[Comparison]:
+    """Smaller comparisons, those first that are the easiest to follow if they still differ."""
+    yield from _fewer_steps(comparison)
+    neighbours = [key for key in _keys(comparison) if key != victim]
+    yield from _kept(comparison, {victim})
+    for other in neighbours if len(neighbours) <= _FEW_NEIGHBOURS else neighbours[-1:]:
+        yield from _kept(comparison, {victim, other})
+    run = len(neighbours) // 2
+    while run:
+        for start in range(0, len(neighbours), run):
+            yield from _kept(comparison, {victim, *neighbours[:start], *neighbours[start + run :]})
+        run //= 2
+    for key in (*neighbours, victim):
         yield from _shortened(comparison, key)
 
 
@@ -81,30 +98,57 @@ def _problems(comparison: Comparison) -> tuple[Problem, ...]:
     return (*comparison.left, *comparison.right)
 
 
+def _keys(comparison: Comparison) -> list[int]:
+    return list(dict.fromkeys(request.key for problem in _problems(comparison) for request in problem.requests))
+
+
+def _shared_keys(comparison: Comparison) -> list[int]:
+    sides = [
+        {request.key for problem in side for request in problem.requests}
+        for side in (comparison.left, comparison.right)
+    ]
+    return [key for key in _keys(comparison) if all(key in side for side in sides)]
+
+
+def _fewer_steps(comparison: Comparison) -> Iterator[Comparison]:
+    """The comparison with one step only of a side that has many."""
+    if len(comparison.left) > 1:
+        yield from (replace(comparison, left=(step,)) for step in comparison.left)
+    if len(comparison.right) > 1:
+        yield from (replace(comparison, right=(step,)) for step in comparison.right)
+
+
 def _kept(comparison: Comparison, keys: set[int]) -> Iterator[Comparison]:
     """The comparison with some requests only, where both sides still hold one and are not the same."""
-    sides = [
+    left, right = (
         tuple(
             problem.with_requests(*kept)
             for problem in side
             if (kept := [request for request in problem.requests if request.key in keys])
         )
         for side in (comparison.left, comparison.right)
-    ]
-    shared = set.intersection(*({request.key for problem in side for request in problem.requests} for side in sides))
-    if shared and sides[0] != sides[1]:
-        yield Comparison(*sides)
+    )
+    if left and right and left != right and (left, right) != (comparison.left, comparison.right):
+        yield Comparison(left, right)
 
 
 def _shortened(comparison: Comparison, key: int) -> Iterator[Comparison]:
-    """The comparison with half of one request's context, where the request is computed in one step on each side."""
+    """The comparison with half of one request's lengths, where it is computed in one step on each side."""
     steps = {request for problem in _problems(comparison) for request in problem.requests if request.key == key}
     if len(steps) != 1:
         return
     (request,) = steps
-    if request.context_len > 0:
-        shorter = replace(request, context_len=request.context_len // 2)
-        yield Comparison(*(_replaced(side, request, shorter) for side in (comparison.left, comparison.right)))
+    if request.context_len < 0:
+        return  # Its query_len and context_len hang together.
+    halves = {
+        "encoder_len": request.encoder_len // 2,
+        "context_len": request.context_len // 2,
+        "query_len": -(-request.query_len // 2),
+    }
+    for name, length in halves.items():
+        if length < getattr(request, name):
+            shorter = replace(request, **{name: length})
+            yield Comparison(*(_replaced(side, request, shorter) for side in (comparison.left, comparison.right)))
 
 
 def _replaced(side: tuple[Problem, ...], old: Request, new: Request) -> tuple[Problem, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import itertools
 import math
 import os
 import platform
@@ -19,16 +20,17 @@ import pytest
 import torch
 
 from samebits.backends.contract import Implementation
-from samebits.backends.cpu import BundledAttention, SdpaAttention
+from samebits.backends.cpu import BundledAttention
 from samebits.backends.problem import Geometry, Layout, Mask, Problem, Request
 from samebits.harness.batch import Batch, make_batch
 from samebits.harness.execution import execute
+from samebits.harness.reference import visible_keys
 from samebits.kernels.cpu import attention, build
 
 CPU = torch.device("cpu")
 MASKS = tuple(Mask)
 # head_dim, page_size and group of each pair differ, so that few runs cross many edges of each.
-SHAPES = ((64, 1, 4), (80, 16, 3), (128, 64, 1), (250, 16, 7))
+SHAPES = ((64, 1, 4), (80, 16, 3), (96, 16, 5), (128, 64, 1), (250, 16, 7))
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +63,9 @@ def geometry(
     kv_heads: int = 2,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: bool = False,
 ) -> Geometry:
-    return Geometry("test", kv_heads * group, kv_heads, head_dim, page_size, window, softcap)
+    return Geometry("test", kv_heads * group, kv_heads, head_dim, page_size, window, softcap, sinks=sinks)
 
 
 def edge_requests(mask: Mask) -> tuple[Request, ...]:
@@ -74,10 +77,10 @@ def edge_requests(mask: Mask) -> tuple[Request, ...]:
     return (
         Request(1, 1, 290),
         Request(2, 140, 0, 5),
-        Request(3, 8, 120, 9),
+        Request(3, 8, 120, 9, causal=False),
         Request(4, 1),
         Request(5, 4, -4),
-        Request(6, 9, -3),
+        Request(6, 9, -3, causal=False),
         Request(7, 0, 5, 10),
     )
 
@@ -121,35 +124,43 @@ def assert_same_rows(left: dict[tuple[int, int], bytes], right: dict[tuple[int, 
 def test_kernel_matches_fp64_reference_at_every_edge(kernel: BundledAttention, mask: Mask, dtype: str) -> None:
     layout = Layout(padding_requests=2, padding_tokens=3, extra_table_columns=2)
     for head_dim, page_size, group in SHAPES:
-        for softcap in (None, 20.0):
-            shape = geometry(head_dim, page_size, group, kv_heads=1, window=40, softcap=softcap)
+        for softcap, sinks in itertools.product((None, 20.0), (False, True)):
+            shape = geometry(head_dim, page_size, group, kv_heads=1, window=40, softcap=softcap, sinks=sinks)
             problem = Problem(shape, mask, dtype, edge_requests(mask), layout)
             execution = execute(kernel, problem, CPU)
             assert execution.error_budget <= 1, f"{problem}: {execution.worst}"
             assert not execution.faults, f"{problem}: {execution.faults}"
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("mask", MASKS, ids=str)
-def test_sdpa_matches_fp64_reference_at_every_edge(mask: Mask, dtype: str) -> None:
-    for head_dim, page_size, group in SHAPES:
-        problem = Problem(geometry(head_dim, page_size, group, window=40), mask, dtype, edge_requests(mask))
-        execution = execute(SdpaAttention(), problem, CPU)
-        assert execution.error_budget <= 1, f"{problem}: {execution.worst}"
-        assert not execution.faults, f"{problem}: {execution.faults}"
-
-
-def test_sdpa_answers_that_softcap_is_unsupported() -> None:
-    problem = Problem(geometry(softcap=30.0), Mask.CAUSAL, "fp32", (Request(1, 1),))
-    assert SdpaAttention().reasons(problem) == ["softcap 30 is not supported"]
-
-
-@pytest.mark.parametrize("mask", MASKS, ids=str)
-def test_row_without_keys_is_zero_and_its_lse_minus_infinity(kernel: BundledAttention, mask: Mask) -> None:
+def test_row_without_keys_is_zero_and_its_lse_that_of_the_sink(kernel: BundledAttention, mask: Mask) -> None:
     request = Request(1, 3, 2, 0) if mask is Mask.CROSS else Request(1, 3, -3)
-    output, lse = compute(kernel, make_batch(Problem(geometry(window=8), mask, "bf16", (request,)), CPU))
-    assert same_bits(output, torch.zeros_like(output)), f"a row without keys holds {output.tolist()}"
-    assert (lse == -math.inf).all(), f"the LSE of a row without keys is {lse.tolist()}"
+    for sinks in (False, True):
+        batch = make_batch(Problem(geometry(window=8, sinks=sinks), mask, "bf16", (request,)), CPU)
+        output, lse = compute(kernel, batch)
+        assert same_bits(output, torch.zeros_like(output)), f"a row without keys holds {output.tolist()}"
+        alone = torch.full((4,), -math.inf) if batch.config.sinks is None else batch.config.sinks
+        assert (lse == alone[:, None]).all(), f"the LSE of a row without keys is {lse.tolist()}, of {alone.tolist()}"
+
+
+def test_sink_of_minus_infinity_changes_nothing(kernel: BundledAttention) -> None:
+    batch = make_batch(Problem(geometry(), Mask.CAUSAL, "bf16", edge_requests(Mask.CAUSAL)), CPU)
+    expected, expected_lse = compute(kernel, batch)
+    config = dataclasses.replace(batch.config, sinks=torch.full((4,), -math.inf))
+    output, lse = compute(kernel, dataclasses.replace(batch, config=config))
+    assert torch.equal(output, expected), "outputs have other values beside a sink of no weight"
+    assert torch.equal(lse, expected_lse), "log-sum-exps have other values beside a sink of no weight"
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_causal_and_other_requests_of_a_batch_have_the_bits_of_batches_of_their_own(
+    kernel: BundledAttention, dtype: str
+) -> None:
+    mixed = Problem(geometry(sinks=True), Mask.PER_REQUEST, dtype, edge_requests(Mask.PER_REQUEST))
+    for causal, mask in ((True, Mask.CAUSAL), (False, Mask.NON_CAUSAL)):
+        requests = tuple(request for request in mixed.requests if request.causal is causal)
+        uniform = rows_by_position(kernel, dataclasses.replace(mixed, mask=mask, requests=requests))
+        assert_same_rows(uniform, rows_by_position(kernel, mixed), f"{mask} requests in a batch that mixes masks")
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
@@ -160,7 +171,7 @@ def test_bits_do_not_depend_on_thread_count_or_on_splitting(mask: Mask, dtype: s
         requests = [Request(key, query_len, 20, encoder_len) for key, (query_len, encoder_len) in enumerate(lengths)]
     else:
         requests = [Request(key, query_len, context_len, 3) for key, (query_len, context_len) in enumerate(lengths)]
-    batch = make_batch(Problem(geometry(window=1900), mask, dtype, tuple(requests)), CPU)
+    batch = make_batch(Problem(geometry(window=1900, sinks=True), mask, dtype, tuple(requests)), CPU)
     results = {}
     kernel = BundledAttention(shared_by=1)
     for num_threads in (1, 2, 3):
@@ -189,7 +200,7 @@ def test_thread_count_at_run_need_not_be_that_of_plan(kernel: BundledAttention) 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("mask", MASKS, ids=str)
 def test_request_keeps_its_bits_in_any_batch_on_any_page(kernel: BundledAttention, mask: Mask, dtype: str) -> None:
-    problem = Problem(geometry(80, 16, 3, window=40), mask, dtype, edge_requests(mask))
+    problem = Problem(geometry(80, 16, 3, window=40, sinks=True), mask, dtype, edge_requests(mask))
     together = rows_by_position(kernel, problem.with_layout(page_seed=5, padding_requests=3, extra_table_columns=9))
     alone = rows_by_position(kernel, *(problem.with_requests(request) for request in problem.requests))
     assert_same_rows(alone, together, f"{mask} {dtype}, alone and in a batch")
@@ -199,7 +210,7 @@ def test_request_keeps_its_bits_in_any_batch_on_any_page(kernel: BundledAttentio
 @pytest.mark.parametrize("mask", [Mask.CAUSAL, Mask.SLIDING_WINDOW, Mask.CROSS], ids=str)
 def test_schedule_of_a_request_does_not_change_its_bits(kernel: BundledAttention, mask: Mask, dtype: str) -> None:
     length, encoder_len = 300, 150 if mask is Mask.CROSS else 7
-    problem = Problem(geometry(window=150), mask, dtype, (Request(1, length, 0, encoder_len),))
+    problem = Problem(geometry(window=150, sinks=True), mask, dtype, (Request(1, length, 0, encoder_len),))
 
     def step(start: int, stop: int) -> Problem:
         return problem.with_requests(Request(1, stop - start, start, encoder_len))
@@ -239,6 +250,41 @@ def test_key_that_only_other_rows_of_the_tile_see_does_not_reach_a_row(kernel: B
     assert seen_bits == {0x7FC00000}, f"NaN results hold the bits {[hex(bits) for bits in seen_bits]}"
 
 
+@pytest.mark.parametrize("mask", MASKS, ids=str)
+def test_nan_in_a_value_reaches_the_rows_and_the_column_that_see_it(kernel: BundledAttention, mask: Mask) -> None:
+    encoder_len, slot, kv_head, column = 30, 27 if mask is Mask.CROSS else 37, 1, 5
+    victim, other = Request(1, 20, 3, encoder_len, causal=False), Request(2, 9, 30)
+    problem = Problem(geometry(window=12), mask, "bf16", (other, victim))
+    batch = make_batch(problem, CPU)
+    expected, expected_lse = compute(kernel, batch)
+    page, offset = int(batch.metadata.block_table[1, slot // 16]), slot % 16
+    batch.value_cache[page, offset, kv_head, column] = math.nan
+    output, lse = compute(kernel, batch)
+    key = slot if mask is Mask.CROSS else slot - encoder_len
+    sees = torch.zeros(output.shape, dtype=torch.bool)
+    sees[9:, 2:, column] = visible_keys(problem, victim, CPU)[:, key, None]
+    assert sees.any(), "this test needs a row that sees the key"
+    assert torch.equal(output.isnan(), sees), f"NaN at {output.isnan().nonzero().tolist()[:5]} and no other places"
+    assert torch.equal(output[~sees], expected[~sees]), "a NaN that an element does not see changed it"
+    assert same_bits(lse, expected_lse), "a value changed the log-sum-exp"
+
+
+def test_keys_that_no_query_of_the_request_sees_may_hold_nan(kernel: BundledAttention) -> None:
+    shape = geometry(window=40)
+    requests = (Request(1, 1, 290, 7), Request(2, 20, 120, 9))
+    for mask, hidden in ((Mask.SLIDING_WINDOW, (258, 90)), (Mask.CROSS, (7, 9))):
+        batch = make_batch(Problem(shape, mask, "fp32", requests), CPU)
+        expected, expected_lse = compute(kernel, batch)
+        for request, table, edge in zip(requests, batch.metadata.block_table, hidden, strict=True):
+            slots = range(edge) if mask is Mask.SLIDING_WINDOW else range(edge, request.num_slots)
+            for slot in slots:
+                batch.key_cache[table[slot // 16], slot % 16] = math.nan
+                batch.value_cache[table[slot // 16], slot % 16] = math.nan
+        output, lse = compute(kernel, batch)
+        assert same_bits(output, expected), f"{mask}: a key that no query sees reached the output"
+        assert same_bits(lse, expected_lse), f"{mask}: a key that no query sees reached the log-sum-exp"
+
+
 def test_strides_of_caches_and_output_do_not_change_bits(kernel: BundledAttention) -> None:
     batch = make_batch(Problem(geometry(), Mask.CAUSAL, "bf16", edge_requests(Mask.CAUSAL)), CPU)
     expected, _ = compute(kernel, batch)
@@ -254,12 +300,31 @@ def test_strides_of_caches_and_output_do_not_change_bits(kernel: BundledAttentio
     assert same_bits(output, expected), "strided tensors give other bits than contiguous ones"
 
 
+def test_rows_of_a_packed_projection_have_the_bits_of_contiguous_ones(kernel: BundledAttention) -> None:
+    batch = make_batch(Problem(geometry(96), Mask.CAUSAL, "bf16", edge_requests(Mask.CAUSAL)), CPU)
+    expected, expected_lse = compute(kernel, batch)
+    packed = torch.full((2, batch.query.shape[0], 8, 96), math.nan, dtype=torch.bfloat16)
+    query, output = packed[:, :, 1:5]
+    query.copy_(batch.query)
+    caches = torch.full((batch.key_cache.shape[0], 2, 16, 2, 96), math.nan, dtype=torch.bfloat16)
+    key_cache, value_cache = (
+        caches[:, index].copy_(cache) for index, cache in enumerate((batch.key_cache, batch.value_cache))
+    )
+    lse = torch.full((8, batch.query.shape[0]), math.nan)[::2]
+    kernel.run(kernel.plan(batch.config, batch.metadata), query, key_cache, value_cache, output, lse)
+    assert same_bits(output, expected), "queries sliced out of a packed projection give other bits"
+    assert same_bits(lse, expected_lse), "log-sum-exps in every second row of a tensor hold other bits"
+    beside = packed[:, :, [0, 5, 6, 7]]
+    assert beside.isnan().all(), "the kernel wrote beside the output's heads"
+
+
 def test_bits_do_not_depend_on_the_instruction_set(kernel: BundledAttention) -> None:
     plain_flags = (*(flag for flag in build.FLAGS if not flag.startswith(("-march", "-O"))), "-O1")
     plain = BundledAttention()
     plain._library = build.load_library(flags=plain_flags)
     for dtype in ("fp32", "bf16", "fp16"):
-        problem = Problem(geometry(80, softcap=5.0, window=150), Mask.SLIDING_WINDOW, dtype, edge_requests(Mask.CAUSAL))
+        shape = geometry(80, softcap=5.0, window=150, sinks=True)
+        problem = Problem(shape, Mask.SLIDING_WINDOW, dtype, edge_requests(Mask.CAUSAL))
         native, other = (rows_by_position(implementation, problem) for implementation in (kernel, plain))
         assert_same_rows(native, other, f"{dtype}, compiled for this {platform.machine()} and for any")
 
@@ -365,6 +430,26 @@ def test_run_refuses_tensors_that_it_would_leave_the_bounds_of(
     tensors[name] = change(tensors[name])
     with pytest.raises(ValueError, match=message):
         kernel.run(kernel.plan(batch.config, batch.metadata), **tensors)
+
+
+@pytest.mark.parametrize(
+    ("sinks", "message"),
+    [
+        (torch.zeros(2), r"sinks is torch.float32 \[2\] on cpu; it must be torch.float32 \[4\] on the cpu"),
+        (torch.zeros(4).bfloat16(), "sinks is torch.bfloat16"),
+        (torch.zeros(8)[::2], "the last one must be 1"),
+    ],
+)
+def test_plan_refuses_sinks_that_it_would_misread(kernel: BundledAttention, sinks: torch.Tensor, message: str) -> None:
+    batch = make_batch(Problem(geometry(), Mask.CAUSAL, "fp32", (Request(1, 1),)), CPU)
+    with pytest.raises(ValueError, match=message):
+        kernel.plan(dataclasses.replace(batch.config, sinks=sinks), batch.metadata)
+
+
+def test_window_over_a_request_that_is_not_causal_is_refused(kernel: BundledAttention) -> None:
+    batch = make_batch(Problem(geometry(), Mask.PER_REQUEST, "fp32", (Request(1, 1), Request(2, 1, causal=False))), CPU)
+    with pytest.raises(ValueError, match=r"not all are causal, \[1, 0\]; only a causal mask can have a window"):
+        kernel.plan(dataclasses.replace(batch.config, window=4), batch.metadata)
 
 
 def test_chunk_size_that_is_no_multiple_of_the_lanes_is_refused(kernel: BundledAttention) -> None:

@@ -12,18 +12,20 @@ import torch
 from samebits.backends.contract import AttentionConfig, AttentionMetadata
 from samebits.backends.problem import Geometry, Layout, Mask, Problem, Request
 from samebits.backends.triton_attn import INTERPRETED, KernelConfiguration, TritonAttention, TritonPlan
-from samebits.harness.batch import Batch, make_batch
+from samebits.harness.batch import NULL_PAGE, Batch, make_batch, sinks_of
 from samebits.harness.execution import Execution, execute
+from samebits.harness.reference import visible_keys
 
 GEOMETRY = Geometry("grouped", num_heads=4, num_kv_heads=2, head_dim=32, page_size=16, window=37)
 
 # Beside a request of three chunks: edges of pages, tiles and chunks, no keys, and more queries than keys.
 MIXED = (
     Request(1, 1, 130),
-    Request(2, 20, 60),
+    Request(2, 20, 60, causal=False),
     Request(3, 17, 0, encoder_len=9),
     Request(4, 1, -1),
     Request(5, 7, -4, encoder_len=16),
+    Request(8, 5, -2, causal=False),
     Request(6, 0, 5),
     Request(7, 2, 62),
 )
@@ -87,13 +89,15 @@ def test_every_mask_is_right_and_programs_that_share_a_request_change_no_bit(mas
 @pytest.mark.parametrize(
     "changes",
     [
-        {"num_heads": 7, "num_kv_heads": 1},
+        *({"num_heads": 2 * group, "num_kv_heads": 2} for group in range(1, 9)),
         {"num_heads": 40, "num_kv_heads": 1, "head_dim": 16},
         {"num_heads": 3, "num_kv_heads": 3, "head_dim": 80},
         {"head_dim": 96, "page_size": 64},
         {"head_dim": 8, "page_size": 1},
         {"head_dim": 256, "softcap": 20.0},
         {"softcap": 1.5, "scale": 0.7},
+        {"head_dim": 64, "scale": 1 / 64},
+        {"num_heads": 16, "sinks": True, "softcap": 1.5, "scale": 0.7},
     ],
     ids=str,
 )
@@ -108,20 +112,60 @@ def test_every_geometry_is_right(changes: dict[str, Any], dtype: str) -> None:
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("mask", Mask, ids=str)
 def test_a_request_alone_has_the_bits_that_it_has_in_a_batch(mask: Mask, dtype: str) -> None:
-    batch = run(problem(*MIXED, mask=mask, dtype=dtype))
-    for request in batch.problem.requests:
-        single = run(batch.problem.with_requests(request).with_layout(page_seed=5, poison="large"))
+    base = problem(*MIXED, mask=mask, dtype=dtype)
+    batch = run(base)
+    for request in base.requests:
+        single = run(base.with_requests(request).with_layout(page_seed=5, poison="large"))
         assert_same_rows(batch, single, request.key, (0, 0), request.query_len)
 
 
+@pytest.mark.parametrize("sinks", [False, True], ids=["plain", "sinks"])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("mask", [Mask.CAUSAL, Mask.SLIDING_WINDOW], ids=str)
-def test_prefill_in_chunks_and_decode_have_the_bits_of_prefill_at_once(mask: Mask, dtype: str) -> None:
-    whole = run(problem(Request(1, 140), mask=mask, dtype=dtype))
+def test_prefill_in_chunks_and_decode_have_the_bits_of_prefill_at_once(mask: Mask, dtype: str, sinks: bool) -> None:
+    geometry = replace(GEOMETRY, sinks=sinks)
+    whole = run(problem(Request(1, 140), mask=mask, dtype=dtype, geometry=geometry))
     assert_right(whole)
     for start, end in ((0, 31), (31, 64), (64, 139), (139, 140), (70, 71)):
-        part = run(problem(Request(1, end - start, start), mask=mask, dtype=dtype))
+        part = run(problem(Request(1, end - start, start), mask=mask, dtype=dtype, geometry=geometry))
         assert_same_rows(whole, part, 1, (start, 0), end - start)
+
+
+def test_a_request_has_the_bits_of_its_own_mask_where_causality_is_per_request() -> None:
+    mixed = run(problem(*MIXED, mask=Mask.PER_REQUEST))
+    for mask, causal in ((Mask.CAUSAL, True), (Mask.NON_CAUSAL, False)):
+        uniform = run(problem(*MIXED, mask=mask))
+        for request in MIXED:
+            if request.causal == causal:
+                assert_same_rows(mixed, uniform, request.key, (0, 0), request.query_len)
+
+
+@pytest.mark.parametrize(("mask", "dtype"), list(zip(Mask, ["fp32", "fp16", "bf16", "bf16", "fp32"], strict=True)))
+def test_sinks_are_right_under_every_mask_and_merged_once_by_any_number_of_programs(mask: Mask, dtype: str) -> None:
+    batch = problem(*MIXED, mask=mask, dtype=dtype, geometry=replace(GEOMETRY, sinks=True))
+    alone = run(batch, num_segments=1)
+    assert_right(alone)
+    assert run(batch, num_segments=3).digest == alone.digest, f"3 segments: {batch}"
+
+
+def test_a_row_that_sees_no_key_has_its_sink_for_a_log_sum_exp() -> None:
+    batch = problem(Request(1, 7, -4), Request(2, 1, -1), geometry=replace(GEOMETRY, sinks=True))
+    execution = run(batch)
+    for key, blind in ((1, 4), (2, 1)):
+        result = execution.results[key]
+        assert result.lse is not None
+        expected = sinks_of(batch).unsqueeze(1).expand(-1, blind)
+        assert torch.equal(result.lse[:, :blind].cpu(), expected), f"rows of r{key} without a key, not their sink"
+        assert not result.output[:blind].any(), f"rows of r{key} without a key have an output"
+
+
+def test_a_sink_without_weight_changes_no_bit_and_sinks_may_be_a_view() -> None:
+    plain = make_batch(problem(*MIXED), torch.device(triton().device))
+    wide = torch.full((plain.query.shape[1], 3), float("nan"), device=plain.query.device)
+    for value, same in ((float("-inf"), True), (1.0, False)):
+        wide[:, 1] = value
+        batch = replace(plain, config=replace(plain.config, sinks=wide[:, 1]))
+        assert torch.equal(compact_output(batch), compact_output(plain)) == same, f"sinks of {value}"
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
@@ -208,13 +252,15 @@ def test_offsets_into_the_cache_have_64_bits(page_stride: int, slot_stride: int)
 def test_run_reads_lengths_on_the_device() -> None:
     """A captured graph replays `run` over metadata refilled since: all but upper bounds is read anew."""
     device = torch.device(triton().device)
-    captured = make_batch(problem(Request(1, 20, 110), Request(2, 2, 0), Request(3, 0, 0)), device)
-    later = make_batch(problem(Request(4, 1, 40), Request(5, 1, 127), Request(6, 20, 13)), device)
+    per_request = Mask.PER_REQUEST
+    captured = make_batch(problem(Request(1, 20, 110), Request(2, 2, 0), Request(3, 0, 0), mask=per_request), device)
+    then = (Request(4, 1, 40), Request(5, 1, 127), Request(6, 20, 13, causal=False))
+    later = make_batch(problem(*then, mask=per_request), device)
     for num_segments in (1, 3):
         metadata = replace(captured.metadata, block_table=torch.zeros_like(later.metadata.block_table))
         implementation = triton(num_segments)
         plan = implementation.plan(captured.config, metadata)
-        for name in ("query_start_loc", "seq_lens", "block_table"):
+        for name in ("query_start_loc", "seq_lens", "block_table", "causal_requests"):
             getattr(metadata, name).copy_(getattr(later.metadata, name))
         output = torch.empty_like(later.query)
         implementation.run(plan, later.query, later.key_cache, later.value_cache, output, None)
@@ -236,6 +282,90 @@ def test_a_nan_that_is_seen_is_not_lost() -> None:
         assert torch.equal(lse.isnan().all(0), seen), (
             "a key of NaN must show in the log-sum-exp of the rows that see it"
         )
+
+
+def request_slots(batch: Batch, index: int, tokens: range) -> torch.Tensor:
+    """Cache slots of some tokens of a request, encoder tokens first."""
+    token = torch.arange(tokens.start, tokens.stop, device=batch.query.device)
+    page_size = batch.config.page_size
+    return batch.metadata.block_table[index].long()[token // page_size] * page_size + token % page_size
+
+
+@pytest.mark.parametrize("num_segments", [1, 3])
+@pytest.mark.parametrize("mask", Mask, ids=str)
+def test_values_that_are_not_finite_reach_the_rows_and_the_column_that_see_them(mask: Mask, num_segments: int) -> None:
+    # A tile of rows holds 16 tokens, which see key 64 all or none: what a neighbour in the tile sees is not ignored.
+    requests = (Request(1, 48, 48), Request(2, 48, 48, causal=False))
+    place, window = 64, 16
+    batch = make_batch(
+        problem(*requests, mask=mask, geometry=replace(GEOMETRY, window=window)), torch.device(triton().device)
+    )
+    expected = compact_output(batch)
+    values = batch.value_cache.view(-1, *batch.value_cache.shape[2:])
+    for head, column, value in ((0, 3, float("nan")), (1, 5, float("inf")), (1, 8, float("-inf"))):
+        group = slice(head * batch.config.group_size, (head + 1) * batch.config.group_size)
+        for index, (request, rows) in enumerate(zip(batch.problem.requests, batch.query_rows, strict=True)):
+            values[request_slots(batch, index, range(place, place + 1)), head, column] = value
+            seen = visible_keys(batch.problem, request, batch.query.device)[:, place]
+            expected[rows, group, column] = expected[rows, group, column].masked_fill(seen[:, None], value)
+    implementation = triton(num_segments)
+    output = torch.zeros_like(batch.query)
+    plan = implementation.plan(batch.config, batch.metadata)
+    implementation.run(plan, batch.query, batch.key_cache, batch.value_cache, output, None)
+    assert torch.equal(output.isnan(), expected.isnan()), "NaN is not where a value of NaN was seen, and there alone"
+    same = (output == expected) | expected.isnan()
+    assert same.all(), f"{(~same).sum()} elements are neither what they were nor the infinity that they see"
+
+
+@pytest.mark.parametrize("num_segments", [1, 3])
+@pytest.mark.parametrize(
+    ("mask", "request_", "unread"),
+    [
+        # 140 - 37 keys lie left of the one window, and 100 - 36 left of the first of forty.
+        (Mask.SLIDING_WINDOW, Request(1, 1, 139), range(103)),
+        (Mask.SLIDING_WINDOW, Request(1, 40, 100), range(64)),
+        (Mask.SLIDING_WINDOW, Request(1, 40, 100, encoder_len=9), range(73)),
+        (Mask.CROSS, Request(1, 20, 30, encoder_len=21), range(21, 71)),
+        (Mask.CAUSAL, Request(1, 20, 30, encoder_len=21), range(21)),
+    ],
+    ids=["decode", "block", "behind_encoder", "cross", "self"],
+)
+def test_keys_that_no_query_of_a_request_sees_may_hold_anything(
+    mask: Mask, request_: Request, unread: range, num_segments: int
+) -> None:
+    batch = make_batch(Problem(GEOMETRY, mask, "fp32", (request_, Request(2, 3))), torch.device(triton().device))
+    implementation = triton(num_segments)
+    plan = implementation.plan(batch.config, batch.metadata)
+
+    def compute() -> torch.Tensor:
+        output = torch.zeros_like(batch.query)
+        lse = torch.zeros(output.shape[1], output.shape[0], device=output.device)
+        implementation.run(plan, batch.query, batch.key_cache, batch.value_cache, output, lse)
+        return torch.cat([output.flatten(), lse.flatten()])
+
+    clean = compute()
+    slots = request_slots(batch, 0, unread)
+    for value in (float("nan"), float("inf")):
+        for cache in (batch.key_cache, batch.value_cache):
+            cache.view(-1, *cache.shape[2:])[slots] = value
+        assert torch.equal(compute(), clean), f"{value} in slots {unread} of {request_} shows under {mask}"
+    if mask is Mask.SLIDING_WINDOW:
+        # An engine gives pages that have left the window back: the table then names the null page.
+        batch.metadata.block_table[0, : len(unread) // batch.config.page_size] = NULL_PAGE
+        assert torch.equal(compute(), clean), f"pages given back left of the window show: {request_}"
+
+
+def test_what_is_not_supported_is_refused_before_it_is_computed() -> None:
+    batch = make_batch(problem(Request(1, 3, 5)), torch.device(triton().device))
+    with pytest.raises(
+        ValueError, match="TRITON_ATTN/bundled cannot compute this layer: head_dim 512 is not supported"
+    ):
+        triton().plan(replace(batch.config, head_dim=512), batch.metadata)
+    apart = torch.zeros(*batch.query.shape[:2], 2 * batch.query.shape[2], device=batch.query.device)[..., ::2]
+    with pytest.raises(ValueError, match="output has a last stride of 2; it must be 1"):
+        launch(batch, batch.query, batch.key_cache, batch.value_cache, apart)
+    with pytest.raises(ValueError, match="query has a last stride of 2; it must be 1"):
+        launch(batch, apart, batch.key_cache, batch.value_cache, torch.empty_like(batch.query))
 
 
 def test_the_load_decides_how_many_programs_share_a_request() -> None:

@@ -5,7 +5,8 @@
 // ascending order. Inside a chunk, lane `j % 16` of the sum belongs to key `j`, values are added in the order of keys,
 // and a dot product is sixteen sums over the head's elements, folded in halves. None of this knows the batch, the tile
 // that a row shares, the page that a key lies on, or the thread that computes; tiles, blocks of rows and tasks only
-// decide what is computed together. A key that a row cannot see is never multiplied into it, so it may be NaN.
+// decide what is computed together. A key that a row cannot see is never multiplied into it, so it may be NaN. A sink is
+// a chunk of its own, behind all others: one key whose score is given and whose value is 0.
 
 #include <algorithm>
 #include <atomic>
@@ -38,19 +39,20 @@ struct Task {
 struct AttentionCall {
     const void *query, *key_cache, *value_cache;
     void* output;
-    float* lse;  // null when it is not asked for
+    float* lse;          // null when it is not asked for
+    const float* sinks;  // null for none
     int64_t query_token_stride, query_head_stride;
     int64_t key_page_stride, key_slot_stride, key_head_stride;
     int64_t value_page_stride, value_slot_stride, value_head_stride;
     int64_t output_token_stride, output_head_stride, lse_head_stride;
     const int32_t* block_table;
     int64_t block_table_stride, num_pages;
-    const int64_t *query_starts, *query_lens, *kv_starts, *kv_lens;
+    const int64_t *query_starts, *query_lens, *kv_starts, *kv_lens, *causal;
     const Task *tasks, *merges;
     int64_t num_tasks, num_merges;
     float* partials;
     int64_t element, page_size, num_kv_heads, group_size, head_dim, chunk_size;
-    int64_t causal, window;  // window 0 for none
+    int64_t window;  // 0 for none
     int64_t num_threads;
     double scale, softcap;  // softcap 0 for none
 
@@ -153,7 +155,7 @@ class TileTask {
     // Queries are aligned to the end of the keys: the last one sees them all.
     KeyRange visible_keys(int64_t token) const {
         const int64_t kv_len = call_.kv_lens[task_.request];
-        if (!call_.causal) return {0, kv_len};
+        if (!call_.causal[task_.request]) return {0, kv_len};
         const int64_t position = kv_len - call_.query_lens[task_.request] + token;
         const int64_t begin = call_.window ? std::max<int64_t>(0, position - call_.window + 1) : 0;
         return {begin, position + 1};
@@ -289,7 +291,19 @@ class TileTask {
         }
     }
 
+    void merge_sinks(SoftmaxSums total) {
+        const SoftmaxSums sink = sums_in(workspace_.chunk.data(), task_.num_rows, padded_dim_);
+        std::fill_n(sink.weighted, task_.num_rows * padded_dim_, 0.0f);
+        for (int64_t row = 0; row < task_.num_rows; ++row) {
+            sink.largest[row] = call_.sinks[head_of(row)];
+            sink.sum[row] = 1.0f;
+            merge_row(total, !row_begun_[row], sink, row, padded_dim_);
+            row_begun_[row] = true;
+        }
+    }
+
     void finish(SoftmaxSums total) {
+        if (call_.sinks != nullptr) merge_sinks(total);
         for (int64_t row = 0; row < task_.num_rows; ++row) {
             const int64_t token = call_.query_starts[task_.request] + token_of(row);
             const int64_t first = token * call_.output_token_stride + head_of(row) * call_.output_head_stride;

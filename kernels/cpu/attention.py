@@ -33,9 +33,9 @@ class AttentionParameters:
         num_kv_heads, group_size, head_dim, page_size: as in a geometry; `group_size` query heads share a KV head.
         scale: factor on `q . k`.
         softcap: cap on the scaled scores; None for none.
-        causal: whether a query sees no key after its own position.
-        window: keys that a query sees, its own among them; None for no window. Needs `causal`.
+        window: keys that a query of a causal request sees, its own among them; None for no window.
         chunk_size: keys per chunk, a multiple of 16. It decides bits.
+        sinks: float32 `[num_heads]`, the score of a key without a value that every query of a head sees; None for none.
     """
 
     num_kv_heads: int
@@ -44,15 +44,20 @@ class AttentionParameters:
     page_size: int
     scale: float
     softcap: float | None
-    causal: bool
     window: int | None
     chunk_size: int
+    sinks: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.chunk_size < LANES or self.chunk_size % LANES:
             raise ValueError(f"chunk_size is {self.chunk_size}; it must be a positive multiple of {LANES}")
-        if self.window is not None and not self.causal:
-            raise ValueError(f"window is {self.window} without a causal mask; only a causal mask can have a window")
+        if self.sinks is not None:
+            _check_tensor("sinks", self.sinks, (self.num_heads,), torch.float32)
+
+    @property
+    def num_heads(self) -> int:
+        """Query heads."""
+        return self.num_kv_heads * self.group_size
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,7 @@ class Schedule:
         block_table: int32 `[num_requests, max_pages_per_request]`, read at every run.
         query_starts, query_lens: first query row and number of rows of each request.
         kv_starts, kv_lens: slot of the first attended key, counted from the request's first slot, and number of keys.
+        causal: 1 for a request whose queries see no key after their own position, else 0.
         tasks: int64 `[num_tasks, 6]`: request, first row, rows, first chunk, end chunk, offset of its partial sums.
         merges: as `tasks`, for the rows whose chunks were computed by several tasks.
         partials: float32 scratch for the partial sums of those rows.
@@ -76,6 +82,7 @@ class Schedule:
     query_lens: Ints
     kv_starts: Ints
     kv_lens: Ints
+    causal: Ints
     tasks: Ints
     merges: Ints
     partials: torch.Tensor
@@ -91,7 +98,7 @@ class AttentionCall(ctypes.Structure):
     """`AttentionCall` in attention.cpp."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("query", "key_cache", "value_cache", "output", "lse")),
+        *((name, ctypes.c_void_p) for name in ("query", "key_cache", "value_cache", "output", "lse", "sinks")),
         *((f"query_{axis}_stride", ctypes.c_int64) for axis in ("token", "head")),
         *((f"key_{axis}_stride", ctypes.c_int64) for axis in ("page", "slot", "head")),
         *((f"value_{axis}_stride", ctypes.c_int64) for axis in ("page", "slot", "head")),
@@ -100,12 +107,12 @@ class AttentionCall(ctypes.Structure):
         ("block_table", ctypes.c_void_p),
         ("block_table_stride", ctypes.c_int64),
         ("num_pages", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("query_starts", "query_lens", "kv_starts", "kv_lens")),
+        *((name, ctypes.c_void_p) for name in ("query_starts", "query_lens", "kv_starts", "kv_lens", "causal")),
         *((name, ctypes.c_void_p) for name in ("tasks", "merges")),
         *((name, ctypes.c_int64) for name in ("num_tasks", "num_merges")),
         ("partials", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("element", "page_size", "num_kv_heads", "group_size", "head_dim")),
-        *((name, ctypes.c_int64) for name in ("chunk_size", "causal", "window", "num_threads")),
+        *((name, ctypes.c_int64) for name in ("chunk_size", "window", "num_threads")),
         *((name, ctypes.c_double) for name in ("scale", "softcap")),
     ]
 
@@ -116,6 +123,7 @@ def schedule_batch(
     query_start_loc: Ints,
     kv_starts: Ints,
     kv_lens: Ints,
+    causal: Ints,
     num_threads: int,
 ) -> Schedule:
     """Divides a batch into tasks for about `num_threads` threads.
@@ -126,25 +134,27 @@ def schedule_batch(
         query_start_loc: int64 `[num_requests + 1]`.
         kv_starts: int64 `[num_requests]`, slot of the first attended key of each request.
         kv_lens: int64 `[num_requests]`, attended keys of each request.
+        causal: int64 `[num_requests]`, 1 for a request whose queries see no key after their own position, else 0.
         num_threads: how many threads will probably run it.
 
     Raises:
-        ValueError: when the lengths do not fit one another or the block table.
+        ValueError: when the lengths do not fit one another or the block table, or a request has a window and no causal
+            mask.
     """
     query_lens = np.diff(query_start_loc)
-    _check_lengths(parameters, block_table, query_start_loc, kv_starts, kv_lens)
+    _check_lengths(parameters, block_table, query_start_loc, kv_starts, kv_lens, causal)
     tiles_per_request = -(-query_lens * parameters.group_size // ROW_TILE)
     request = np.repeat(np.arange(len(query_lens)), tiles_per_request)
     first_tile = np.cumsum(tiles_per_request) - tiles_per_request
     first_row = (np.arange(len(request)) - first_tile[request]) * ROW_TILE
     num_rows = np.minimum(ROW_TILE, query_lens[request] * parameters.group_size - first_row)
 
-    begin, end = np.zeros_like(request), kv_lens[request]
-    if parameters.causal:
-        context_len = (kv_lens - query_lens)[request]
-        end = np.maximum(0, context_len + (first_row + num_rows - 1) // parameters.group_size + 1)
-        if parameters.window is not None:
-            begin = np.maximum(0, context_len + first_row // parameters.group_size - parameters.window + 1)
+    context_len = (kv_lens - query_lens)[request]
+    last_position = context_len + (first_row + num_rows - 1) // parameters.group_size
+    end = np.where(causal[request], np.maximum(0, last_position + 1), kv_lens[request])
+    begin = np.zeros_like(request)
+    if parameters.window is not None:
+        begin = np.maximum(0, context_len + first_row // parameters.group_size - parameters.window + 1)
     first_chunk = np.minimum(begin, end) // parameters.chunk_size
     end_chunk = -(-end // parameters.chunk_size)
 
@@ -164,6 +174,7 @@ def schedule_batch(
         query_lens=query_lens,
         kv_starts=kv_starts,
         kv_lens=kv_lens,
+        causal=causal,
         tasks=tasks,
         merges=merges,
         partials=torch.empty(num_partials, dtype=torch.float32),
@@ -202,6 +213,7 @@ def paged_attention(
         value_cache=value_cache.data_ptr(),
         output=output.data_ptr(),
         lse=None if lse is None else lse.data_ptr(),
+        sinks=None if parameters.sinks is None else parameters.sinks.data_ptr(),
         query_token_stride=query.stride(0),
         query_head_stride=query.stride(1),
         key_page_stride=key_cache.stride(0),
@@ -220,6 +232,7 @@ def paged_attention(
         query_lens=schedule.query_lens.ctypes.data,
         kv_starts=schedule.kv_starts.ctypes.data,
         kv_lens=schedule.kv_lens.ctypes.data,
+        causal=schedule.causal.ctypes.data,
         tasks=schedule.tasks.ctypes.data,
         merges=schedule.merges.ctypes.data,
         num_tasks=len(schedule.tasks),
@@ -231,7 +244,6 @@ def paged_attention(
         group_size=parameters.group_size,
         head_dim=parameters.head_dim,
         chunk_size=parameters.chunk_size,
-        causal=parameters.causal,
         window=parameters.window or 0,
         num_threads=min(torch.get_num_threads(), schedule.max_threads),
         scale=parameters.scale,
@@ -278,6 +290,7 @@ def _check_lengths(
     query_start_loc: Ints,
     kv_starts: Ints,
     kv_lens: Ints,
+    causal: Ints,
 ) -> None:
     num_requests = len(query_start_loc) - 1
     if block_table.dtype != torch.int32 or block_table.dim() != 2 or block_table.device.type != "cpu":
@@ -287,10 +300,15 @@ def _check_lengths(
         )
     if block_table.shape[1] > 1 and block_table.stride(1) != 1:
         raise ValueError(f"block_table has strides {block_table.stride()}; the last one must be 1")
-    if not len(kv_starts) == len(kv_lens) == block_table.shape[0] == num_requests:
+    if not len(kv_starts) == len(kv_lens) == len(causal) == block_table.shape[0] == num_requests:
         raise ValueError(
-            f"query_start_loc is for {num_requests} requests, seq_lens for {len(kv_lens)} and block_table for "
-            f"{block_table.shape[0]}; they must agree"
+            f"query_start_loc is for {num_requests} requests, seq_lens for {len(kv_lens)}, causal for {len(causal)} "
+            f"and block_table for {block_table.shape[0]}; they must agree"
+        )
+    if parameters.window is not None and not causal.all():
+        raise ValueError(
+            f"window is {parameters.window} for requests of which not all are causal, {causal.tolist()}; "
+            "only a causal mask can have a window"
         )
     if query_start_loc[0] < 0 or (np.diff(query_start_loc) < 0).any():
         raise ValueError(f"query_start_loc is {query_start_loc.tolist()}; it must not be negative or descend")
@@ -313,7 +331,6 @@ def _check_tensors(
     lse: torch.Tensor | None,
 ) -> None:
     parameters = schedule.parameters
-    num_heads = parameters.num_kv_heads * parameters.group_size
     if query.dtype not in ELEMENTS:
         raise ValueError(f"query has dtype {query.dtype}; it must be one of {', '.join(map(str, ELEMENTS))}")
     if query.dim() != 3 or query.shape[0] < schedule.num_query_rows:
@@ -323,13 +340,13 @@ def _check_tensors(
         )
     num_tokens, num_pages = query.shape[0], key_cache.shape[0] if key_cache.dim() else 0
     cache_shape = (num_pages, parameters.page_size, parameters.num_kv_heads, parameters.head_dim)
-    tokens_shape = (num_tokens, num_heads, parameters.head_dim)
+    tokens_shape = (num_tokens, parameters.num_heads, parameters.head_dim)
     _check_tensor("query", query, tokens_shape, query.dtype)
     _check_tensor("key_cache", key_cache, cache_shape, query.dtype)
     _check_tensor("value_cache", value_cache, cache_shape, query.dtype)
     _check_tensor("output", output, tokens_shape, query.dtype)
     if lse is not None:
-        _check_tensor("lse", lse, (num_heads, num_tokens), torch.float32)
+        _check_tensor("lse", lse, (parameters.num_heads, num_tokens), torch.float32)
 
 
 def _check_tensor(name: str, tensor: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:

@@ -1,4 +1,4 @@
-"""Compiles the C++ kernels on first use into a shared library, and keeps it in a per-user cache."""
+"""Compiles the C++ kernels on first use into one shared library, and keeps it in a per-user cache."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def load_library(source_directory: Path = SOURCE_DIRECTORY, flags: tuple[str, ..
     """Loads the kernels, compiled if this machine has not compiled these sources before.
 
     Args:
-        source_directory: holds `attention.cpp` and its headers.
+        source_directory: holds the sources, each compiled by itself, and their headers.
         flags: of the compiler.
 
     Raises:
@@ -58,21 +58,22 @@ def _compiled(source_directory: Path, flags: tuple[str, ...]) -> Path:
     # The macros that a compiler predefines name its version and, under -march=native, what this processor has.
     for part in (*compiler, *flags, _run([*compiler, *flags, "-dM", "-E", "-x", "c++", os.devnull])):
         digest.update(part.encode() + b"\0")
-    for source in sorted(source_directory.glob("*.cpp")) + sorted(source_directory.glob("*.h")):
+    sources = sorted(source_directory.glob("*.cpp"))
+    for source in (*sources, *sorted(source_directory.glob("*.h"))):
         digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
-    library = cache_directory() / f"attention-{digest.hexdigest()[:20]}.so"
+    library = cache_directory() / f"kernels-{digest.hexdigest()[:20]}.so"
     if not library.exists():
-        _compile(compiler, flags, source_directory / "attention.cpp", library)
+        _compile(compiler, flags, sources, library)
     return library
 
 
-def _compile(compiler: list[str], flags: tuple[str, ...], source: Path, library: Path) -> None:
+def _compile(compiler: list[str], flags: tuple[str, ...], sources: list[Path], library: Path) -> None:
     try:
         library.parent.mkdir(parents=True, exist_ok=True)
         # Processes may compile at the same time: each writes a file of its own, and a rename is atomic.
         with tempfile.TemporaryDirectory(dir=library.parent) as directory:
             unfinished = Path(directory) / library.name
-            _run([*compiler, *flags, "-shared", "-o", str(unfinished), str(source)])
+            _run([*compiler, *flags, "-shared", "-o", str(unfinished), *map(str, sources)])
             unfinished.replace(library)
     except OSError as error:
         raise BuildError(

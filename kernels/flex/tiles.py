@@ -15,7 +15,7 @@ nor, then, which tokens were computed in the same step.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -25,7 +25,7 @@ _NOBODYS_BLOCK = -(1 << 30)
 
 @dataclass(frozen=True)
 class TileShape:
-    """Rows of a tile of queries, and keys of a block: powers of two of at least 16, as a matrix unit takes them."""
+    """Rows of a tile of queries, and keys of a block: powers of two, of at least 16 where a matrix unit takes them."""
 
     rows: int
     keys: int
@@ -53,11 +53,11 @@ class Visibility:
     """Which keys of its request a query token sees.
 
     Attributes:
-        causal: no key after the token's own.
+        causal: bool `[num_requests]` on the host: no key after the token's own.
         window: keys that it sees at most, its own among them; None for all.
     """
 
-    causal: bool
+    causal: torch.Tensor
     window: int | None
 
 
@@ -90,8 +90,8 @@ class KeyBlocks:
             request's own first slot. A row that sees no key has none in between.
         positions: int32 `[num_requests * num_blocks]`, for each request and block of the cache: the first slot of the
             request that the block holds. Pages may be shared, so this is a matter of each request.
-        num_blocks: blocks of the cache up to the last page that is read.
-        num_pages: pages up to that one.
+        num_pages: pages of the cache up to the last one that is read.
+        num_blocks: blocks of as many pages, or of more where the sequence of all slots must be longer.
     """
 
     counts: torch.Tensor
@@ -100,8 +100,13 @@ class KeyBlocks:
     lower: torch.Tensor
     upper: torch.Tensor
     positions: torch.Tensor
-    num_blocks: int
     num_pages: int
+    num_blocks: int
+
+    def to(self, device: torch.device) -> KeyBlocks:
+        """The same with its tensors on another device."""
+        names = ("counts", "indices", "starts", "lower", "upper", "positions")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
 def place_queries(sequences: Sequences, group_size: int, shape: TileShape, min_rows: int) -> QueryRows:
@@ -174,8 +179,8 @@ def find_key_blocks(
     blocks_per_page = page_size // shape.keys
     page = block_table[owner, request_block // blocks_per_page].to(torch.int64)
     cache_block = page * blocks_per_page + request_block % blocks_per_page
-    num_pages = max(int(page.max()) + 1 if len(page) else 0, -(-min_slots // page_size))
-    num_blocks = num_pages * blocks_per_page
+    num_pages = int(page.max()) + 1 if len(page) else 0
+    num_blocks = max(num_pages, -(-min_slots // page_size)) * blocks_per_page
 
     indices = torch.zeros(listed.shape, dtype=torch.int32)
     indices[listed] = cache_block.to(torch.int32)
@@ -194,17 +199,67 @@ def find_key_blocks(
         lower=over_rows(first),
         upper=over_rows(stop),
         positions=positions,
-        num_blocks=num_blocks,
         num_pages=num_pages,
+        num_blocks=num_blocks,
     )
+
+
+def move_pages_apart(blocks: KeyBlocks, blocks_per_page: int, distance: int) -> KeyBlocks:
+    """The same blocks in a cache whose pages begin further apart than they are long.
+
+    Args:
+        blocks: of a cache whose pages follow each other.
+        blocks_per_page: blocks that a page holds.
+        distance: blocks from the beginning of one page to that of the next. What is between pages is nobody's.
+    """
+    pages = blocks.num_blocks // blocks_per_page
+    num_blocks = (pages - 1) * distance + blocks_per_page
+    positions = blocks.positions.view(-1, pages, blocks_per_page)
+    apart = torch.nn.functional.pad(positions, (0, distance - blocks_per_page), value=_NOBODYS_BLOCK)
+    return replace(
+        blocks,
+        indices=blocks.indices // blocks_per_page * distance + blocks.indices % blocks_per_page,
+        starts=blocks.starts // blocks.num_blocks * num_blocks,
+        positions=apart.flatten(1)[:, :num_blocks].flatten(),
+        num_blocks=num_blocks,
+    )
+
+
+def lead_with_sink(blocks: KeyBlocks, min_blocks: int) -> tuple[KeyBlocks, torch.Tensor]:
+    """The same blocks behind a block 0 that no request owns and that every tile reads first.
+
+    Args:
+        blocks: of the cache.
+        min_blocks: blocks to have at least.
+
+    Returns:
+        The blocks under their new numbers, and int64 `[num_read]`: the number in the cache of block 1, 2 and so on,
+        each of which occurs once.
+    """
+    listed = torch.arange(blocks.indices.shape[1]) < blocks.counts.unsqueeze(1)
+    read, number = torch.unique(blocks.indices[listed].to(torch.int64), return_inverse=True)
+    behind = torch.zeros_like(blocks.indices)
+    behind[listed] = number.to(torch.int32) + 1
+    num_blocks = max(len(read) + 1, min_blocks)
+    positions = blocks.positions.view(-1, blocks.num_blocks)[:, read]
+    return replace(
+        blocks,
+        counts=blocks.counts + 1,
+        indices=torch.nn.functional.pad(behind, (1, 0)),
+        starts=blocks.starts // blocks.num_blocks * num_blocks,
+        positions=torch.nn.functional.pad(
+            positions, (1, num_blocks - len(read) - 1), value=_NOBODYS_BLOCK
+        ).flatten(),
+        num_blocks=num_blocks,
+    ), read
 
 
 def _visible_slots(sequences: Sequences, rows: QueryRows, visibility: Visibility) -> tuple[torch.Tensor, torch.Tensor]:
     """The first slot that each token sees and the one after the last: int64 `[num_tokens]` each."""
     origin = sequences.first_slots[rows.request]
     first, stop = origin, origin + sequences.num_keys[rows.request]
-    if visibility.causal:
-        stop = torch.minimum(stop, origin + rows.position + 1)
+    causal = visibility.causal[rows.request]
+    stop = torch.where(causal, torch.minimum(stop, origin + rows.position + 1), stop)
     if visibility.window is not None:
         first = origin + (rows.position + 1 - visibility.window).clamp(min=0)
     # A query before the first key sees the slots from `first` to `first`: none.

@@ -7,6 +7,8 @@ merge them in registers, or several share them, each writing one partial per chu
 Both call the functions below, so both give the same bits. Three more rules make this hold:
 
 * Keys that a row does not see leave it bit for bit, be they in its tile for a neighbour's sake or beyond the request's.
+  Those that no row of a tile sees are not even read. A value that a neighbour sees has to be finite, though: the row
+  adds it with a weight of 0, and 0 * NaN is NaN.
 * The shape of a tile never depends on the batch.
 * Kernels are launched with `enable_fp_fusion=False`: a product and a sum are two roundings in every kernel, not one in
   those where a compiler happens to fuse them.
@@ -24,6 +26,7 @@ import triton.language as tl
 SEARCH_WIDTH = tl.constexpr(128)
 MANY_ROWS = tl.constexpr(1 << 30)
 LN_2 = tl.constexpr(0.6931471805599453)
+LOG2_E = tl.constexpr(1.4426950408889634)
 TWO_LOG2_E = tl.constexpr(2.8853900817779268)
 # The maximum before any key: no score is below it, and unlike -inf it can be subtracted from itself.
 LOWEST = tl.constexpr(-3.4028234663852886e38)
@@ -34,6 +37,7 @@ def _locate_tile(
     tile,
     query_start_loc,
     kv_lens,
+    causal_requests,
     num_requests,
     TILE_TOKENS: tl.constexpr,
     CAUSAL: tl.constexpr,
@@ -46,8 +50,8 @@ def _locate_tile(
 
     Returns:
         The request; its first row of the query tensor; the tile's first query token, counted from the request's first;
-        the request's number of query tokens; the position in the key sequence of the request's first query token; the
-        first key any row sees and one past the last, equal when there is none.
+        the request's number of query tokens; whether they see no later key; the position in the key sequence of the
+        first of them; the first key any row sees and one past the last, equal when there is none.
     """
     request = -1
     for start in range(0, num_requests, SEARCH_WIDTH):
@@ -59,12 +63,13 @@ def _locate_tile(
     first_token = (tile - first_row // TILE_TOKENS - request) * TILE_TOKENS
     end_key = tl.load(kv_lens + request)
     first_position = end_key - query_len
+    causal = CAUSAL if causal_requests is None else tl.load(causal_requests + request)
+    last_end = tl.maximum(first_position + tl.minimum(first_token + TILE_TOKENS, query_len), 0)
+    end_key = tl.where(causal, last_end, end_key)
     begin_key = 0
-    if CAUSAL:
-        end_key = tl.maximum(first_position + tl.minimum(first_token + TILE_TOKENS, query_len), 0)
     if WINDOW:
         begin_key = tl.minimum(tl.maximum(first_position + first_token - (WINDOW - 1), 0), end_key)
-    return request, first_row, first_token, query_len, first_position, begin_key, end_key
+    return request, first_row, first_token, query_len, causal, first_position, begin_key, end_key
 
 
 @triton.jit
@@ -92,6 +97,7 @@ def _attend_chunk(
     kv_start,
     begin_key,
     end_key,
+    first_key,
     visible_end,
     score_scale,
     softcap,
@@ -106,8 +112,8 @@ def _attend_chunk(
 ):
     """Attends from zero to the keys `begin_key:end_key`, which lie in one chunk; `begin_key` starts a tile of keys.
 
-    `key_columns` and `value_columns` are pointers `[1, HEAD_DIM_PADDED]`; `visible_end`, `[rows, 1]`, is one past the
-    last key that each row sees.
+    `key_columns` and `value_columns` are pointers `[1, HEAD_DIM_PADDED]`; `first_key` is the first that any row sees,
+    and `visible_end`, `[rows, 1]`, one past the last key that each row sees.
 
     Returns:
         Maximum score, sum of weights and unnormalised output of each row; (LOWEST, 0, 0) for a row that sees no key
@@ -119,10 +125,12 @@ def _attend_chunk(
     for tile_key in range(begin_key, end_key, KV_TILE):
         key = tile_key + tl.arange(0, KV_TILE)
         in_range = key < end_key
+        if WINDOW:
+            in_range = in_range & (key >= first_key)
         slot = kv_start + key
         page = tl.load(block_table_row + slot // PAGE_SIZE, mask=in_range, other=0).to(tl.int64)
         page_slot = slot % PAGE_SIZE
-        # Zeros beyond the range: weights there are 0, but 0 * NaN is not.
+        # Zeros beyond what any row sees: weights there are 0, but 0 * NaN is not.
         loaded = in_range[:, None]
         if query.shape[1] > HEAD_DIM:
             loaded = loaded & (tl.arange(0, query.shape[1])[None, :] < HEAD_DIM)
@@ -183,16 +191,21 @@ def _rows_of_tile(
 
 
 @triton.jit
-def _store_rows(output_pointers, lse, lse_rows, row_max, row_sum, row_output, stored, row_exists):
-    """Normalises and stores rows; 0 and -inf for a row that saw no key."""
+def _store_rows(output_pointers, lse, lse_rows, sink, row_max, row_sum, row_output, stored, row_exists):
+    """Normalises and stores rows. One that saw no key has output 0, and its sink or else -inf for a log-sum-exp."""
     # The sum tells, not the maximum: a score of NaN may be missing from the maximum.
-    empty = row_sum == 0.0
-    divisor = tl.where(empty, 1.0, row_sum)
+    keyless = row_sum == 0.0
+    keyless_lse = float("-inf")
+    if sink is not None:
+        keyless_lse = sink
+        # A chunk behind all others: one key, whose score is the sink and whose value is 0.
+        row_max, row_sum, row_output = _merge_chunk(row_max, row_sum, row_output, sink * LOG2_E, 1.0, 0.0)
+    divisor = tl.where(row_sum == 0.0, 1.0, row_sum)
     normalised = tl.math.div_rn(row_output, divisor[:, None])
     tl.store(output_pointers, normalised.to(output_pointers.dtype.element_ty), mask=stored)
     if lse is not None:
         log_sum = (row_max + tl.log2(divisor)) * LN_2
-        tl.store(lse + lse_rows, tl.where(empty, float("-inf"), log_sum), mask=row_exists)
+        tl.store(lse + lse_rows, tl.where(keyless, keyless_lse, log_sum), mask=row_exists)
 
 
 @triton.jit(do_not_specialize=["num_requests", "partial_chunks"])
@@ -202,12 +215,14 @@ def paged_attention_kernel(
     value_cache,
     output,
     lse,
+    sinks,
     partial_max,
     partial_sum,
     partial_output,
     query_start_loc,
     kv_lens,
     kv_starts,
+    causal_requests,
     block_table,
     num_requests,
     partial_chunks,
@@ -225,6 +240,7 @@ def paged_attention_kernel(
     stride_output_head,
     stride_lse_head,
     stride_lse_token,
+    stride_sink,
     stride_block_table,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -242,6 +258,7 @@ def paged_attention_kernel(
         query, output: `[num_tokens, num_heads, HEAD_DIM]`. Rows of no request are left alone. `output` and `lse` are
             left to `merge_chunks_kernel` when there are partials.
         lse: float32 `[num_heads, num_tokens]`, natural logarithm, or None.
+        sinks: float32 `[num_heads]`, natural logarithms of weights that enter the sum of every row, or None.
         key_cache, value_cache: `[num_pages, PAGE_SIZE, num_kv_heads, HEAD_DIM]`.
         partial_max, partial_sum: float32 `[num_tokens, num_heads, partial_chunks]`, contiguous. None, as are all
             partials, when there is one segment.
@@ -249,6 +266,7 @@ def paged_attention_kernel(
         query_start_loc: int32 `[num_requests + 1]`, rows of each request.
         kv_lens: int32 `[num_requests]`, keys that each request attends to.
         kv_starts: int32 `[num_requests]`, slot of its first key, counted from the request's first slot.
+        causal_requests: bool `[num_requests]`, contiguous, whether `CAUSAL` holds for a request; None for `CAUSAL`.
         block_table: int32 `[num_requests, max_pages_per_request]`.
 
     Numbers:
@@ -260,8 +278,8 @@ def paged_attention_kernel(
     """
     TILE_TOKENS: tl.constexpr = BLOCK_ROWS // GROUP
     kv_head = tl.program_id(1)
-    request, first_row, first_token, query_len, first_position, begin_key, end_key = _locate_tile(
-        tl.program_id(0), query_start_loc, kv_lens, num_requests, TILE_TOKENS, CAUSAL, WINDOW
+    request, first_row, first_token, query_len, causal, first_position, begin_key, end_key = _locate_tile(
+        tl.program_id(0), query_start_loc, kv_lens, causal_requests, num_requests, TILE_TOKENS, CAUSAL, WINDOW
     )
     if first_token >= query_len:
         return
@@ -269,7 +287,7 @@ def paged_attention_kernel(
     token, row, head, row_exists = _rows_of_tile(
         first_row, first_token, query_len, kv_head, GROUP, TILE_TOKENS, BLOCK_ROWS
     )
-    visible_end = first_position + token + 1 if CAUSAL else end_key
+    visible_end = tl.where(row_exists, tl.where(causal, first_position + token + 1, end_key), 0)
     column = tl.arange(0, HEAD_DIM_PADDED)[None, :]
     stored = row_exists[:, None] & (column < HEAD_DIM)
     query_rows = row * stride_query_token + head * stride_query_head
@@ -289,7 +307,8 @@ def paged_attention_kernel(
             tl.load(kv_starts + request).to(tl.int64),
             tl.maximum(chunk * CHUNK, first_tile_key),
             tl.minimum(chunk * CHUNK + CHUNK, end_key),
-            tl.where(row_exists, visible_end, 0)[:, None],
+            begin_key,
+            visible_end[:, None],
             score_scale,
             softcap,
             stride_key_page,
@@ -314,26 +333,29 @@ def paged_attention_kernel(
     if partial_output is None:
         output_rows = row * stride_output_token + head * stride_output_head
         lse_rows = head * stride_lse_head + row * stride_lse_token
-        _store_rows(
-            output + output_rows[:, None] + column, lse, lse_rows, row_max, row_sum, row_output, stored, row_exists
-        )
+        sink = None if sinks is None else tl.load(sinks + head * stride_sink)
+        output_pointers = output + output_rows[:, None] + column
+        _store_rows(output_pointers, lse, lse_rows, sink, row_max, row_sum, row_output, stored, row_exists)
 
 
 @triton.jit(do_not_specialize=["num_requests", "partial_chunks"])
 def merge_chunks_kernel(
     output,
     lse,
+    sinks,
     partial_max,
     partial_sum,
     partial_output,
     query_start_loc,
     kv_lens,
+    causal_requests,
     num_requests,
     partial_chunks,
     stride_output_token,
     stride_output_head,
     stride_lse_head,
     stride_lse_token,
+    stride_sink,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     HEAD_DIM_PADDED: tl.constexpr,
@@ -348,8 +370,8 @@ def merge_chunks_kernel(
     The arguments are those of `paged_attention_kernel`.
     """
     TILE_TOKENS: tl.constexpr = BLOCK_ROWS // GROUP
-    _, first_row, first_token, query_len, _, begin_key, end_key = _locate_tile(
-        tl.program_id(0), query_start_loc, kv_lens, num_requests, TILE_TOKENS, CAUSAL, WINDOW
+    _, first_row, first_token, query_len, _, _, begin_key, end_key = _locate_tile(
+        tl.program_id(0), query_start_loc, kv_lens, causal_requests, num_requests, TILE_TOKENS, CAUSAL, WINDOW
     )
     if first_token >= query_len:
         return
@@ -371,4 +393,6 @@ def merge_chunks_kernel(
         row_max, row_sum, row_output = _merge_chunk(row_max, row_sum, row_output, chunk_max, chunk_sum, chunk_output)
     output_rows = row * stride_output_token + head * stride_output_head
     lse_rows = head * stride_lse_head + row * stride_lse_token
-    _store_rows(output + output_rows[:, None] + column, lse, lse_rows, row_max, row_sum, row_output, stored, row_exists)
+    sink = None if sinks is None else tl.load(sinks + head * stride_sink)
+    output_pointers = output + output_rows[:, None] + column
+    _store_rows(output_pointers, lse, lse_rows, sink, row_max, row_sum, row_output, stored, row_exists)

@@ -1,0 +1,359 @@
+"""TRITON_ATTN/bundled's operations on tokens: our Triton kernels, compiled on a GPU and interpreted without one."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import math
+from dataclasses import asdict, dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from samebits.backends.operations import (
+    CacheWriteImplementation,
+    CacheWriteTensors,
+    LinearImplementation,
+    LinearTensors,
+    MergeImplementation,
+    MergeTensors,
+    RmsNormImplementation,
+    RmsNormTensors,
+    RotaryImplementation,
+    RotaryTensors,
+    TokenImplementation,
+)
+from samebits.backends.platform import accelerator, import_or_reason
+from samebits.backends.subject import Availability, Claims, Subject, Tiling
+from samebits.backends.token_problem import CacheWrite, Linear, MergeStates, RmsNorm, RotaryEmbedding
+
+KERNELS = "samebits.kernels.triton"
+
+# Elements of a program's tile where each element is computed by itself: no bit follows from it. Rotation needs one for
+# each thread at least, of which there are 256 at most (4 warps; 64 lanes each on AMD's).
+COMPILED_ELEMENTS = 2048
+# The interpreter's cost is in the number of programs.
+INTERPRETED_ELEMENTS = 16384
+# For every kernel but that of the linear, in which nothing can be fused: see the kernels' modules.
+OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
+
+
+@dataclass(frozen=True)
+class LinearConfiguration:
+    """Settings of the linear's kernel. All but `num_stages` may decide bits, so none may depend on the rows.
+
+    Attributes:
+        block_rows, block_columns: shape of a tile of the output.
+        feature_tile: features of one `tl.dot`.
+        feature_chunk: features that are summed from zero; a multiple of `feature_tile`.
+        num_warps: warps of a program.
+        num_stages: tiles in flight.
+    """
+
+    block_rows: int
+    block_columns: int
+    feature_tile: int
+    feature_chunk: int
+    num_warps: int
+    num_stages: int
+
+    def __str__(self) -> str:
+        return " ".join(f"{name}={value}" for name, value in asdict(self).items())
+
+    def __post_init__(self) -> None:
+        if self.feature_chunk % self.feature_tile:
+            raise ValueError(
+                f"linear configuration has feature_chunk={self.feature_chunk}, which is not a multiple of "
+                f"feature_tile={self.feature_tile}"
+            )
+
+
+COMPILED_LINEAR = {
+    "16-bit": LinearConfiguration(64, 128, feature_tile=64, feature_chunk=1024, num_warps=8, num_stages=3),
+    "fp32": LinearConfiguration(64, 64, feature_tile=32, feature_chunk=1024, num_warps=8, num_stages=2),
+}
+# Features are few, so that small layers cross tiles and chunks; rows and columns many, so that programs are few.
+INTERPRETED_LINEAR = LinearConfiguration(64, 64, feature_tile=32, feature_chunk=64, num_warps=1, num_stages=1)
+COMPILED_LANES = 1024
+# As few, so that short rows go round the lanes several times.
+INTERPRETED_LANES = 32
+
+
+class TritonOperation(Subject):
+    """What the operations share: where their kernels are and how they are loaded.
+
+    Args:
+        kernels: name of the module that defines the operation's kernel; None for the bundled one.
+    """
+
+    backend = "TRITON_ATTN"
+    name = "bundled"
+    module: str
+
+    def __init__(self, kernels: str | None = None) -> None:
+        self.device = accelerator().device
+        self.kernels = kernels or f"{KERNELS}.{self.module}"
+        self.claims = Claims(
+            batch_invariant=True,
+            schedule_invariant=True,
+            source=f"docstring of samebits/kernels/triton/{self.module}.py",
+        )
+
+    @property
+    def interpreted(self) -> bool:
+        """Whether the kernel is interpreted: on a machine without a GPU."""
+        return self.device == "cpu"
+
+    def probe(self) -> Availability:
+        """Imports Triton, and the kernel as it will be run."""
+        needed = ["triton.language", self.kernels]
+        if self.interpreted:
+            needed.insert(1, "samebits.backends.triton_interpreter")
+        for name in needed:
+            _, reason = import_or_reason(name)
+            if reason:
+                return Availability(reason=reason, device=self.device)
+        triton_version = importlib.import_module("triton").__version__
+        version = f"{importlib.metadata.version('samebits')}+triton{triton_version}"
+        return Availability(version=version, device=self.device)
+
+    def _load_kernels(self) -> ModuleType:
+        if not self.interpreted:
+            return importlib.import_module(self.kernels)
+        # Imported here, as it imports Triton, which may be missing.
+        from samebits.backends.triton_interpreter import import_interpreted
+
+        return import_interpreted(self.kernels)
+
+    def _block_rows(self, width: int) -> int:
+        """Rows of a tile whose rows have `width` elements, a power of 2."""
+        return max(1, (INTERPRETED_ELEMENTS if self.interpreted else COMPILED_ELEMENTS) // width)
+
+
+class TritonRotary(TritonOperation, RotaryImplementation):
+    """Rotary embedding by our Triton kernel."""
+
+    module = "rotary"
+
+    def rotate(self, operation: RotaryEmbedding, tensors: RotaryTensors) -> None:
+        """Rotates queries and keys in one launch."""
+        query, key = tensors.query, tensors.key
+        num_tokens, num_heads, _ = query.shape
+        num_kv_heads = key.shape[1]
+        if num_tokens == 0:
+            return
+        pairs_padded = _next_power_of_two(operation.rotary_dim // 2)
+        block_rows = self._block_rows(pairs_padded)
+        num_tiles = sum(_ceil_div(num_tokens * heads, block_rows) for heads in (num_heads, num_kv_heads))
+        self._load_kernels().rotary_kernel[(num_tiles,)](
+            query,
+            key,
+            tensors.positions,
+            tensors.cos_sin_cache,
+            num_tokens,
+            *query.stride()[:2],
+            *key.stride()[:2],
+            tensors.cos_sin_cache.stride(0),
+            NUM_HEADS=num_heads,
+            NUM_KV_HEADS=num_kv_heads,
+            ROTARY_DIM=operation.rotary_dim,
+            INTERLEAVED=operation.interleaved,
+            INVERSE=operation.inverse,
+            BLOCK_ROWS=block_rows,
+            PAIRS_PADDED=pairs_padded,
+            **OPTIONS,
+        )
+
+
+class TritonCacheWrite(TritonOperation, CacheWriteImplementation):
+    """Cache write by our Triton kernel."""
+
+    module = "cache_write"
+
+    def run(self, operation: CacheWrite, tensors: CacheWriteTensors) -> None:
+        """Stores keys and values in one launch."""
+        key, value = tensors.key, tensors.value
+        num_tokens, num_kv_heads, head_dim = key.shape
+        if num_tokens == 0:
+            return
+        head_dim_padded = _next_power_of_two(head_dim)
+        block_rows = self._block_rows(head_dim_padded)
+        self._load_kernels().cache_write_kernel[(_ceil_div(num_tokens * num_kv_heads, block_rows),)](
+            key,
+            value,
+            tensors.key_cache,
+            tensors.value_cache,
+            tensors.slot_mapping,
+            num_tokens,
+            *key.stride()[:2],
+            *value.stride()[:2],
+            *tensors.key_cache.stride()[:3],
+            *tensors.value_cache.stride()[:3],
+            NUM_KV_HEADS=num_kv_heads,
+            HEAD_DIM=head_dim,
+            PAGE_SIZE=tensors.key_cache.shape[1],
+            BLOCK_ROWS=block_rows,
+            HEAD_DIM_PADDED=head_dim_padded,
+            **OPTIONS,
+        )
+
+
+class TritonMerge(TritonOperation, MergeImplementation):
+    """Merge by log-sum-exp by our Triton kernel."""
+
+    module = "merge"
+
+    def run(self, operation: MergeStates, tensors: MergeTensors) -> None:
+        """Merges all rows in one launch."""
+        output = tensors.output
+        num_tokens, num_heads, head_dim = output.shape
+        if num_tokens == 0:
+            return
+        head_dim_padded = _next_power_of_two(head_dim)
+        block_rows = self._block_rows(head_dim_padded)
+        self._load_kernels().merge_states_kernel[(_ceil_div(num_tokens * num_heads, block_rows),)](
+            tensors.prefix_output,
+            tensors.prefix_lse,
+            tensors.suffix_output,
+            tensors.suffix_lse,
+            output,
+            tensors.lse,
+            num_tokens,
+            *tensors.prefix_output.stride()[:2],
+            *tensors.suffix_output.stride()[:2],
+            *output.stride()[:2],
+            tensors.prefix_lse.stride(0),
+            tensors.suffix_lse.stride(0),
+            tensors.lse.stride(0),
+            NUM_HEADS=num_heads,
+            HEAD_DIM=head_dim,
+            BLOCK_ROWS=block_rows,
+            HEAD_DIM_PADDED=head_dim_padded,
+            **OPTIONS,
+        )
+
+
+class TritonLinear(TritonOperation, LinearImplementation):
+    """Linear by our Triton kernel.
+
+    Args:
+        kernel_configuration: one for every dtype; None for the defaults of the platform.
+        kernels: as `TritonOperation`.
+    """
+
+    module = "linear"
+
+    def __init__(self, kernel_configuration: LinearConfiguration | None = None, kernels: str | None = None) -> None:
+        super().__init__(kernels)
+        if kernel_configuration is None and not self.interpreted:
+            self._configurations = COMPILED_LINEAR
+        else:
+            self._configurations = dict.fromkeys(COMPILED_LINEAR, kernel_configuration or INTERPRETED_LINEAR)
+        usual = self._configurations["16-bit"]
+        self.tiling = Tiling(query_tile=usual.block_rows)
+        self.configuration = {name: str(settings) for name, settings in self._configurations.items()}
+
+    def run(self, operation: Linear, tensors: LinearTensors) -> None:
+        """Computes all rows in one launch."""
+        out_features, in_features = tensors.weight.shape
+        num_rows = tensors.output.numel() // out_features
+        if num_rows == 0:
+            return
+        configuration = self._configurations["fp32" if tensors.input.dtype == torch.float32 else "16-bit"]
+        grid = (_ceil_div(num_rows, configuration.block_rows), _ceil_div(out_features, configuration.block_columns))
+        self._load_kernels().linear_kernel[grid](
+            tensors.input,
+            tensors.weight,
+            tensors.bias,
+            tensors.output,
+            num_rows,
+            *_row_layout(tensors.input),
+            IN_FEATURES=in_features,
+            OUT_FEATURES=out_features,
+            BLOCK_ROWS=configuration.block_rows,
+            BLOCK_COLUMNS=configuration.block_columns,
+            FEATURE_TILE=configuration.feature_tile,
+            FEATURE_CHUNK=configuration.feature_chunk,
+            num_warps=configuration.num_warps,
+            num_stages=configuration.num_stages,
+        )
+
+
+class TritonRmsNorm(TritonOperation, RmsNormImplementation):
+    """RMSNorm by our Triton kernel.
+
+    Args:
+        lanes: partial sums of a row, a power of 2; fewer where rows are shorter. None for the platform's default.
+        kernels: as `TritonOperation`.
+    """
+
+    module = "rms_norm"
+
+    def __init__(self, lanes: int | None = None, kernels: str | None = None) -> None:
+        super().__init__(kernels)
+        self.lanes = lanes or (INTERPRETED_LANES if self.interpreted else COMPILED_LANES)
+        self.configuration = {"all": f"lanes={self.lanes}"}
+
+    def run(self, operation: RmsNorm, tensors: RmsNormTensors) -> None:
+        """Normalises all rows in one launch."""
+        size = tensors.input.shape[-1]
+        num_rows = tensors.input.numel() // size
+        if num_rows == 0:
+            return
+        lanes = min(self.lanes, _next_power_of_two(size))
+        block_rows = self._block_rows(lanes)
+        self._load_kernels().rms_norm_kernel[(_ceil_div(num_rows, block_rows),)](
+            tensors.input,
+            tensors.weight,
+            tensors.output,
+            num_rows,
+            *_row_layout(tensors.input),
+            operation.epsilon,
+            SIZE=size,
+            BLOCK_ROWS=block_rows,
+            LOG2_LANES=lanes.bit_length() - 1,
+            **OPTIONS,
+        )
+
+
+def _row_layout(tensor: torch.Tensor) -> tuple[int, int, int, int, int]:
+    """Where the rows of a tensor of any leading dimensions lie, as three dimensions.
+
+    Dimensions that are evenly spaced rows together become one, so that a contiguous tensor has one and its strides
+    alone decide which variant of a kernel is compiled, never its number of tokens.
+
+    Returns:
+        Sizes of the second and the third dimension, and strides of all three.
+
+    Raises:
+        ValueError: the rows cannot be described so.
+    """
+    dimensions: list[tuple[int, int]] = []
+    for size, stride in zip(tensor.shape[:-1], tensor.stride()[:-1], strict=True):
+        if size == 1:
+            continue
+        if dimensions and dimensions[-1][1] == size * stride:
+            dimensions[-1] = (dimensions[-1][0] * size, stride)
+        else:
+            dimensions.append((size, stride))
+    if len(dimensions) > 3:
+        raise ValueError(
+            f"input has shape {tuple(tensor.shape)} and strides {tensor.stride()}; its rows must lie in at most 3 "
+            "dimensions of even spacing"
+        )
+    (_, stride_0), (size_1, stride_1), (size_2, stride_2) = [(1, 0)] * (3 - len(dimensions)) + dimensions
+    return size_1, size_2, stride_0, stride_1, stride_2
+
+
+def _ceil_div(dividend: int, divisor: int) -> int:
+    return math.ceil(dividend / divisor)
+
+
+def _next_power_of_two(value: int) -> int:
+    return 1 << (value - 1).bit_length()
+
+
+def operations() -> list[TokenImplementation[Any, Any]]:
+    """The bundled operations of TRITON_ATTN."""
+    return [TritonRotary(), TritonCacheWrite(), TritonMerge(), TritonLinear(), TritonRmsNorm()]

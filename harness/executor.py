@@ -1,0 +1,59 @@
+"""Problems run through one implementation, each only once."""
+
+from __future__ import annotations
+
+import torch
+
+from samebits.backends.contract import Implementation
+from samebits.backends.operations import TokenImplementation
+from samebits.backends.problem import Problem
+from samebits.backends.subject import Subject
+from samebits.harness.execution import Execution, execute
+from samebits.harness.relations import AnyProblem
+from samebits.harness.tokens.execution import execute_tokens
+
+
+class Executor:
+    """Runs problems through one implementation, each only once.
+
+    Many cells share a problem, above all each request alone; what a deterministic run gave once need not be computed
+    again. Run-to-run determinism is a suite of its own and does not use this.
+    """
+
+    def __init__(self, subject: Subject, device: torch.device, capacity: int = 256) -> None:
+        self.subject = subject
+        self.device = device
+        self._capacity = capacity
+        self._done: dict[AnyProblem, Execution] = {}
+
+    def __call__(self, problem: AnyProblem) -> Execution:
+        """The execution of `problem`, computed now or earlier."""
+        execution = self._done.pop(problem, None)
+        if execution is None:
+            execution = run_problem(self.subject, problem, self.device)
+            if len(self._done) >= self._capacity:
+                del self._done[next(iter(self._done))]
+        self._done[problem] = execution
+        return execution
+
+
+def run_problem(subject: Subject, problem: AnyProblem, device: torch.device) -> Execution:
+    """Runs a problem through an implementation of its operation.
+
+    Raises:
+        TypeError: the implementation computes another operation.
+    """
+    if isinstance(subject, Implementation) and isinstance(problem, Problem):
+        return execute(subject, problem, device)
+    if isinstance(subject, TokenImplementation) and not isinstance(problem, Problem):
+        return execute_tokens(subject, problem, device)
+    raise TypeError(f"{subject.label} computes {subject.operation} and not {problem}")
+
+
+def reasons_against(subject: Subject, problem: AnyProblem) -> list[str]:
+    """Why an implementation cannot compute a problem, one sentence each; empty when it can."""
+    if isinstance(subject, Implementation) and isinstance(problem, Problem):
+        return subject.reasons(problem)
+    if isinstance(subject, TokenImplementation) and not isinstance(problem, Problem):
+        return list(subject.reasons(problem.operation, problem.dtype))
+    return [f"it computes {subject.operation}"]

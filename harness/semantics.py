@@ -1,0 +1,181 @@
+"""The semantics suite: what each mask and each option of attention means, judged against the fp64 reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from samebits.backends.contract import Tiling
+from samebits.backends.problem import DTYPE_NAMES, Geometry, Mask, Problem, Request
+from samebits.harness.cases import Case
+from samebits.harness.geometries import GEOMETRIES
+from samebits.harness.relations import Comparison, Relation
+
+_LLAMA = GEOMETRIES["llama3-8b"]
+_Variants = Callable[[Problem, Tiling], Iterable[Problem]]
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """One thing that attention must get right.
+
+    Attributes:
+        check: judges outputs and log-sum-exps.
+        cases: on which base problems.
+    """
+
+    check: Relation
+    cases: tuple[Case, ...]
+
+
+def _itself(problem: Problem, tiling: Tiling) -> Iterable[Problem]:
+    yield problem
+
+
+def _windows(problem: Problem, tiling: Tiling) -> Iterable[Problem]:
+    page = problem.geometry.page_size
+    longest = max(request.seq_len for request in problem.requests)
+    for window in sorted({1, 2, page, page + 1, tiling.kv_tile - 1, tiling.kv_tile + 1, longest, longest + 1} - {0}):
+        yield replace(problem, geometry=replace(problem.geometry, window=window))
+
+
+def _softcaps(problem: Problem, tiling: Tiling) -> Iterable[Problem]:
+    # The first squashes every score, the last none.
+    for softcap in (1.0, 30.0, 1000.0):
+        yield replace(problem, geometry=replace(problem.geometry, softcap=softcap))
+
+
+def _scales(problem: Problem, tiling: Tiling) -> Iterable[Problem]:
+    for scale in (1 / 64, 0.25, 144**-0.5):
+        yield replace(problem, geometry=replace(problem.geometry, scale=scale))
+
+
+def _blocks(problem: Problem, tiling: Tiling) -> Iterable[Problem]:
+    """Blocks of 2 to 16 queries, as drafters of speculative decoding have them, all of one length and mixed."""
+    split = tiling.kv_split
+    for lengths in ((2, 2, 2), (7, 3, 16), (16, 16), (5, 1, 8, 2)):
+        contexts = (split - 3, 0, split + 1, 1)
+        yield problem.with_requests(
+            *(Request(key, query, context) for key, (query, context) in enumerate(zip(lengths, contexts, strict=False)))
+        )
+
+
+def _mixed_causality(problem: Problem, tiling: Tiling) -> Iterable[Problem]:
+    for parity in (0, 1):
+        requests = (replace(request, causal=request.key % 2 == parity) for request in problem.requests)
+        yield problem.with_requests(*requests)
+
+
+def _encoders(problem: Problem, tiling: Tiling) -> Iterable[Problem]:
+    """Encoder lengths of which none, the first, another and all but one are 0."""
+    page = problem.geometry.page_size
+    for lengths in ((3, page + 1, 2 * page), (0, 5, page), (page - 1, 0, 1), (0, 0, tiling.kv_tile + 1)):
+        requests = zip(problem.requests, lengths, strict=False)
+        yield problem.with_requests(*(replace(request, encoder_len=length) for request, length in requests))
+
+
+def _strided(problem: Problem, tiling: Tiling) -> Iterable[Problem]:
+    yield problem.with_layout(strided=True)
+    yield problem.with_layout(strided=True, padding_tokens=2)
+
+
+def _judging(name: str, description: str, variants: _Variants) -> Relation:
+    def compare(problem: Problem, tiling: Tiling) -> Iterable[Comparison]:
+        for variant in variants(problem, tiling):
+            yield Comparison((variant,), ())
+
+    return Relation(name, None, description, compare, judged=())
+
+
+def _case(geometry: Geometry, mask: Mask, batch: str, dtypes: tuple[str, ...] = ("fp32", "bf16")) -> Case:
+    return Case(geometry, mask, batch, "smoke", dtypes)
+
+
+def _head_dim(head_dim: int) -> Geometry:
+    return Geometry(f"head_dim_{head_dim}", num_heads=2, num_kv_heads=1, head_dim=head_dim)
+
+
+def _group(size: int) -> Geometry:
+    # Two key/value heads, so that a query head that takes the wrong one shows.
+    return Geometry(f"group_{size}", num_heads=2 * size, num_kv_heads=2, head_dim=64)
+
+
+def _page_size(page_size: int) -> Geometry:
+    return replace(_LLAMA, name=f"page_size_{page_size}", page_size=page_size)
+
+
+_VISION, _SINKS = GEOMETRIES["llama3.2-11b-vision"], GEOMETRIES["gpt-oss-20b"]
+_WINDOWED = replace(_LLAMA, name="windowed", window=33)
+_SELF_MASKS = (Mask.CAUSAL, Mask.NON_CAUSAL)
+_BF16 = ("bf16",)
+
+_MEANINGS = (
+    Meaning(
+        _judging("window", "a window counts the query's own key, at and around pages and tiles", _windows),
+        (_case(_WINDOWED, Mask.SLIDING_WINDOW, "mixed"),),
+    ),
+    Meaning(
+        _judging("softcap", "scores are scaled, then capped, then masked", _softcaps),
+        tuple(_case(replace(_LLAMA, name="capped", softcap=50.0), mask, "draft") for mask in _SELF_MASKS),
+    ),
+    Meaning(
+        _judging("scale", "another scale than head_dim ** -0.5", _scales),
+        (_case(GEOMETRIES["granite-3-2b"], Mask.CAUSAL, "mixed"),),
+    ),
+    Meaning(
+        _judging("sinks", "a sink takes weight in every mask, and gives no value", _itself),
+        tuple(_case(_SINKS, mask, "draft") for mask in (*_SELF_MASKS, Mask.SLIDING_WINDOW, Mask.CROSS)),
+    ),
+    Meaning(
+        _judging("groups", "1 to 8 query heads on one key/value head", _itself),
+        tuple(_case(_group(size), Mask.CAUSAL, "draft", _BF16) for size in range(1, 9)),
+    ),
+    Meaning(
+        _judging("head_dim", "head_dim 64 to 256, powers of two or not", _itself),
+        tuple(_case(_head_dim(size), Mask.CAUSAL, "draft", _BF16) for size in (64, 80, 96, 128, 192, 256)),
+    ),
+    Meaning(
+        _judging("page_size", "pages of 1 to 128 tokens", _itself),
+        tuple(_case(_page_size(size), Mask.CAUSAL, "draft", _BF16) for size in (1, 8, 32, 64, 128)),
+    ),
+    Meaning(
+        _judging("cross", "cross-attention reads the request's encoder slots, and only them", _encoders),
+        (_case(_VISION, Mask.CROSS, "draft"),),
+    ),
+    Meaning(
+        _judging("behind_encoder", "self-attention reads past the request's encoder slots", _encoders),
+        tuple(_case(_VISION, mask, "draft") for mask in _SELF_MASKS),
+    ),
+    Meaning(
+        _judging("block", "blocks of 2 to 16 queries attend to all of their request", _blocks),
+        (_case(_LLAMA, Mask.NON_CAUSAL, "draft"), _case(GEOMETRIES["qwen2.5-7b"], Mask.NON_CAUSAL, "draft", _BF16)),
+    ),
+    Meaning(
+        _judging("per_request", "causal and non-causal requests in one batch", _mixed_causality),
+        (_case(_LLAMA, Mask.PER_REQUEST, "draft"), _case(_VISION, Mask.PER_REQUEST, "behind_encoder", _BF16)),
+    ),
+    Meaning(
+        _judging("edges", "no keys, one key, more queries than keys", _itself),
+        (
+            *(_case(_LLAMA, mask, "edges") for mask in (*_SELF_MASKS, Mask.CROSS)),
+            _case(_WINDOWED, Mask.SLIDING_WINDOW, "edges"),
+        ),
+    ),
+    Meaning(
+        _judging("strided", "queries sliced out of a projection, keys and values interleaved", _strided),
+        tuple(_case(_VISION, mask, "draft") for mask in (*_SELF_MASKS, Mask.CROSS)),
+    ),
+)
+
+MEANINGS: Mapping[str, Meaning] = {meaning.check.name: meaning for meaning in _MEANINGS}
+
+
+def semantic_cases(meaning: Meaning, tier: str) -> Iterator[Case]:
+    """The cases of a meaning; in the nightly tier in every dtype.
+
+    Args:
+        meaning: one of `MEANINGS`.
+        tier: one of `samebits.harness.records.TIERS`.
+    """
+    for case in meaning.cases:
+        yield replace(case, dtypes=DTYPE_NAMES) if tier == "nightly" else case

@@ -1,0 +1,147 @@
+"""The suites: every cell that a selection holds, named and in order, before anything runs.
+
+Controls come first, then every implementation. A cell without comparisons is no cell: its relation says nothing about
+such a case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from samebits.backends.problem import Mask
+from samebits.backends.subject import Subject
+from samebits.backends.token_problem import (
+    CacheWrite,
+    Linear,
+    MergeStates,
+    RmsNorm,
+    RotaryEmbedding,
+)
+from samebits.harness.arithmetic_controls import DEGRADATIONS, TiledKernel
+from samebits.harness.cases import Case, cases
+from samebits.harness.controls import controls
+from samebits.harness.geometries import GEOMETRIES
+from samebits.harness.inputs import INPUTS, TOKEN_INPUTS
+from samebits.harness.matrix import AnyCase, Cell, Selection
+from samebits.harness.not_offered import NotOffered
+from samebits.harness.relations import RELATIONS, Relation
+from samebits.harness.semantic_controls import LEAKS, MISREADINGS, PlainKernel
+from samebits.harness.semantics import MEANINGS, semantic_cases
+from samebits.harness.tokens.cases import token_cases
+from samebits.harness.tokens.controls import token_controls
+from samebits.harness.tokens.relations import ROTARY_RULES, TOKEN_RELATIONS
+
+_CONTROL_CASE = Case(GEOMETRIES["llama3-8b"], Mask.CAUSAL, "mixed", "smoke", ("fp32",))
+_LONG_CONTROL_CASE = Case(GEOMETRIES["llama3-8b"], Mask.CAUSAL, "long", "smoke", ("fp32", "bf16"))
+_WINDOW_CASE = Case(GEOMETRIES["mistral-7b"], Mask.SLIDING_WINDOW, "mixed", "smoke", ("fp32",))
+# Rotary embedding has a suite of its own.
+_OTHER_OPERATIONS = (CacheWrite.operation, MergeStates.operation, Linear.operation, RmsNorm.operation)
+_SUMMING_OPERATIONS = (MergeStates.operation, Linear.operation, RmsNorm.operation)
+
+
+def batch_invariance_cells(selection: Selection) -> Iterator[Cell]:
+    """A request keeps its bits whatever its batch, neighbours, pages and schedule."""
+    suite = "batch_invariant"
+    for relation in RELATIONS.values():
+        for control in controls(relation.name):
+            yield Cell(suite, control, relation, _CONTROL_CASE, "fp32", "smoke", selection.seed, control.flaw)
+    yield from token_controls(suite, _OTHER_OPERATIONS, TOKEN_RELATIONS.values(), selection.seed)
+    for implementation in selection.attention:
+        for case in selection.cases_of(implementation):
+            for dtype in selection.dtypes_of(case):
+                left_out = case.tier == "default" and implementation.costly
+                tier = "nightly" if left_out or dtype not in case.dtypes else case.tier
+                for relation in RELATIONS.values():
+                    cell = Cell(suite, implementation, relation, case, dtype, tier, selection.seed)
+                    if cell.comparisons:
+                        yield cell
+    yield from _token_cells(suite, selection, _OTHER_OPERATIONS, TOKEN_RELATIONS.values())
+
+
+def dtype_cells(selection: Selection) -> Iterator[Cell]:
+    """Every kind of data on each mask's case, in every dtype that is supported."""
+    suite = "dtype"
+    for degradation in DEGRADATIONS:
+        control, check = TiledKernel(degradation), INPUTS[degradation.check]
+        yield Cell(suite, control, check, _LONG_CONTROL_CASE, degradation.dtype, "smoke", selection.seed, degradation)
+    for leak in LEAKS:
+        yield Cell(suite, PlainKernel(leak), INPUTS[leak.check], _WINDOW_CASE, "fp32", "smoke", selection.seed, leak)
+    yield from token_controls(suite, _SUMMING_OPERATIONS, TOKEN_INPUTS.values(), selection.seed)
+    for implementation in selection.attention:
+        for case in cases("nightly" if selection.tier == "nightly" else "smoke"):
+            # fp32 and bf16 leave rows even where they are not supported; fp16 is a dtype of those that have it.
+            for dtype in selection.dtypes or dict.fromkeys(("fp32", "bf16", *implementation.support.dtypes)):
+                for check in INPUTS.values():
+                    cell = Cell(suite, implementation, check, case, dtype, _dtype_tier(case), selection.seed)
+                    if cell.comparisons:
+                        yield cell
+    yield from _token_cells(suite, selection, _SUMMING_OPERATIONS, TOKEN_INPUTS.values())
+
+
+def semantics_cells(selection: Selection) -> Iterator[Cell]:
+    """What each mask and each option of attention means, on cases made for it."""
+    suite = "semantics"
+    for misreading in MISREADINGS:
+        meaning = MEANINGS[misreading.meaning]
+        case = meaning.cases[misreading.case]
+        yield Cell(suite, PlainKernel(misreading), meaning.check, case, "fp32", "smoke", selection.seed, misreading)
+    for implementation in selection.attention:
+        for meaning in MEANINGS.values():
+            for case in semantic_cases(meaning, selection.tier):
+                for dtype in selection.dtypes_of(case):
+                    tier = case.tier if dtype in meaning.cases[0].dtypes else "nightly"
+                    yield Cell(suite, implementation, meaning.check, case, dtype, tier, selection.seed)
+
+
+def rope_cells(selection: Selection) -> Iterator[Cell]:
+    """Rotary embedding: right, invariant, and by the rules of its cache."""
+    checks = (*TOKEN_INPUTS.values(), *ROTARY_RULES.values(), *TOKEN_RELATIONS.values())
+    operations = (RotaryEmbedding.operation,)
+    yield from token_controls("rope", operations, checks, selection.seed)
+    yield from _token_cells("rope", selection, operations, checks)
+
+
+# Each suite by its mark: the cells of a selection.
+SUITES: Mapping[str, Callable[[Selection], Iterator[Cell]]] = {
+    "batch_invariant": batch_invariance_cells,
+    "dtype": dtype_cells,
+    "semantics": semantics_cells,
+    "rope": rope_cells,
+}
+
+
+def _dtype_tier(case: Case) -> str:
+    """The dtype suite has the smoke tier's cases in every tier, and the others in the nightly one."""
+    return "smoke" if case.tier == "smoke" else "nightly"
+
+
+def _token_cells(
+    suite: str, selection: Selection, operations: Iterable[str], checks: Iterable[Relation]
+) -> Iterator[Cell]:
+    """The cells of some operations on tokens, and one row for each backend that does not offer one of them."""
+    for operation in operations:
+        for implementation in selection.of_tokens(operation):
+            for case in token_cases(operation, selection.tier):
+                for dtype in selection.dtypes_of(case):
+                    for check in checks:
+                        cell = _cell(suite, implementation, check, case, dtype, selection)
+                        if cell.comparisons:
+                            yield cell
+        offered = {implementation.backend for implementation in selection.of_tokens(operation)}
+        missing = [subject for subject in selection.attention if subject.backend not in offered]
+        for backend, name in dict.fromkeys((subject.backend, subject.name) for subject in missing):
+            first = next(token_cases(operation, "smoke"))
+            check = next(iter(checks))
+            yield _cell(suite, NotOffered(operation, backend, name), check, first, first.dtypes[0], selection)
+
+
+def _cell(
+    suite: str,
+    implementation: Subject,
+    check: Relation,
+    case: AnyCase,
+    dtype: str,
+    selection: Selection,
+) -> Cell:
+    tier = case.tier if dtype in case.dtypes else "nightly"
+    return Cell(suite, implementation, check, case, dtype, tier, selection.seed)

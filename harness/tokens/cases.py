@@ -1,0 +1,111 @@
+"""Cases of operations on tokens: sizes of real models, scaled down where an interpreter would take long."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from samebits.backends.contract import Tiling
+from samebits.backends.problem import DTYPE_NAMES, Mask, Request
+from samebits.backends.token_problem import (
+    CacheWrite,
+    Linear,
+    MergeStates,
+    RmsNorm,
+    RotaryEmbedding,
+    TokenOperation,
+    TokenProblem,
+)
+from samebits.harness.records import TIERS
+
+_LONGEST_CONTEXT = 131072
+# Decode, a prefill that fills no tile, a draft block, an extend.
+_REQUESTS = (Request(1, 1, 37), Request(2, 21), Request(3, 4, 60), Request(4, 1, 5), Request(5, 17, 15))
+_FAR = (
+    Request(1, 1, _LONGEST_CONTEXT - 1),
+    Request(6, 5, _LONGEST_CONTEXT - 5),
+    Request(7, 3, 65535),
+    Request(8, 2),
+)
+
+
+@dataclass(frozen=True)
+class TokenCase:
+    """A base problem of an operation on tokens, apart from its dtype.
+
+    Attributes:
+        geometry: the operation and its sizes.
+        tier: smallest tier that holds the case.
+        dtypes: those it has in that tier; in the nightly tier it has all.
+        far: whether its tokens are at the end of the longest context.
+    """
+
+    geometry: TokenOperation
+    tier: str
+    dtypes: tuple[str, ...]
+    far: bool = False
+    mask: Mask | None = None
+
+    @property
+    def case_id(self) -> str:
+        """Names the case across runs."""
+        return f"{self.geometry.operation}-{self.geometry.name}"
+
+    def problem(self, dtype: str, tiling: Tiling, seed: int) -> TokenProblem:
+        """The base problem, whatever the tiling."""
+        return TokenProblem(self.geometry, dtype, _FAR if self.far else _REQUESTS, seed=seed)
+
+
+_BOTH, _BF16 = ("fp32", "bf16"), ("bf16",)
+_CASES: Mapping[str, tuple[TokenCase, ...]] = {
+    RotaryEmbedding.operation: (
+        # All of a head of 128, four query heads on one.
+        TokenCase(RotaryEmbedding("llama3-8b", 4, 1, 128, 128), "smoke", _BOTH),
+        TokenCase(RotaryEmbedding("llama3-8b-cache32", 4, 1, 128, 128, cache_dtype="fp32"), "smoke", _BF16),
+        # 64 of 256, in neighbouring pairs.
+        TokenCase(RotaryEmbedding("gpt-j-6b", 4, 4, 256, 64, interleaved=True), "smoke", _BOTH),
+        # 32 of 80.
+        TokenCase(RotaryEmbedding("phi-2", 3, 3, 80, 32), "default", _BOTH),
+        TokenCase(
+            RotaryEmbedding("deepseek-v3.2-inverse", 8, 1, 64, 64, interleaved=True, inverse=True), "smoke", _BOTH
+        ),
+        TokenCase(RotaryEmbedding("llama3-8b-inverse", 4, 1, 128, 128, inverse=True), "default", _BF16),
+        TokenCase(
+            RotaryEmbedding("llama3.1-8b-far", 4, 1, 128, 128, cache_dtype="fp32", max_position=_LONGEST_CONTEXT),
+            "smoke",
+            _BOTH,
+            far=True,
+        ),
+    ),
+    CacheWrite.operation: (
+        TokenCase(CacheWrite("llama3-8b", 2, 128), "smoke", _BOTH),
+        TokenCase(CacheWrite("phi-2", 3, 80, page_size=64), "default", _BF16),
+    ),
+    MergeStates.operation: (
+        TokenCase(MergeStates("llama3-8b", 4, 128), "smoke", _BOTH),
+        TokenCase(MergeStates("phi-2", 3, 80), "default", _BF16),
+    ),
+    Linear.operation: (
+        TokenCase(Linear("llama3-8b-qkv", 512, 192), "smoke", _BOTH),
+        # A bias, and sizes that fill no tile.
+        TokenCase(Linear("qwen2.5-0.5b-qkv", 224, 80, bias=True), "smoke", _BOTH),
+    ),
+    RmsNorm.operation: (
+        TokenCase(RmsNorm("llama3-8b", 512), "smoke", _BOTH),
+        TokenCase(RmsNorm("qwen2.5-0.5b", 896), "default", _BF16),
+    ),
+}
+
+
+def token_cases(operation: str, tier: str) -> Iterator[TokenCase]:
+    """The cases of an operation in a tier.
+
+    Args:
+        operation: name of the operation.
+        tier: one of `TIERS`; the nightly one has all cases in all dtypes.
+    """
+    for case in _CASES[operation]:
+        if tier == "nightly":
+            yield replace(case, dtypes=DTYPE_NAMES)
+        elif TIERS.index(case.tier) <= TIERS.index(tier):
+            yield case

@@ -1,0 +1,118 @@
+"""One problem of an operation on tokens through one implementation: poisoned, guarded, and judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from samebits.backends.operations import RotaryTensors, TokenImplementation, TokenTensors
+from samebits.backends.problem import DTYPE_NAMES
+from samebits.backends.token_problem import (
+    CacheWrite,
+    Linear,
+    MergeStates,
+    RmsNorm,
+    RotaryEmbedding,
+    TokenOperation,
+    TokenProblem,
+)
+from samebits.harness.allocations import largest_allocation
+from samebits.harness.execution import (
+    Execution,
+    Judgement,
+    RequestResult,
+    digest_of,
+    digest_of_results,
+    judge_rows,
+    keep_worst,
+)
+from samebits.harness.tokens.cache_write import PreparedCacheWrite
+from samebits.harness.tokens.linear import PreparedLinear
+from samebits.harness.tokens.merge import PreparedMerge
+from samebits.harness.tokens.prepared import Prepared
+from samebits.harness.tokens.rms_norm import PreparedRmsNorm
+from samebits.harness.tokens.rotary import PreparedRotary
+
+_PREPARED: Mapping[type[TokenOperation], Callable[[TokenProblem, Any, torch.device], Prepared[Any]]] = {
+    RotaryEmbedding: PreparedRotary,
+    CacheWrite: PreparedCacheWrite,
+    MergeStates: PreparedMerge,
+    Linear: PreparedLinear,
+    RmsNorm: PreparedRmsNorm,
+}
+
+
+@torch.no_grad()
+def execute_tokens(
+    implementation: TokenImplementation[Any, Any], problem: TokenProblem, device: torch.device
+) -> Execution:
+    """Runs a problem through an implementation and judges every request.
+
+    Args:
+        implementation: of the problem's operation, available here, and without reasons against the problem.
+        problem: what to compute.
+        device: where the implementation computes.
+    """
+    prepared = _PREPARED[type(problem.operation)](problem, problem.operation, device)
+    if problem.must_be_refused:
+        return Execution(problem, {}, {}, "", _faults_of_refusal(implementation, problem, prepared.tensors))
+    inputs = digest_of(*prepared.read.values())
+    faults = []
+    if problem.layout.watched:
+        faults += _watched(implementation, problem, prepared.tensors)
+    else:
+        implementation.run(problem.operation, prepared.tensors)
+    results = {key: RequestResult(tensors) for key, tensors in prepared.results().items()}
+    faults += [f"run wrote outside of its {name}" for name, placed in prepared.written.items() if not placed.intact()]
+    if digest_of(*prepared.read.values()) != inputs:
+        faults.append(f"run changed one of {', '.join(prepared.read)}")
+    worst: dict[str, Judgement] = {}
+    for request in problem.requests:
+        expected = prepared.expected(request)
+        for tensor, actual in results[request.key].tensors.items():
+            judgement = judge_rows(request, tensor, actual, expected[tensor].values, expected[tensor].bound)
+            keep_worst(worst, tensor, judgement)
+    return Execution(problem, results, worst, digest_of_results(results), tuple(faults))
+
+
+def _watched(implementation: TokenImplementation[Any, Any], problem: TokenProblem, tensors: TokenTensors) -> list[str]:
+    """Runs while allocations are watched: none may be as large as the rotary cache."""
+    largest = largest_allocation(lambda: implementation.run(problem.operation, tensors), tensors_device(tensors))
+    assert isinstance(tensors, RotaryTensors), "only the rotary cache is watched"
+    size = tensors.cos_sin_cache.nbytes
+    if largest < size:
+        return []
+    return [f"run allocated {largest} bytes at once where cos_sin_cache has {size}: it converts or copies the cache"]
+
+
+def tensors_device(tensors: TokenTensors) -> torch.device:
+    """Where the tensors of an operation are."""
+    return next(value.device for value in vars(tensors).values() if isinstance(value, torch.Tensor))
+
+
+def _faults_of_refusal(
+    implementation: TokenImplementation[Any, Any], problem: TokenProblem, tensors: TokenTensors
+) -> tuple[str, ...]:
+    """What is wrong with the answer to a rotary cache of a dtype that no rule allows."""
+    operation = problem.operation
+    assert isinstance(operation, RotaryEmbedding), "only a rotary embedding is refused"
+    wanted = (
+        f"cos_sin_cache is {operation.cache_dtype} beside queries of {problem.dtype}; "
+        "it must be of the queries' dtype or fp32"
+    )
+    try:
+        implementation.run(operation, tensors)
+    except ValueError as error:
+        return () if str(error) == wanted else (f"run refused the cache with {str(error)!r} and not {wanted!r}",)
+    return (f"run took a cos_sin_cache of {operation.cache_dtype} beside queries of {problem.dtype}",)
+
+
+def outlawed(problem: TokenProblem) -> TokenProblem:
+    """The problem with a rotary cache of a dtype that no rule allows."""
+    operation = problem.operation
+    assert isinstance(operation, RotaryEmbedding), "only a rotary embedding has a cache"
+    third = next(dtype for dtype in reversed(DTYPE_NAMES) if dtype not in ("fp32", problem.dtype))
+    return replace(problem, operation=replace(operation, cache_dtype=third))

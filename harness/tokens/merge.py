@@ -1,0 +1,110 @@
+"""Merging two partial attention results: its tensors and its reference."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from samebits.backends.operations import MergeTensors
+from samebits.backends.problem import Request
+from samebits.backends.token_problem import MergeStates, TokenProblem
+from samebits.harness.batch import poison_value
+from samebits.harness.dataset import Role, values_at
+from samebits.harness.reference import EXPONENTIAL_ERROR_FLOAT32, FLOAT32_ROUNDOFF
+from samebits.harness.tokens.placement import place
+from samebits.harness.tokens.prepared import Expected, Prepared, all_values, request_values, token_rows
+
+# Deviation of the log-sum-exps, so that now one side carries the weight and now both do.
+_LSE_DEVIATION = 4.0
+# Roundings of a weighted sum of two outputs: of the weights, the products, the sum, the divisor and the quotient.
+_OUTPUT_ROUNDINGS = 6.0
+
+
+class PreparedMerge(Prepared[MergeTensors]):
+    """Partial results of a prefix and of a suffix of each token's keys, here and there of none."""
+
+    def __init__(self, problem: TokenProblem, operation: MergeStates, device: torch.device) -> None:
+        self._problem, self._operation, self._device = problem, operation, device
+        layout = problem.layout
+        num_rows = problem.num_tokens + layout.padding_tokens
+        shape = (operation.num_heads, operation.head_dim)
+        lses = [self._all_lses(role) for role in (Role.LSE, Role.OTHER_LSE)]
+        outputs = []
+        for role, side_lse in zip((Role.INPUT, Role.OTHER_INPUT), lses, strict=True):
+            values = all_values(problem, role, shape, device, num_rows)
+            # The output of a side that saw no key may be anything.
+            dead = side_lse.transpose(0, 1).unsqueeze(2) == -math.inf
+            values = values.masked_fill(dead, poison_value(layout.poison))
+            outputs.append(place(values, strided=layout.strided, poison=layout.poison).tensor)
+        empty = torch.full((num_rows, *shape), poison_value(layout.poison), dtype=outputs[0].dtype)
+        output = place(empty.to(device), strided=layout.strided, poison=layout.poison)
+        empty_lse = torch.full((operation.num_heads, num_rows), poison_value(layout.poison), dtype=torch.float32)
+        lse = place(empty_lse.to(device), strided=layout.strided, poison=layout.poison)
+        self.tensors = MergeTensors(
+            prefix_output=outputs[0],
+            prefix_lse=lses[0],
+            suffix_output=outputs[1],
+            suffix_lse=lses[1],
+            output=output.tensor,
+            lse=lse.tensor,
+        )
+        self.read = {
+            name: getattr(self.tensors, name) for name in ("prefix_output", "prefix_lse", "suffix_output", "suffix_lse")
+        }
+        self.written = {"output": output, "lse": lse}
+
+    def results(self) -> dict[int, dict[str, torch.Tensor]]:
+        """Output and log-sum-exp of each request, tokens first."""
+        return {
+            request.key: {
+                "output": self.tensors.output[rows].clone(),
+                "lse": self.tensors.lse[:, rows].transpose(0, 1).clone(),
+            }
+            for request, rows in zip(self._problem.requests, token_rows(self._problem), strict=True)
+        }
+
+    def expected(self, request: Request) -> dict[str, Expected]:
+        """Both merged in float64, with the errors of one exponential per side and a few roundings in float32."""
+        shape = (self._operation.num_heads, self._operation.head_dim)
+        lses = torch.stack([self._lse(request, role) for role in (Role.LSE, Role.OTHER_LSE)])
+        wide = lses.to(self._device, torch.float64)
+        outputs = torch.stack(
+            [request_values(self._problem, request, role, shape) for role in (Role.INPUT, Role.OTHER_INPUT)]
+        ).to(self._device, torch.float64)
+        lse = torch.logsumexp(wide, dim=0)
+        weights = torch.exp(wide - lse.masked_fill(lse == -math.inf, 0.0)).unsqueeze(3)
+        terms = weights * outputs
+        distance = (wide[0] - wide[1]).abs().unsqueeze(2)
+        both = distance.isfinite()
+        # d/dx of a logistic function is p (1 - p).
+        relative = distance.masked_fill(~both, 0.0) * FLOAT32_ROUNDOFF + 2 * EXPONENTIAL_ERROR_FLOAT32
+        weighing = weights[0] * weights[1] * (outputs[0] - outputs[1]).abs() * relative
+        rounding = _OUTPUT_ROUNDINGS * FLOAT32_ROUNDOFF * terms.abs().sum(dim=0)
+        tiny = torch.finfo(self.tensors.output.dtype).tiny
+        # A side alone passes through bit by bit, and of two that saw nothing comes nothing.
+        bound = torch.where(both, weighing + rounding + tiny, 0.0)
+        magnitude = lse.masked_fill(lse == -math.inf, 0.0).abs() + 1.0
+        lse_bound = magnitude * 3 * FLOAT32_ROUNDOFF + EXPONENTIAL_ERROR_FLOAT32
+        return {
+            "output": Expected(terms.sum(dim=0), bound),
+            "lse": Expected(lse, torch.where(both.squeeze(2), lse_bound, 0.0)),
+        }
+
+    def _all_lses(self, role: Role) -> torch.Tensor:
+        """float32 `[num_heads, num_rows]`, poison in padding rows."""
+        padding = torch.full(
+            (self._problem.layout.padding_tokens, self._operation.num_heads),
+            poison_value(self._problem.layout.poison),
+        )
+        rows = torch.cat([*(self._lse(request, role) for request in self._problem.requests), padding])
+        return rows.transpose(0, 1).contiguous().to(self._device)
+
+    def _lse(self, request: Request, role: Role) -> torch.Tensor:
+        """float32 `[query_len, num_heads]` on the host, of which some are `-inf`."""
+        shape = (self._operation.num_heads, 1)
+        values = values_at(self._problem.seed, request.key, role, shape, request.context_len, request.seq_len)
+        lse = torch.tensor(values[:, :, 0]) * _LSE_DEVIATION
+        position = torch.arange(request.context_len, request.seq_len).unsqueeze(1)
+        # Every seventh token has no prefix, every fifth no suffix; so some have neither.
+        return lse.masked_fill(position % (7 if role is Role.LSE else 5) == 1, -math.inf)

@@ -1,0 +1,107 @@
+"""Rotary embedding: its tensors and its reference."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+from samebits.backends.contract import DTYPES
+from samebits.backends.operations import RotaryTensors
+from samebits.backends.problem import Request
+from samebits.backends.token_problem import RotaryEmbedding, TokenProblem
+from samebits.harness.dataset import Role
+from samebits.harness.reference import FLOAT32_ROUNDOFF
+from samebits.harness.tokens.placement import place
+from samebits.harness.tokens.prepared import Expected, Prepared, all_values, request_values, token_rows
+
+# Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", 2021, section 3.2.2.
+_BASE = 10000.0
+
+
+class PreparedRotary(Prepared[RotaryTensors]):
+    """Queries and keys to rotate."""
+
+    def __init__(self, problem: TokenProblem, operation: RotaryEmbedding, device: torch.device) -> None:
+        self._problem, self._operation, self._device = problem, operation, device
+        layout = problem.layout
+        num_rows = problem.num_tokens + layout.padding_tokens
+        query, key = (
+            place(
+                all_values(problem, role, (heads, operation.head_dim), device, num_rows),
+                strided=layout.strided,
+                poison=layout.poison,
+            )
+            for role, heads in ((Role.INPUT, operation.num_heads), (Role.OTHER_INPUT, operation.num_kv_heads))
+        )
+        positions = [torch.arange(request.context_len, request.seq_len) for request in problem.requests]
+        # Engines give padding rows a position that exists.
+        padding = torch.zeros(layout.padding_tokens, dtype=torch.int64)
+        self.tensors = RotaryTensors(
+            query=query.tensor,
+            key=key.tensor,
+            positions=torch.cat([*positions, padding]).to(device),
+            cos_sin_cache=cos_sin_cache(
+                operation.max_position, operation.rotary_dim, operation.cache_dtype or problem.dtype, device
+            ),
+        )
+        self.read = {"positions": self.tensors.positions, "cos_sin_cache": self.tensors.cos_sin_cache}
+        self.written = {"query": query, "key": key}
+
+    def results(self) -> dict[int, dict[str, torch.Tensor]]:
+        """The rotated queries and keys of each request."""
+        return {
+            request.key: {"query": self.tensors.query[rows].clone(), "key": self.tensors.key[rows].clone()}
+            for request, rows in zip(self._problem.requests, token_rows(self._problem), strict=True)
+        }
+
+    def expected(self, request: Request) -> dict[str, Expected]:
+        """Both rotated in float64, by the cosines and sines of the cache as they are."""
+        operation = self._operation
+        cached = self.tensors.cos_sin_cache[request.context_len : request.seq_len].to(torch.float64)
+        cosines, sines = cached.unsqueeze(1).chunk(2, dim=2)
+        if operation.inverse:
+            sines = -sines
+        inputs = {
+            name: request_values(self._problem, request, role, (heads, operation.head_dim)).to(self._device)
+            for name, role, heads in (
+                ("query", Role.INPUT, operation.num_heads),
+                ("key", Role.OTHER_INPUT, operation.num_kv_heads),
+            )
+        }
+        return {name: _rotated(values, cosines, sines, operation) for name, values in inputs.items()}
+
+
+@functools.lru_cache(maxsize=8)
+def cos_sin_cache(max_position: int, rotary_dim: int, dtype: str, device: torch.device) -> torch.Tensor:
+    """Cosines, then sines, of every position: `[max_position, rotary_dim]` in a dtype. It is shared: not to be written.
+
+    Args:
+        max_position: rows.
+        rotary_dim: columns; pair `i` turns by `position * base^(-2 i / rotary_dim)`.
+        dtype: name of the dtype.
+        device: where it goes.
+    """
+    exponent = torch.arange(0, rotary_dim, 2, dtype=torch.float64) / rotary_dim
+    angles = torch.outer(torch.arange(max_position, dtype=torch.float64), _BASE**-exponent)
+    return torch.cat([angles.cos(), angles.sin()], dim=1).to(DTYPES[dtype]).to(device)
+
+
+def _rotated(values: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, operation: RotaryEmbedding) -> Expected:
+    """Rotates the pairs; the bound is that of two products and one sum in float32, to first order."""
+    wide = values.to(torch.float64)
+    result, bound = wide.clone(), torch.zeros_like(wide)
+    rotary_dim = operation.rotary_dim
+    if operation.interleaved:
+        pair = slice(0, rotary_dim, 2), slice(1, rotary_dim, 2)
+    else:
+        pair = slice(0, rotary_dim // 2), slice(rotary_dim // 2, rotary_dim)
+    first, second = (wide[..., half] for half in pair)
+    for half, products in (
+        (pair[0], (first * cosines, -second * sines)),
+        (pair[1], (second * cosines, first * sines)),
+    ):
+        result[..., half] = products[0] + products[1]
+        magnitude = products[0].abs() + products[1].abs()
+        bound[..., half] = 2 * FLOAT32_ROUNDOFF * magnitude + torch.finfo(values.dtype).tiny
+    return Expected(result, bound)

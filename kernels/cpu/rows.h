@@ -1,0 +1,49 @@
+// Rows of elements in tensors of any strides, and the choice of a kernel by their dtype.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "elements.h"
+
+namespace samebits {
+
+// Rounds `count` floats to the elements from index `first` on, and writes no other.
+template <Element element>
+SAMEBITS_INLINE void round_row(const float* source, int64_t count, void* target, int64_t first) {
+    for (int64_t i = 0; i < count; ++i) store_rounded(target, first + i, source[i], element);
+}
+
+SAMEBITS_INLINE const char* address(const void* tensor, int64_t index, int64_t element_size) {
+    return static_cast<const char*>(tensor) + index * element_size;
+}
+SAMEBITS_INLINE char* address(void* tensor, int64_t index, int64_t element_size) {
+    return static_cast<char*>(tensor) + index * element_size;
+}
+
+// The dimensions before a tensor's last, filled up in front with sizes of 1. Strides count elements.
+struct LeadingDimensions {
+    int64_t sizes[3], strides[3];
+
+    int64_t num_rows() const { return sizes[0] * sizes[1] * sizes[2]; }
+    // Index of a row's first element, rows counted with the last of these dimensions innermost.
+    int64_t first_of(int64_t row) const {
+        const int64_t outer = row / sizes[2];
+        return outer / sizes[1] * strides[0] + outer % sizes[1] * strides[1] + row % sizes[2] * strides[2];
+    }
+};
+
+// Calls `body` with the element as a compile-time constant.
+template <typename Body>
+SAMEBITS_INLINE void with_element(int64_t element, Body body) {
+    switch (static_cast<Element>(element)) {
+        case Element::kFloat32:
+            return body(std::integral_constant<Element, Element::kFloat32>{});
+        case Element::kBfloat16:
+            return body(std::integral_constant<Element, Element::kBfloat16>{});
+        case Element::kFloat16:
+            return body(std::integral_constant<Element, Element::kFloat16>{});
+    }
+}
+
+}  // namespace samebits

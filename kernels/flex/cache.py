@@ -1,0 +1,82 @@
+"""The page cache as FlexAttention takes it: one sequence of slots per key/value head.
+
+Where the pages begin a whole number of blocks apart, that sequence is the cache itself, in place: slots between one
+page and the next belong to nobody, and no tile lists their blocks. So K and V may share an allocation, page by page or
+token by token, or be slices of a larger cache, or be stored head by head.
+
+Only a sink needs a copy. Its weight must fall on no value, and FlexAttention gives every weight a value, so that the
+blocks which a batch reads are copied behind a block of zeros.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class BlocksBehindSink:
+    """Copies of the blocks that a batch reads, behind a block of zeros.
+
+    Attributes:
+        pages: int64 `[num_read, 1]`, page of each block.
+        offsets: int64 `[num_read, keys]`, place of its tokens in that page.
+        keys, values: `[num_blocks, keys, num_kv_heads, head_dim]`, scratch; zeros but for blocks 1 to `num_read`.
+    """
+
+    pages: torch.Tensor
+    offsets: torch.Tensor
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    def copy(self, key_cache: torch.Tensor, value_cache: torch.Tensor) -> None:
+        """Copies the blocks out of caches of any strides."""
+        for scratch, cache in ((self.keys, key_cache), (self.values, value_cache)):
+            scratch[1 : 1 + len(self.pages)] = cache[self.pages, self.offsets]
+
+
+def page_distance(key_cache: torch.Tensor, value_cache: torch.Tensor, keys_per_block: int) -> int:
+    """Slots from the beginning of one page to that of the next, in both caches.
+
+    Args:
+        key_cache: `[num_pages, page_size, num_kv_heads, head_dim]`.
+        value_cache: the same shape.
+        keys_per_block: slots of a block.
+
+    Raises:
+        ValueError: pages that do not begin a whole number of blocks apart, or not as far apart in both caches.
+    """
+    distances = []
+    for name, cache in (("key_cache", key_cache), ("value_cache", value_cache)):
+        if cache.shape[0] == 1:
+            # The first stride of a single page says nothing.
+            distances.append(int(cache.shape[1]))
+            continue
+        distance, remainder = divmod(cache.stride(0), cache.stride(1))
+        if remainder or distance % keys_per_block:
+            raise ValueError(
+                f"{name} has strides {cache.stride()}; the first must be a multiple of "
+                f"{keys_per_block * cache.stride(1)}, which is {keys_per_block} tokens"
+            )
+        distances.append(distance)
+    if distances[0] != distances[1]:
+        raise ValueError(
+            f"the pages of key_cache begin {distances[0]} tokens apart and those of value_cache {distances[1]}; "
+            f"both must be as far apart"
+        )
+    return distances[0]
+
+
+def at_least_pages(cache: torch.Tensor, num_pages: int) -> torch.Tensor:
+    """The cache, or where it has fewer pages a copy with pages of zeros behind them."""
+    missing = num_pages - cache.shape[0]
+    return torch.nn.functional.pad(cache, (0, 0, 0, 0, 0, 0, 0, missing)) if missing > 0 else cache
+
+
+def as_sequence(cache: torch.Tensor, num_slots: int, first_slot_strides: tuple[int, int] | None = None) -> torch.Tensor:
+    """The slots of a cache in place, as one sequence per head: `[num_kv_heads, 1, num_slots, head_dim]`.
+
+    It is no view as torch counts views: the compiler asks what a view is a view of, and would compile a graph for each.
+    """
+    raise NotImplementedError
