@@ -21,6 +21,7 @@ from samebits.backends.contract import (
 from samebits.backends.platform import accelerator, import_or_reason
 from samebits.backends.problem import Mask
 from samebits.backends.support import Support
+from samebits.backends.triton_operations import operations
 
 LOG2_E = math.log2(math.e)
 KERNELS = "samebits.kernels.triton.paged_attention"
@@ -303,6 +304,6 @@ def _next_power_of_two(value: int) -> int:
     return 1 << (value - 1).bit_length()
 
 
-def implementations() -> list[TritonAttention]:
-    """The bundled implementations of TRITON_ATTN."""
-    return [TritonAttention()]
+def implementations() -> list[Subject]:
+    """Our kernel of attention, and the operations on tokens."""
+    return [TritonAttention(), *operations()]

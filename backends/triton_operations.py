@@ -30,12 +30,12 @@ from samebits.backends.token_problem import CacheWrite, Linear, MergeStates, Rms
 
 KERNELS = "samebits.kernels.triton"
 
-# Elements of a program's tile where each element is computed by itself: no bit follows from it. Rotation needs one for
-# each thread at least, of which there are 256 at most (4 warps; 64 lanes each on AMD's).
+# Elements of a program's tile where rows are computed one by one: no bit follows from it. Rotation needs one for each
+# thread at least, of which 4 warps have 256 where a warp is 64.
 COMPILED_ELEMENTS = 2048
 # The interpreter's cost is in the number of programs.
 INTERPRETED_ELEMENTS = 16384
-# For every kernel but that of the linear, in which nothing can be fused: see the kernels' modules.
+# For every kernel but that of the linear, which holds no product outside of `tl.dot`: see the kernels' modules.
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
 
 
@@ -73,11 +73,11 @@ COMPILED_LINEAR = {
     "16-bit": LinearConfiguration(64, 128, feature_tile=64, feature_chunk=1024, num_warps=8, num_stages=3),
     "fp32": LinearConfiguration(64, 64, feature_tile=32, feature_chunk=1024, num_warps=8, num_stages=2),
 }
-# Features are few, so that small layers cross tiles and chunks; rows and columns many, so that programs are few.
-INTERPRETED_LINEAR = LinearConfiguration(64, 64, feature_tile=32, feature_chunk=64, num_warps=1, num_stages=1)
+# Chunks are short, so that small layers have several.
+INTERPRETED_LINEAR = LinearConfiguration(64, 128, feature_tile=64, feature_chunk=128, num_warps=1, num_stages=1)
 COMPILED_LANES = 1024
-# As few, so that short rows go round the lanes several times.
-INTERPRETED_LANES = 32
+# Few, so that short rows go round them several times.
+INTERPRETED_LANES = 128
 
 
 class TritonOperation(Subject):

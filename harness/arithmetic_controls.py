@@ -36,6 +36,11 @@ def _scaled_to_one(values: torch.Tensor) -> torch.Tensor:
     return values * (1.0 / largest) * largest
 
 
+def _first_of_equals(weights: torch.Tensor) -> torch.Tensor:
+    earlier = (weights.unsqueeze(3) == weights.unsqueeze(2)).tril(-1).any(dim=3)
+    return weights.masked_fill(earlier, 0.0)
+
+
 @dataclass(frozen=True)
 class Arithmetic:
     """Where a kernel rounds, and to what; by default as a correct one does.
@@ -119,11 +124,11 @@ DEGRADATIONS: tuple[Degradation, ...] = (
         Arithmetic(hidden_score=0.0),
     ),
     Degradation(
-        "bf16_denominator",
+        "first_of_equals",
         "ties",
         "bf16",
-        "the denominator is accumulated in bf16",
-        Arithmetic(total=_through(torch.bfloat16)),
+        "of equal weights in a tile, the first one takes part",
+        Arithmetic(weights=_first_of_equals),
     ),
     Degradation(
         "reciprocal_scale",

@@ -178,9 +178,9 @@ def _find(cell: Cell, executor: Executor) -> Findings:
 
 def _is_withstood(problem: AnyProblem, claims: Claims) -> bool:
     """Whether an implementation claims to be right in spite of the NaN that a problem holds."""
-    if problem.layout.poison == "nan" or problem.data == "unseen_nan":
-        return claims.ignores_unread_memory
-    return problem.data != "hidden_nan" or claims.ignores_hidden_keys
+    unread = problem.layout.poison == "nan" or problem.data == "unseen_nan"
+    hidden = problem.data == "hidden_nan"
+    return (claims.ignores_unread_memory or not unread) and (claims.ignores_hidden_keys or not hidden)
 
 
 def _differences(comparison: Comparison, executor: Executor) -> Iterator[Located]:

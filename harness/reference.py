@@ -114,7 +114,14 @@ def _shared_reference(problem: Problem, device: torch.device) -> RequestReferenc
     lse = torch.logsumexp(scores, dim=2)
     # A query that sees no key has no weights at all, rather than NaN.
     weights = torch.exp(scores - lse.masked_fill(lse == -math.inf, 0.0).unsqueeze(2))
-    output = weights @ value
+    # Where a value is no finite number, only a query that sees it may be touched, not one whose weight for it is 0.
+    finite = value.masked_fill(~value.isfinite(), 0.0)
+    output = weights @ finite
+    for number in (math.inf, math.nan):
+        present = value.isnan() if math.isnan(number) else value == number
+        if present.any():
+            output = output.masked_fill(visible.to(torch.float64) @ present.to(torch.float64) > 0, number)
+    value = finite
 
     score_variance = _score_variance(query, key, raw, scores, slope, problem).masked_fill(~visible, 0.0)
     key_count = visible.sum(dim=1).to(torch.float64)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from samebits.backends.problem import Problem, Request
-from samebits.harness.relations import Comparison
+from samebits.backends.problem import Request
+from samebits.harness.relations import AnyProblem, Comparison
 
 # Among more neighbours than these, one alone is tried with the victim, and then they are dropped by halves.
 _FEW_NEIGHBOURS = 6
@@ -57,14 +57,14 @@ def describe(comparison: Comparison) -> str:
     return f"{left} against {right}"
 
 
-def _told_side(side: tuple[Problem, ...]) -> str:
+def _told_side(side: tuple[AnyProblem, ...]) -> str:
     """The steps of one side; of many, the first and the last."""
     if len(side) <= 3:
         return " then ".join(_told(problem) for problem in side)
     return f"{_told(side[0])} then {len(side) - 2} more then {_told(side[-1])}"
 
 
-def _told(problem: Problem) -> str:
+def _told(problem: AnyProblem) -> str:
     """The requests of one step; of a crowd, those at its ends."""
     requests = [str(request) for request in problem.requests]
     if len(requests) > _TOLD:
@@ -94,7 +94,7 @@ def _smaller(comparison: Comparison, victim: int) -> Iterator[Comparison]:
         yield from _shortened(comparison, key)
 
 
-def _problems(comparison: Comparison) -> tuple[Problem, ...]:
+def _problems(comparison: Comparison) -> tuple[AnyProblem, ...]:
     return (*comparison.left, *comparison.right)
 
 
@@ -129,7 +129,7 @@ def _kept(comparison: Comparison, keys: set[int]) -> Iterator[Comparison]:
         for side in (comparison.left, comparison.right)
     )
     if left and right and left != right and (left, right) != (comparison.left, comparison.right):
-        yield Comparison(left, right)
+        yield replace(comparison, left=left, right=right)
 
 
 def _shortened(comparison: Comparison, key: int) -> Iterator[Comparison]:
@@ -140,18 +140,18 @@ def _shortened(comparison: Comparison, key: int) -> Iterator[Comparison]:
     (request,) = steps
     if request.context_len < 0:
         return  # Its query_len and context_len hang together.
-    halves = {
-        "encoder_len": request.encoder_len // 2,
-        "context_len": request.context_len // 2,
-        "query_len": -(-request.query_len // 2),
-    }
-    for name, length in halves.items():
-        if length < getattr(request, name):
-            shorter = replace(request, **{name: length})
-            yield Comparison(*(_replaced(side, request, shorter) for side in (comparison.left, comparison.right)))
+    halves = (
+        replace(request, encoder_len=request.encoder_len // 2),
+        replace(request, context_len=request.context_len // 2),
+        replace(request, query_len=-(-request.query_len // 2)),
+    )
+    for shorter in halves:
+        if shorter != request:
+            left, right = (_replaced(side, request, shorter) for side in (comparison.left, comparison.right))
+            yield replace(comparison, left=left, right=right)
 
 
-def _replaced(side: tuple[Problem, ...], old: Request, new: Request) -> tuple[Problem, ...]:
+def _replaced(side: tuple[AnyProblem, ...], old: Request, new: Request) -> tuple[AnyProblem, ...]:
     return tuple(
         problem.with_requests(*(new if request == old else request for request in problem.requests)) for problem in side
     )

@@ -500,9 +500,9 @@ def test_library_that_does_not_load_is_a_reason(empty_cache: Path, tmp_path: Pat
 
 def test_importing_the_backend_compiles_nothing(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    code = "from samebits.backends.cpu import implementations; print(len(implementations()))"
+    code = "from samebits.backends.cpu import implementations; implementations(); print('made')"
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert finished.stdout.strip() == "2", finished.stderr
+    assert finished.stdout.strip() == "made", finished.stderr
     assert not empty_cache.exists(), "importing the backend touched the kernel cache"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -11,7 +11,7 @@ from samebits.backends.contract import Tiling
 from samebits.backends.problem import Mask, Problem
 from samebits.harness.cases import BATCHES, Case, cases
 from samebits.harness.geometries import GEOMETRIES
-from samebits.harness.relations import RELATIONS, Comparison
+from samebits.harness.relations import RELATIONS, AnyProblem
 
 # As implementations declare them: an interpreted kernel's, one of whole tiles, one of long splits, a GPU's.
 TILINGS = (Tiling(32, 32, 64), Tiling(16, 16, 16), Tiling(32, 512, 512), Tiling(128, 128, 256))
@@ -22,8 +22,20 @@ WITHOUT_COMPARISONS = {("chunked_prefill", Mask.NON_CAUSAL)}
 PAIR = {case.mask: case for case in cases("default") if case.batch == "pair"}
 
 
-def comparisons(case: Case, relation: str, tiling: Tiling) -> list[Comparison]:
-    return list(RELATIONS[relation].compare(case.problem("fp32", tiling, 0), tiling))
+@dataclass(frozen=True)
+class Sides:
+    """The two sides of a comparison of attention."""
+
+    left: tuple[Problem, ...]
+    right: tuple[Problem, ...]
+
+
+def sides_of(case: Case, relation: str, tiling: Tiling) -> list[Sides]:
+    def attention(side: tuple[AnyProblem, ...]) -> tuple[Problem, ...]:
+        return tuple(problem for problem in side if isinstance(problem, Problem))
+
+    found = RELATIONS[relation].compare(case.problem("fp32", tiling, 0), tiling)
+    return [Sides(attention(comparison.left), attention(comparison.right)) for comparison in found]
 
 
 def rows(side: tuple[Problem, ...]) -> set[tuple[int, int]]:
@@ -43,7 +55,7 @@ def test_every_relation_compares_rows_of_every_case(relation: str, mask: Mask, t
     for case in cases("default"):
         if case.mask is not mask:
             continue
-        found = comparisons(case, relation, tiling)
+        found = sides_of(case, relation, tiling)
         if (relation, mask) in WITHOUT_COMPARISONS:
             assert not found, f"{relation} says something about {case.case_id}: {found[0]}"
             continue
@@ -56,7 +68,7 @@ def test_every_relation_compares_rows_of_every_case(relation: str, mask: Mask, t
 @pytest.mark.parametrize("tiling", TILINGS, ids=str)
 @pytest.mark.parametrize("relation", ["chunked_prefill", "extend", "decode"])
 def test_steps_of_cross_attention_cross_tiles_of_queries_and_splits_of_keys(relation: str, tiling: Tiling) -> None:
-    for comparison in comparisons(PAIR[Mask.CROSS], relation, tiling):
+    for comparison in sides_of(PAIR[Mask.CROSS], relation, tiling):
         (whole,) = comparison.left[0].requests
         assert whole.query_len > 2 * tiling.query_tile, f"{whole} holds no more than two tiles of {tiling}"
         assert whole.encoder_len > 2 * tiling.kv_split, f"{whole} has no more than two splits of {tiling}"
@@ -70,7 +82,7 @@ def test_a_step_sees_the_keys_that_its_queries_see_in_one_shot(relation: str) ->
     for case in cases("nightly"):
         if case.batch not in ("mixed", "pair"):
             continue
-        for comparison in comparisons(case, relation, tiling):
+        for comparison in sides_of(case, relation, tiling):
             (one_shot,) = comparison.left
             (whole,) = one_shot.requests
             for problem in comparison.right:
@@ -102,6 +114,10 @@ def longest_keys(problem: Problem) -> int:
     return max(problem.kv_len(request) for request in problem.requests)
 
 
+def requests_between(fewest: int, most: int) -> Callable[[Problem], bool]:
+    return lambda problem: fewest <= num_requests(problem) <= most
+
+
 # What a kernel may choose its launch by, and must not: each is true on one side of a comparison and false on the other.
 CHOICES: dict[str, Callable[[Problem], bool]] = {
     "more than 128 programs of one request and head": lambda p: num_requests(p) * p.geometry.num_kv_heads > 128,
@@ -117,14 +133,14 @@ CHOICES: dict[str, Callable[[Problem], bool]] = {
     "4096 keys beside one query each": lambda p: longest_keys(p) >= 4096 and longest_query(p) == 1,
     "more than 4096 keys together": lambda p: sum(p.kv_len(request) for request in p.requests) > 4096,
     "pages one after another": lambda p: p.layout.pages_in_order,
-    **{f"{n} to {2 * n - 1} requests": lambda p, n=n: n <= num_requests(p) < 2 * n for n in (2, 4, 8, 16, 32, 64)},
-    **{f"{n + 1} to {2 * n} requests": lambda p, n=n: n < num_requests(p) <= 2 * n for n in (1, 2, 4, 8, 16, 32)},
+    **{f"{n} to {2 * n - 1} requests": requests_between(n, 2 * n - 1) for n in (2, 4, 8, 16, 32, 64)},
+    **{f"{n + 1} to {2 * n} requests": requests_between(n + 1, 2 * n) for n in (1, 2, 4, 8, 16, 32)},
 }
 
 
 def compared(case: Case, tiling: Tiling) -> Iterator[tuple[Problem, Problem]]:
     for relation in RELATIONS:
-        for comparison in comparisons(case, relation, tiling):
+        for comparison in sides_of(case, relation, tiling):
             for left in comparison.left:
                 yield from ((left, right) for right in comparison.right)
 

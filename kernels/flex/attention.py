@@ -1,24 +1,24 @@
-"""One compiled FlexAttention call for a batch of any size, mask and number of heads.
-
-Compiling costs seconds, so little is compiled in: dtype, head_dim, scale, whether there is a softcap, and whether there
-is one key/value head. The rest is data. The mask is a range of slots per row, the key/value heads are FlexAttention's
-batch dimension (its number of heads is always compiled in, and here always 1), and the query heads that share one are
-rows like others.
-"""
+"""FlexAttention for a batch of any size, mask and number of heads: laid out in tiles, and run."""
 
 from __future__ import annotations
 
-import contextlib
-import functools
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import cast
 
 import torch
-from torch.fx.experimental import _config as symbolic_shapes_config
-from torch.nn.attention.flex_attention import AuxRequest, BlockMask, FlexKernelOptions, flex_attention
 
-from samebits.kernels.flex.tiles import Sequences, TileShape, Visibility, find_key_blocks, place_queries
+from samebits.kernels.flex.cache import BlocksBehindSink, as_sequence, at_least_pages, page_distance
+from samebits.kernels.flex.compiled import compiled_attention, compiler_configuration
+from samebits.kernels.flex.log_sum_exp import log_sum_exp
+from samebits.kernels.flex.tiles import (
+    KeyBlocks,
+    Sequences,
+    TileShape,
+    Visibility,
+    find_key_blocks,
+    lead_with_sink,
+    move_pages_apart,
+    place_queries,
+)
 
 # Inductor decides by the number of rows and of slots whether to pack keys and values for the matrix unit (on a CPU that
 # has one, for 16-bit dtypes, from 64 of each and 4 rows per thread), and whether to split the keys of a row (on a GPU,
@@ -26,8 +26,6 @@ from samebits.kernels.flex.tiles import Sequences, TileShape, Visibility, find_k
 _MIN_ROWS = 128
 _MIN_ROWS_PER_THREAD = 4
 _MIN_SLOTS = 64
-# Graphs of one process, far more than a matrix needs. Beyond them torch raises; it never runs uncompiled.
-_MAX_GRAPHS = 128
 
 
 @dataclass(frozen=True)
@@ -41,6 +39,7 @@ class Layer:
         page_size: tokens per page; a multiple of the keys of a block.
         scale: factor on `q . k`.
         softcap: cap on the scaled scores; None for none.
+        sinks: float32 `[num_heads]` on `device`, logit of each head's sink; None for none.
         dtype: of queries, cache and output.
         device: where they are.
     """
@@ -51,8 +50,24 @@ class Layer:
     page_size: int
     scale: float
     softcap: float | None
+    sinks: torch.Tensor | None
     dtype: torch.dtype
     device: torch.device
+
+
+@dataclass(frozen=True)
+class RowSinks:
+    """The sinks of a batch.
+
+    Attributes:
+        blocks: the copies that are read instead of the cache.
+        logits: float32 `[num_kv_heads * num_rows]`, of each row's head; 0 where no query stands.
+        first_logits: int32 `[num_kv_heads]`, where those of a key/value head begin.
+    """
+
+    blocks: BlocksBehindSink
+    logits: torch.Tensor
+    first_logits: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -61,28 +76,23 @@ class FlexPlan:
 
     Attributes:
         shape: of the tiles.
+        page_size: tokens per page.
         scale: factor on `q . k`.
         softcap: float32 scalar, or None for none.
         rows: `[num_kv_heads * num_rows, head_dim]`, scratch for the queries; 0 where no query stands.
         row_of_head: int64 `[num_tokens * num_heads]`, the row in it of each query head of each token.
-        key_counts: int32 `[1, 1, num_tiles]`, blocks that a tile reads.
-        key_blocks: int32 `[1, 1, num_tiles, columns]`, which ones.
-        starts, lower, upper, positions: see `KeyBlocks`.
-        num_pages: pages of the cache that the call is given.
+        blocks: what the tiles read: of the cache if its pages follow each other, or of the copies behind a sink.
+        sinks: None for none.
     """
 
     shape: TileShape
+    page_size: int
     scale: float
     softcap: torch.Tensor | None
     rows: torch.Tensor
     row_of_head: torch.Tensor
-    key_counts: torch.Tensor
-    key_blocks: torch.Tensor
-    starts: torch.Tensor
-    lower: torch.Tensor
-    upper: torch.Tensor
-    positions: torch.Tensor
-    num_pages: int
+    blocks: KeyBlocks
+    sinks: RowSinks | None
 
 
 def plan_batch(
@@ -101,23 +111,27 @@ def plan_batch(
     min_rows = max(_MIN_ROWS, _MIN_ROWS_PER_THREAD * torch.get_num_threads())
     queries = place_queries(sequences, layer.num_heads // num_kv_heads, shape, min_rows)
     blocks = find_key_blocks(sequences, queries, visibility, block_table, layer.page_size, shape, _MIN_SLOTS)
-    # FlexAttention for the CPU asks for a column per block of the cache; fewer than 2 would be compiled in.
-    columns = blocks.num_blocks if device.type == "cpu" else max(2, blocks.indices.shape[1])
-    key_blocks = torch.nn.functional.pad(blocks.indices, (0, columns - blocks.indices.shape[1]))
     head_origin = torch.arange(num_kv_heads).view(1, -1, 1) * queries.num_rows
+    row_of_head = (queries.row.unsqueeze(1) + head_origin).flatten().to(device)
+    sinks = None
+    if layer.sinks is not None:
+        blocks, cache_blocks = lead_with_sink(blocks, _MIN_SLOTS // shape.keys)
+        logits = torch.zeros(num_kv_heads * queries.num_rows, dtype=torch.float32, device=device)
+        logits[row_of_head] = layer.sinks.repeat(len(queries.row))
+        sinks = RowSinks(
+            blocks=_behind_sink(layer, cache_blocks, blocks.num_blocks, shape),
+            logits=logits,
+            first_logits=head_origin.flatten().to(device, torch.int32),
+        )
     return FlexPlan(
         shape=shape,
+        page_size=layer.page_size,
         scale=layer.scale,
         softcap=None if layer.softcap is None else torch.tensor(layer.softcap, dtype=torch.float32, device=device),
         rows=torch.zeros((num_kv_heads * queries.num_rows, layer.head_dim), dtype=layer.dtype, device=device),
-        row_of_head=(queries.row.unsqueeze(1) + head_origin).flatten().to(device),
-        key_counts=blocks.counts.view(1, 1, -1).to(device),
-        key_blocks=key_blocks.view(1, 1, -1, columns).to(device),
-        starts=blocks.starts.to(device),
-        lower=blocks.lower.to(device),
-        upper=blocks.upper.to(device),
-        positions=blocks.positions.to(device),
-        num_pages=blocks.num_pages,
+        row_of_head=row_of_head,
+        blocks=blocks.to(device),
+        sinks=sinks,
     )
 
 
@@ -134,143 +148,85 @@ def paged_attention(
 
     Args:
         plan: from `plan_batch`.
-        query: `[num_tokens, num_heads, head_dim]`; rows after the last request's are not read.
-        key_cache: `[num_pages, page_size, num_kv_heads, head_dim]`.
+        query: `[num_tokens, num_heads, head_dim]`, any strides; rows after the last request's are not read.
+        key_cache: `[num_pages, page_size, num_kv_heads, head_dim]`, strides as `page_distance` accepts them, or any with
+            sinks.
         value_cache: the same shape.
-        output: the shape of `query`.
-        lse: float32 `[num_heads, num_tokens]`, or None. FlexAttention for the CPU has none to give.
+        output: the shape of `query`, any strides.
+        lse: float32 `[num_heads, num_tokens]`, or None. On the CPU it is computed beside the kernel.
 
     Raises:
-        ValueError: a cache that is too small, or whose pages do not follow each other at their own distance.
+        ValueError: a cache that is too small, or strides that are refused.
     """
-    _, num_heads, head_dim = query.shape
-    num_kv_heads = key_cache.shape[2]
-    num_filled = len(plan.row_of_head)
-    plan.rows.index_copy_(0, plan.row_of_head, query.reshape(-1, head_dim)[:num_filled])
-    with _compiler_configuration():
-        rows_output, rows_lse = _compiled(plan.shape, with_lse=lse is not None)(
-            plan.rows.view(num_kv_heads, 1, -1, head_dim),
-            _as_sequence(key_cache, plan.num_pages, "key_cache"),
-            _as_sequence(value_cache, plan.num_pages, "value_cache"),
-            plan.key_counts,
-            plan.key_blocks,
-            plan.starts,
-            plan.lower,
-            plan.upper,
-            plan.positions,
-            plan.scale,
-            plan.softcap,
-        )
-    output.view(-1, head_dim)[:num_filled] = rows_output.reshape(-1, head_dim)[plan.row_of_head]
-    if lse is not None and rows_lse is not None:
-        filled_tokens = num_filled // num_heads
-        lse[:, :filled_tokens] = rows_lse.flatten()[plan.row_of_head].view(filled_tokens, num_heads).T
-
-
-def _as_sequence(cache: torch.Tensor, num_pages: int, name: str) -> torch.Tensor:
-    """A view of the first pages as one sequence per key/value head: `[num_kv_heads, 1, num_slots, head_dim]`."""
-    available, page_size = cache.shape[:2]
-    if available < num_pages:
-        raise ValueError(f"{name} has {available} pages; it must have at least {num_pages}")
-    if cache.stride(0) != page_size * cache.stride(1):
-        raise ValueError(
-            f"{name} has strides {cache.stride()}; the first must be {page_size * cache.stride(1)}, "
-            f"page_size times the second, for its pages to be one sequence"
-        )
-    return cache[:num_pages].flatten(0, 1).transpose(0, 1).unsqueeze(1)
-
-
-@contextlib.contextmanager
-def _compiler_configuration() -> Iterator[None]:
-    """One graph serves every size, numbers are compiled in, and running out of graphs is an error."""
-    with (
-        # Sizes that happen to be equal in the first batch need not be in the next.
-        symbolic_shapes_config.patch(use_duck_shape=False),  # type: ignore[attr-defined]
-        torch._dynamo.config.patch(
-            # A number of the tile's shape that were a symbol would not compile inside a mask (Triton, torch 2.11).
-            specialize_int=True,
-            specialize_float=True,
-            recompile_limit=_MAX_GRAPHS,
-            fail_on_recompile_limit_hit=True,
-        ),
-    ):
-        yield
-
-
-@functools.cache
-def _compiled(shape: TileShape, *, with_lse: bool) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
-    """FlexAttention over rows and slots, compiled at its first call."""
-    # A cast, as IS_DIVISIBLE and FLOAT32_PRECISION are options of the kernel that torch's type does not list.
-    kernel_options = cast(
-        FlexKernelOptions,
-        {
-            "BLOCK_M": shape.rows,
-            "BLOCK_N": shape.keys,
-            # No other kernel for a batch of few rows, which would split the keys by the number of processors.
-            "FORCE_USE_FLEX_ATTENTION": True,
-            "IS_DIVISIBLE": False,
-            # Nothing is left for autotuning to choose.
-            "num_warps": 4,
-            "num_stages": 2,
-            # Products of float32 are not rounded to TF32, whatever the process allows elsewhere.
-            "FLOAT32_PRECISION": "'ieee'",
-        },
-    )
-
-    # The four that the mask reads have one dimension each, and names to be kept. Their sizes are symbols in the C++ of
-    # the mask, named by a hash of the parameter's name, and inductor (2.11 to 2.13) corrupts those that begin like its
-    # own for the tile's sizes, `ks4` and `ks5`: a size called `s42` would come out as `cur_qSplitSize2`, undeclared.
-    def attend(
-        query: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        key_counts: torch.Tensor,
-        key_blocks: torch.Tensor,
-        starts: torch.Tensor,
-        lower: torch.Tensor,
-        upper: torch.Tensor,
-        positions: torch.Tensor,
-        scale: float,
-        softcap: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        def mask(head: torch.Tensor, unused: torch.Tensor, row: torch.Tensor, slot: torch.Tensor) -> torch.Tensor:
-            position = positions[starts[row] + slot // shape.keys] + slot % shape.keys
-            return (position >= lower[row]) & (position < upper[row])
-
-        def cap(
-            score: torch.Tensor,
-            head: torch.Tensor,
-            unused: torch.Tensor,
-            row: torch.Tensor,
-            slot: torch.Tensor,
-        ) -> torch.Tensor:
-            assert softcap is not None
-            return softcap * torch.tanh(score / softcap)
-
-        block_mask = BlockMask(
-            seq_lengths=(query.shape[2], keys.shape[2]),
-            kv_num_blocks=key_counts,
-            kv_indices=key_blocks,
-            # Blocks that need no mask would be read after all others, out of order.
-            full_kv_num_blocks=None,
-            full_kv_indices=None,
-            q_num_blocks=None,
-            q_indices=None,
-            full_q_num_blocks=None,
-            full_q_indices=None,
-            BLOCK_SIZE=(shape.rows, shape.keys),
-            mask_mod=mask,
-        )
-        attention, auxiliary = flex_attention(
-            query,
+    num_tokens = len(plan.row_of_head) // query.shape[1]
+    plan.rows.index_copy_(0, plan.row_of_head, query[:num_tokens].reshape(-1, query.shape[2]))
+    for name, cache in (("key_cache", key_cache), ("value_cache", value_cache)):
+        if cache.shape[0] < plan.blocks.num_pages:
+            raise ValueError(f"{name} has {cache.shape[0]} pages; it must have at least {plan.blocks.num_pages}")
+    keys, values, blocks = _sequences(plan, key_cache, value_cache)
+    rows = plan.rows.view(key_cache.shape[2], 1, -1, query.shape[2])
+    sinks, first_sinks = (None, None) if plan.sinks is None else (plan.sinks.logits, plan.sinks.first_logits)
+    kernel_has_lse = rows.device.type != "cpu"
+    with compiler_configuration():
+        rows_output, rows_lse = compiled_attention(plan.shape, with_lse=lse is not None and kernel_has_lse)(
+            rows,
             keys,
             values,
-            score_mod=None if softcap is None else cap,
-            block_mask=block_mask,
-            scale=scale,
-            kernel_options=kernel_options,
-            return_aux=AuxRequest(lse=with_lse),
+            blocks.counts.view(1, 1, -1),
+            _columns(blocks).unsqueeze(0).unsqueeze(0),
+            blocks.starts,
+            blocks.lower,
+            blocks.upper,
+            blocks.positions,
+            plan.scale,
+            plan.softcap,
+            sinks,
+            first_sinks,
         )
-        return attention, auxiliary.lse
+    output[:num_tokens] = rows_output.reshape(-1, query.shape[2])[plan.row_of_head].view(num_tokens, *query.shape[1:])
+    if lse is None:
+        return
+    if not kernel_has_lse:
+        rows_lse = log_sum_exp(rows, keys, blocks, plan.shape, plan.scale, plan.softcap, sinks)
+    lse[:, :num_tokens] = rows_lse.flatten()[plan.row_of_head].view(num_tokens, -1).T
 
-    return torch.compile(attend, fullgraph=True, dynamic=True)
+
+def _behind_sink(layer: Layer, cache_blocks: torch.Tensor, num_blocks: int, shape: TileShape) -> BlocksBehindSink:
+    """Where the blocks of a batch are in the cache, and scratch for their copies."""
+    blocks_per_page = layer.page_size // shape.keys
+    size = (num_blocks, shape.keys, layer.num_kv_heads, layer.head_dim)
+    first = (cache_blocks % blocks_per_page * shape.keys).unsqueeze(1)
+    return BlocksBehindSink(
+        pages=(cache_blocks // blocks_per_page).unsqueeze(1).to(layer.device),
+        offsets=(first + torch.arange(shape.keys)).to(layer.device),
+        keys=torch.zeros(size, dtype=layer.dtype, device=layer.device),
+        values=torch.zeros(size, dtype=layer.dtype, device=layer.device),
+    )
+
+
+def _sequences(
+    plan: FlexPlan, key_cache: torch.Tensor, value_cache: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, KeyBlocks]:
+    """What the kernel reads as keys and values, and where in it the blocks of the batch are."""
+    blocks = plan.blocks
+    if plan.sinks is not None:
+        copies = plan.sinks.blocks
+        copies.copy(key_cache, value_cache)
+        key_cache, value_cache = copies.keys, copies.values
+    else:
+        blocks_per_page = plan.page_size // plan.shape.keys
+        num_pages = blocks.num_blocks // blocks_per_page
+        key_cache, value_cache = (at_least_pages(cache, num_pages) for cache in (key_cache, value_cache))
+        distance = page_distance(key_cache, value_cache, plan.shape.keys)
+        if distance != plan.page_size:
+            blocks = move_pages_apart(blocks, blocks_per_page, distance // plan.shape.keys)
+    num_slots = blocks.num_blocks * plan.shape.keys
+    return as_sequence(key_cache, num_slots), as_sequence(value_cache, num_slots), blocks
+
+
+def _columns(blocks: KeyBlocks) -> torch.Tensor:
+    """The lists of blocks, padded to the width that FlexAttention asks for: int32 `[num_tiles, columns]`."""
+    listed = blocks.indices.shape[1]
+    # For the CPU a column per block of the sequence; fewer than 2 would be compiled in.
+    columns = blocks.num_blocks if blocks.indices.device.type == "cpu" else max(2, listed)
+    return torch.nn.functional.pad(blocks.indices, (0, columns - listed))

@@ -74,9 +74,20 @@ def at_least_pages(cache: torch.Tensor, num_pages: int) -> torch.Tensor:
     return torch.nn.functional.pad(cache, (0, 0, 0, 0, 0, 0, 0, missing)) if missing > 0 else cache
 
 
-def as_sequence(cache: torch.Tensor, num_slots: int, first_slot_strides: tuple[int, int] | None = None) -> torch.Tensor:
-    """The slots of a cache in place, as one sequence per head: `[num_kv_heads, 1, num_slots, head_dim]`.
+def as_sequence(cache: torch.Tensor, num_slots: int) -> torch.Tensor:
+    """The first slots of a cache, in place: `[num_kv_heads, 1, num_slots, head_dim]`.
 
-    It is no view as torch counts views: the compiler asks what a view is a view of, and would compile a graph for each.
+    Args:
+        cache: `[num_pages, page_size, num_kv_heads, head_dim]`.
+        num_slots: slots from the first page's first on, those between pages among them.
     """
-    raise NotImplementedError
+    _, token_stride, head_stride, element_stride = cache.stride()
+    _, _, num_kv_heads, head_dim = cache.shape
+    # On the cache's memory, yet no view of it: of a view the compiler also looks at the base, and compiles again for
+    # every other shape that it has.
+    return torch.empty(0, dtype=cache.dtype, device=cache.device).set_(
+        cache.untyped_storage(),
+        cache.storage_offset(),
+        (num_kv_heads, 1, num_slots, head_dim),
+        (head_stride, head_stride, token_stride, element_stride),
+    )

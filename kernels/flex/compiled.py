@@ -1,0 +1,133 @@
+"""FlexAttention over rows and slots, compiled for batches of every size.
+
+Compiling costs seconds, so little is compiled in: dtype, head_dim, scale, whether there are a softcap and sinks, whether
+there is one key/value head, and of the cache's strides only whether they follow from its shape. The rest is data. The
+mask is a range of slots per row, the key/value heads are FlexAttention's batch dimension (its number of heads is always
+compiled in, and here always 1), and the query heads that share one are rows like others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import cast
+
+import torch
+from torch.fx.experimental import _config as symbolic_shapes_config
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, FlexKernelOptions, flex_attention
+
+from samebits.kernels.flex.tiles import TileShape
+
+# Graphs of one process, far more than a matrix needs. Beyond them torch raises; it never runs uncompiled.
+_MAX_GRAPHS = 128
+
+
+@contextlib.contextmanager
+def compiler_configuration() -> Iterator[None]:
+    """One graph serves every size, numbers are compiled in, and running out of graphs is an error."""
+    with (
+        # Sizes that happen to be equal in the first batch need not be in the next.
+        symbolic_shapes_config.patch(use_duck_shape=False),  # type: ignore[attr-defined]
+        torch._dynamo.config.patch(
+            # A number of the tile's shape that were a symbol would not compile inside a mask (Triton, torch 2.11).
+            specialize_int=True,
+            specialize_float=True,
+            recompile_limit=_MAX_GRAPHS,
+            fail_on_recompile_limit_hit=True,
+        ),
+    ):
+        yield
+
+
+@functools.cache
+def compiled_attention(
+    shape: TileShape, *, with_lse: bool
+) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
+    """FlexAttention over rows and slots, compiled at its first call, which takes seconds.
+
+    Args:
+        shape: of the tiles.
+        with_lse: whether to return the log-sum-exp too. Inductor for the CPU: "only supports inference and `return_lse`
+            is not supported yet" (torch 2.11 to 2.13).
+    """
+    # A cast, as IS_DIVISIBLE and FLOAT32_PRECISION are options of the kernel that torch's type does not list.
+    kernel_options = cast(
+        FlexKernelOptions,
+        {
+            "BLOCK_M": shape.rows,
+            "BLOCK_N": shape.keys,
+            # No other kernel for a batch of few rows, which would split the keys by the number of processors.
+            "FORCE_USE_FLEX_ATTENTION": True,
+            "IS_DIVISIBLE": False,
+            # Nothing is left for autotuning to choose.
+            "num_warps": 4,
+            "num_stages": 2,
+            # Products of float32 are not rounded to TF32, whatever the process allows elsewhere.
+            "FLOAT32_PRECISION": "'ieee'",
+        },
+    )
+
+    # What the mask and the scores read has one dimension each, and names to be kept. Their sizes are symbols in the C++
+    # of the mask, named by a hash of the parameter's name, and inductor (2.11 to 2.13) corrupts those that begin like
+    # its own for the tile's sizes, `ks4` and `ks5`: a size called `s42` would come out as `cur_qSplitSize2`, undeclared.
+    def attend(
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        key_counts: torch.Tensor,
+        key_blocks: torch.Tensor,
+        starts: torch.Tensor,
+        lower: torch.Tensor,
+        upper: torch.Tensor,
+        positions: torch.Tensor,
+        scale: float,
+        softcap: torch.Tensor | None,
+        sinks: torch.Tensor | None,
+        first_sinks: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        def mask(head: torch.Tensor, unused: torch.Tensor, row: torch.Tensor, slot: torch.Tensor) -> torch.Tensor:
+            position = positions[starts[row] + slot // shape.keys] + slot % shape.keys
+            visible = (position >= lower[row]) & (position < upper[row])
+            return visible if sinks is None else visible | (slot == 0)
+
+        def change_score(
+            score: torch.Tensor,
+            head: torch.Tensor,
+            unused: torch.Tensor,
+            row: torch.Tensor,
+            slot: torch.Tensor,
+        ) -> torch.Tensor:
+            if softcap is not None:
+                score = softcap * torch.tanh(score / softcap)
+            if sinks is not None and first_sinks is not None:
+                score = torch.where(slot == 0, sinks[first_sinks[head] + row], score)
+            return score
+
+        block_mask = BlockMask(
+            seq_lengths=(query.shape[2], keys.shape[2]),
+            kv_num_blocks=key_counts,
+            kv_indices=key_blocks,
+            # Blocks that need no mask would be read after all others, out of order.
+            full_kv_num_blocks=None,
+            full_kv_indices=None,
+            q_num_blocks=None,
+            q_indices=None,
+            full_q_num_blocks=None,
+            full_q_indices=None,
+            BLOCK_SIZE=(shape.rows, shape.keys),
+            mask_mod=mask,
+        )
+        attention, auxiliary = flex_attention(
+            query,
+            keys,
+            values,
+            score_mod=None if softcap is None and sinks is None else change_score,
+            block_mask=block_mask,
+            scale=scale,
+            kernel_options=kernel_options,
+            return_aux=AuxRequest(lse=with_lse),
+        )
+        return attention, auxiliary.lse
+
+    return torch.compile(attend, fullgraph=True, dynamic=True)
