@@ -20,6 +20,7 @@ from samebits.backends.contract import (
     Tiling,
 )
 from samebits.backends.platform import Platform, accelerator, import_or_reason
+from samebits.backends.problem import Mask
 from samebits.backends.subject import Subject
 from samebits.backends.support import Support
 from samebits.backends.torch_operations import operations
@@ -43,6 +44,9 @@ class FlexAttention(Implementation["FlexPlan"]):
         platform: where it computes.
         tile: rows per tile, and keys per block where the page size allows it, else the largest power of two that
             divides both; a power of two of at least 16. Another than 16 is a variant of its own.
+
+    On the processor the log-sum-exp is computed beside the kernel, which has none to give. With sinks the keys and
+    values that a batch reads are copied, behind a block of zeros for the sink; without, the cache is read in place.
     """
 
     backend = "FLEX_ATTENTION"
@@ -64,16 +68,23 @@ class FlexAttention(Implementation["FlexPlan"]):
         self._tile = tile
         self.variant = "" if tile == _SMALLEST_TILE else f"tile={tile}"
         on_processor = platform.kind == "cpu"
+        # A block lies inside a page. Blocks of a single key come out wrong on the processor in 16 bits (torch 2.13).
+        smallest_block = 2 if on_processor else _SMALLEST_TILE
         self.support = Support(
             dtypes=("fp32", "bf16", "fp16"),
+            masks=tuple(Mask),
             head_dims=lambda head_dim: on_processor or _SMALLEST_TILE <= head_dim <= _TILE_ELEMENTS_ON_GPU // tile,
-            page_sizes=lambda page_size: page_size % _SMALLEST_TILE == 0,
+            page_sizes=lambda page_size: page_size % smallest_block == 0,
             encoder_offset=True,
-            # Inductor for the CPU: "only supports inference and `return_lse` is not supported yet".
-            lse=not on_processor,
+            lse=True,
+            sinks=True,
         )
         self.tiling = Tiling(query_tile=tile, kv_tile=tile, kv_split=tile)
-        self.configuration = {"query_rows": str(tile), "max_key_block": str(tile)}
+        self.configuration = {
+            "query_rows": str(tile),
+            "max_key_block": str(tile),
+            "log_sum_exp": "beside the kernel in float64" if on_processor else "of the kernel",
+        }
 
     def probe(self) -> Availability:
         """Imports what is called, and asks for what inductor compiles it with; the first run compiles."""
@@ -87,6 +98,7 @@ class FlexAttention(Implementation["FlexPlan"]):
 
     def plan(self, config: AttentionConfig, metadata: AttentionMetadata) -> FlexPlan:
         """Lays the batch out in tiles on the host."""
+        self.require(config)
         from samebits.kernels.flex.attention import Layer, plan_batch
 
         query_start_loc, seq_lens, first_slots, num_keys = (
@@ -99,6 +111,10 @@ class FlexAttention(Implementation["FlexPlan"]):
             )
         )
         query_lens = query_start_loc.diff()
+        if metadata.causal_requests is None:
+            causal = torch.full((metadata.num_requests,), metadata.causal)
+        else:
+            causal = metadata.causal_requests.cpu()
         return plan_batch(
             Layer(
                 num_heads=config.num_heads,
@@ -107,11 +123,12 @@ class FlexAttention(Implementation["FlexPlan"]):
                 page_size=config.page_size,
                 scale=config.scale,
                 softcap=config.softcap,
+                sinks=config.sinks,
                 dtype=config.dtype,
                 device=config.device,
             ),
             Sequences(query_lens, seq_lens - query_lens, first_slots, num_keys),
-            Visibility(metadata.causal, config.window),
+            Visibility(causal, config.window),
             metadata.block_table.cpu(),
             TileShape(rows=self._tile, keys=math.gcd(config.page_size, self._tile)),
         )

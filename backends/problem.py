@@ -174,6 +174,25 @@ class Layout:
 
 
 @dataclass(frozen=True)
+class Circumstances:
+    """What surrounds a computation. No field of it may change a request's result.
+
+    Attributes:
+        attempt: tells one repetition of the same call from another.
+        scratch: what uninitialised memory holds, `nan` or `large`; None for what unreadable memory holds.
+        shift: bytes by which tensors lie behind the start of their allocation, a multiple of 16.
+        beside_work: whether other work runs at the same time.
+        threads: threads within one operation on a processor; None for those of the session.
+    """
+
+    attempt: int = 0
+    scratch: str | None = None
+    shift: int = 0
+    beside_work: bool = False
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
 class Problem:
     """One batch to compute: all tensors follow from it.
 
@@ -185,6 +204,7 @@ class Problem:
         layout: where the batch lies in memory.
         seed: seed of all data; the same request key under another seed is other data.
         data: kind of data, one of `DATA_NAMES`.
+        circumstances: what surrounds the computation.
     """
 
     geometry: Geometry
@@ -194,6 +214,7 @@ class Problem:
     layout: Layout = field(default_factory=Layout)
     seed: int = 0
     data: str = "normal"
+    circumstances: Circumstances = field(default_factory=Circumstances)
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPE_NAMES:

@@ -38,6 +38,9 @@ class Claims:
         schedule_invariant: nor on how its tokens were divided over steps: chunked prefill, extend, decode.
         ignores_unread_memory: memory outside a request's keys may hold anything, NaN included; keys that the mask hides
             from all of its queries are outside too.
+        deterministic: the same call gives the same bits, wherever its tensors lie, whatever scratch held before and
+            whatever else runs.
+        thread_invariant: bits do not depend on the number of threads within one operation on a processor.
         ignores_hidden_keys: what the mask hides from one query and shows another may hold NaN, and the first query's
             result stands.
         source: where the claim is made: a document, a line of code.
@@ -47,6 +50,8 @@ class Claims:
     schedule_invariant: bool = False
     ignores_unread_memory: bool = True
     ignores_hidden_keys: bool = False
+    deterministic: bool = True
+    thread_invariant: bool = False
     source: str = ""
 
 

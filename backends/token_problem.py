@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from samebits.backends.problem import DATA_NAMES, DTYPE_NAMES, POISON_NAMES, Request
+from samebits.backends.problem import DATA_NAMES, DTYPE_NAMES, POISON_NAMES, Circumstances, Request
 
 
 @dataclass(frozen=True)
@@ -156,6 +156,7 @@ class TokenProblem:
         layout: where they lie in memory.
         seed: seed of all data.
         data: kind of data, one of `DATA_NAMES`.
+        circumstances: what surrounds the computation.
     """
 
     operation: TokenOperation
@@ -164,6 +165,7 @@ class TokenProblem:
     layout: TokenLayout = field(default_factory=TokenLayout)
     seed: int = 0
     data: str = "normal"
+    circumstances: Circumstances = field(default_factory=Circumstances)
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPE_NAMES:

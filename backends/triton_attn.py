@@ -20,6 +20,7 @@ from samebits.backends.contract import (
 )
 from samebits.backends.platform import accelerator, import_or_reason
 from samebits.backends.problem import Mask
+from samebits.backends.subject import Subject
 from samebits.backends.support import Support
 from samebits.backends.triton_operations import operations
 

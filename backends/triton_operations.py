@@ -320,8 +320,8 @@ class TritonRmsNorm(TritonOperation, RmsNormImplementation):
 def _row_layout(tensor: torch.Tensor) -> tuple[int, int, int, int, int]:
     """Where the rows of a tensor of any leading dimensions lie, as three dimensions.
 
-    Dimensions that are evenly spaced rows together become one, so that a contiguous tensor has one and its strides
-    alone decide which variant of a kernel is compiled, never its number of tokens.
+    Dimensions whose rows are evenly spaced together become one. So a contiguous tensor has one, whatever its shape, and
+    no stride that follows the number of tokens makes Triton compile another variant.
 
     Returns:
         Sizes of the second and the third dimension, and strides of all three.
@@ -331,8 +331,6 @@ def _row_layout(tensor: torch.Tensor) -> tuple[int, int, int, int, int]:
     """
     dimensions: list[tuple[int, int]] = []
     for size, stride in zip(tensor.shape[:-1], tensor.stride()[:-1], strict=True):
-        if size == 1:
-            continue
         if dimensions and dimensions[-1][1] == size * stride:
             dimensions[-1] = (dimensions[-1][0] * size, stride)
         else:

@@ -139,6 +139,9 @@ def make_batch(problem: Problem, device: torch.device) -> Batch:
     if layout.strided:
         query = _packed(query, geometry.num_kv_heads, poison)
         key_cache, value_cache = torch.stack([key_cache, value_cache], dim=1).unbind(dim=1)
+    query, key_cache, value_cache = (
+        moved(tensor, problem.circumstances.shift) for tensor in (query, key_cache, value_cache)
+    )
     return Batch(
         problem=problem,
         config=config,
@@ -148,6 +151,16 @@ def make_batch(problem: Problem, device: torch.device) -> Batch:
         value_cache=value_cache,
         query_rows=tuple(query_rows),
     )
+
+
+def moved(tensor: torch.Tensor, shift: int) -> torch.Tensor:
+    """A copy that starts `shift` bytes behind the start of its allocation, with the same strides."""
+    if not shift:
+        return tensor
+    elements = shift // tensor.element_size()
+    span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    allocation = torch.empty(max(span, 0) + elements, dtype=tensor.dtype, device=tensor.device)
+    return allocation.as_strided(tensor.shape, tensor.stride(), elements).copy_(tensor)
 
 
 def _packed(query: torch.Tensor, num_kv_heads: int, poison: float) -> torch.Tensor:

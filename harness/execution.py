@@ -12,6 +12,7 @@ import torch
 from samebits.backends.contract import Implementation
 from samebits.backends.problem import Problem, Request
 from samebits.harness.batch import Batch, GuardedTensor, guarded, make_batch
+from samebits.harness.circumstances import in_circumstances
 from samebits.harness.comparison import ulp_distance
 from samebits.harness.reference import budget_used, request_reference
 from samebits.harness.relations import AnyProblem
@@ -107,10 +108,11 @@ def execute(implementation: Implementation[Any], problem: Problem, device: torch
     if implementation.support.lse:
         lse = guarded((geometry.num_heads, num_tokens), torch.float32, device, poison)
     inputs = _digest_inputs(batch)
-    plan = implementation.plan(batch.config, batch.metadata)
-    implementation.run(
-        plan, batch.query, batch.key_cache, batch.value_cache, output.tensor, None if lse is None else lse.tensor
-    )
+    with in_circumstances(problem.circumstances, poison, device):
+        plan = implementation.plan(batch.config, batch.metadata)
+        implementation.run(
+            plan, batch.query, batch.key_cache, batch.value_cache, output.tensor, None if lse is None else lse.tensor
+        )
     results = _collect(batch, output, lse)
     faults = [
         f"run wrote outside the {name} tensor"

@@ -77,7 +77,7 @@ def judge(cell: Cell, availability: Availability, executor: Executor, command: s
     if not availability.available:
         return replace(record, reasons=(availability.reason,))
     try:
-        reasons = _reasons(cell)
+        reasons = _reasons(cell, availability)
         if reasons:
             return replace(record, verdict=Verdict.UNSUPPORTED, reasons=reasons)
         findings = _find(cell, executor)
@@ -134,11 +134,13 @@ def unjudged(cell: Cell, availability: Availability, command: str) -> Record:
     )
 
 
-def _reasons(cell: Cell) -> tuple[str, ...]:
+def _reasons(cell: Cell, availability: Availability) -> tuple[str, ...]:
     problems = dict.fromkeys(p for comparison in cell.comparisons for p in (*comparison.left, *comparison.right))
     reasons = [reason for problem in problems for reason in reasons_against(cell.implementation, problem)]
     if isinstance(cell.implementation, Implementation) and cell.relation.judged == ("lse",):
         reasons += [] if cell.implementation.support.lse else ["no log-sum-exp is returned"]
+    if availability.device != "cpu" and any(problem.circumstances.threads for problem in problems):
+        reasons.append(f"it computes on {availability.device}, where there are no threads to choose")
     return tuple(dict.fromkeys(reasons))
 
 

@@ -36,7 +36,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from samebits.backends.contract import DTYPES
-from samebits.backends.problem import Layout, Mask, Problem, Request
+from samebits.backends.problem import Circumstances, Layout, Mask, Problem, Request
 from samebits.harness.batch import request_keys_values, request_queries, sinks_of
 
 DEVIATIONS = 7.0
@@ -86,7 +86,9 @@ def request_reference(problem: Problem, request: Request, device: torch.device) 
         request: the request to compute.
         device: where to compute, and where the result is.
     """
-    return _shared_reference(replace(problem, requests=(request,), layout=Layout()), device)
+    return _shared_reference(
+        replace(problem, requests=(request,), layout=Layout(), circumstances=Circumstances()), device
+    )
 
 
 @functools.lru_cache(maxsize=512)

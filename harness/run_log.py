@@ -23,6 +23,7 @@ SUITE_MARKS = {
     "batch_invariant": "a request keeps its bits whatever its batch, neighbours, pages and schedule",
     "dtype": "every number is as right as arithmetic in its dtype allows",
     "semantics": "each mask and each option of attention means what it should",
+    "run_to_run": "the same call gives the same bits, again and again",
     "rope": "rotary embedding is right, invariant, and keeps the rules of its cache",
 }
 # How a test hands its record over: as a property of its report, which xdist carries from a worker to the controller.

@@ -50,11 +50,8 @@ def shrink(
 def describe(comparison: Comparison) -> str:
     """Both sides of a comparison in one line."""
     left, right = (_told_side(side) for side in (comparison.left, comparison.right))
-    layouts = {problem.layout for problem in (*comparison.left, *comparison.right)}
-    if len(layouts) > 1:
-        changes = _layout_changes(comparison)
-        return f"{left} against {right} with {changes}"
-    return f"{left} against {right}"
+    changes = _changes(comparison)
+    return f"{left} against {right} with {changes}" if changes else f"{left} against {right}"
 
 
 def _told_side(side: tuple[AnyProblem, ...]) -> str:
@@ -72,10 +69,13 @@ def _told(problem: AnyProblem) -> str:
     return f"[{' '.join(requests)}]"
 
 
-def _layout_changes(comparison: Comparison) -> str:
-    left, right = comparison.left[0].layout, comparison.right[0].layout
-    changed = [name for name in vars(left) if getattr(left, name) != getattr(right, name)]
-    return ", ".join(f"{name} {getattr(left, name)} and {getattr(right, name)}" for name in changed)
+def _changes(comparison: Comparison) -> str:
+    """What besides the requests is another on the right: layout, data, circumstances."""
+    left, right = (
+        {"data": side[0].data} | vars(side[0].layout) | vars(side[0].circumstances)
+        for side in (comparison.left, comparison.right or comparison.left)
+    )
+    return ", ".join(f"{name} {left[name]} and {right[name]}" for name in left if left[name] != right[name])
 
 
 def _smaller(comparison: Comparison, victim: int) -> Iterator[Comparison]:

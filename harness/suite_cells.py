@@ -7,10 +7,12 @@ such a case.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 
 from samebits.backends.problem import Mask
 from samebits.backends.subject import Subject
 from samebits.backends.token_problem import (
+    TOKEN_OPERATIONS,
     CacheWrite,
     Linear,
     MergeStates,
@@ -25,6 +27,8 @@ from samebits.harness.inputs import INPUTS, TOKEN_INPUTS
 from samebits.harness.matrix import AnyCase, Cell, Selection
 from samebits.harness.not_offered import NotOffered
 from samebits.harness.relations import RELATIONS, Relation
+from samebits.harness.repeat_controls import DISTURBANCES, DisturbedKernel
+from samebits.harness.repeats import ATTEMPTS, THREADS, repeated
 from samebits.harness.semantic_controls import LEAKS, MISREADINGS, PlainKernel
 from samebits.harness.semantics import MEANINGS, semantic_cases
 from samebits.harness.tokens.cases import token_cases
@@ -34,6 +38,11 @@ from samebits.harness.tokens.relations import ROTARY_RULES, TOKEN_RELATIONS
 _CONTROL_CASE = Case(GEOMETRIES["llama3-8b"], Mask.CAUSAL, "mixed", "smoke", ("fp32",))
 _LONG_CONTROL_CASE = Case(GEOMETRIES["llama3-8b"], Mask.CAUSAL, "long", "smoke", ("fp32", "bf16"))
 _WINDOW_CASE = Case(GEOMETRIES["mistral-7b"], Mask.SLIDING_WINDOW, "mixed", "smoke", ("fp32",))
+# Thirty calls of each: a few requests that cross splits, in one dtype, with and without a causal mask.
+_REPEATED_CASES = (
+    Case(GEOMETRIES["llama3-8b"], Mask.CAUSAL, "draft", "smoke", ("bf16",)),
+    Case(GEOMETRIES["llama3.2-11b-vision"], Mask.CROSS, "draft", "smoke", ("fp32",)),
+)
 # Rotary embedding has a suite of its own.
 _OTHER_OPERATIONS = (CacheWrite.operation, MergeStates.operation, Linear.operation, RmsNorm.operation)
 _SUMMING_OPERATIONS = (MergeStates.operation, Linear.operation, RmsNorm.operation)
@@ -101,12 +110,39 @@ def rope_cells(selection: Selection) -> Iterator[Cell]:
     yield from _token_cells("rope", selection, operations, checks)
 
 
+def run_to_run_cells(selection: Selection) -> Iterator[Cell]:
+    """The same call gives the same bits, again and again."""
+    suite = "run_to_run"
+    checks = {check.name: check for check in (repeated(ATTEMPTS[selection.tier]), THREADS)}
+    for flaw in DISTURBANCES:
+        check = checks[flaw.check]
+        yield Cell(suite, DisturbedKernel(flaw), check, _CONTROL_CASE, "fp32", "smoke", selection.seed, flaw)
+    for subject, case in _repeated(selection):
+        for dtype in selection.dtypes_of(case):
+            for check in checks.values():
+                yield _cell(suite, subject, replace(check, judged=()), case, dtype, selection)
+
+
+def _repeated(selection: Selection) -> Iterator[tuple[Subject, AnyCase]]:
+    """What is repeated: a few cases of every operation, and all of them in the nightly tier."""
+    nightly = selection.tier == "nightly"
+    for implementation in selection.attention:
+        for case in cases("nightly") if nightly else _REPEATED_CASES:
+            yield implementation, case
+    for operation in TOKEN_OPERATIONS:
+        name = operation.operation
+        for tokens in selection.of_tokens(name):
+            for token_case in token_cases(name, "nightly") if nightly else list(token_cases(name, "smoke"))[:1]:
+                yield tokens, token_case
+
+
 # Each suite by its mark: the cells of a selection.
 SUITES: Mapping[str, Callable[[Selection], Iterator[Cell]]] = {
     "batch_invariant": batch_invariance_cells,
     "dtype": dtype_cells,
     "semantics": semantics_cells,
     "rope": rope_cells,
+    "run_to_run": run_to_run_cells,
 }
 
 

@@ -149,7 +149,7 @@ def test_sinks_are_right_under_every_mask_and_merged_once_by_any_number_of_progr
 
 
 def test_a_row_that_sees_no_key_has_its_sink_for_a_log_sum_exp() -> None:
-    batch = problem(Request(1, 7, -4), Request(2, 1, -1), geometry=replace(GEOMETRY, sinks=True))
+    batch = problem(Request(1, 7, -4), Request(2, 1, -1), geometry=replace(GEOMETRY, num_heads=32, sinks=True))
     execution = run(batch)
     for key, blind in ((1, 4), (2, 1)):
         result = execution.results[key]

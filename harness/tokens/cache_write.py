@@ -28,10 +28,7 @@ class PreparedCacheWrite(Prepared[CacheWriteTensors]):
         shape = (operation.num_kv_heads, operation.head_dim)
         num_rows = problem.num_tokens + layout.padding_tokens
         keys, values = (
-            place(
-                all_values(problem, role, shape, device, num_rows), strided=layout.strided, poison=layout.poison
-            ).tensor
-            for role in (Role.KEY, Role.VALUE)
+            place(all_values(problem, role, shape, device, num_rows), problem).tensor for role in (Role.KEY, Role.VALUE)
         )
         slots, num_pages = _scattered_slots(problem, operation.page_size)
         self._slots = slots.to(device)
@@ -70,7 +67,7 @@ class PreparedCacheWrite(Prepared[CacheWriteTensors]):
         operation, layout = self._operation, self._problem.layout
         shape = (num_pages, operation.page_size, operation.num_kv_heads, operation.head_dim)
         poison = torch.full(shape, poison_value(layout.poison), dtype=DTYPES[self._problem.dtype], device=self._device)
-        placed = place(poison, strided=layout.strided, poison=layout.poison)
+        placed = place(poison, self._problem)
         writable = torch.zeros_like(placed.writable)
         # The same view of the mask as the tensor is of its allocation.
         slots = writable.as_strided(shape, placed.tensor.stride(), placed.tensor.storage_offset())

@@ -20,6 +20,7 @@ from samebits.backends.token_problem import (
     TokenProblem,
 )
 from samebits.harness.allocations import largest_allocation
+from samebits.harness.circumstances import in_circumstances
 from samebits.harness.execution import (
     Execution,
     Judgement,
@@ -61,10 +62,11 @@ def execute_tokens(
         return Execution(problem, {}, {}, "", _faults_of_refusal(implementation, problem, prepared.tensors))
     inputs = digest_of(*prepared.read.values())
     faults = []
-    if problem.layout.watched:
-        faults += _watched(implementation, problem, prepared.tensors)
-    else:
-        implementation.run(problem.operation, prepared.tensors)
+    with in_circumstances(problem.circumstances, problem.layout.poison, device):
+        if problem.layout.watched:
+            faults += _watched(implementation, problem, prepared.tensors)
+        else:
+            implementation.run(problem.operation, prepared.tensors)
     results = {key: RequestResult(tensors) for key, tensors in prepared.results().items()}
     faults += [f"run wrote outside of its {name}" for name, placed in prepared.written.items() if not placed.intact()]
     if digest_of(*prepared.read.values()) != inputs:

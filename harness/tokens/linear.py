@@ -24,9 +24,9 @@ class PreparedLinear(Prepared[LinearTensors]):
         layout = problem.layout
         num_rows = padded_rows(problem)
         inputs = all_values(problem, Role.INPUT, (1, operation.in_features), device, num_rows).squeeze(1)
-        placed = place(inputs, strided=layout.strided, poison=layout.poison).tensor
+        placed = place(inputs, problem).tensor
         empty = torch.full((num_rows, operation.out_features), poison_value(layout.poison), dtype=inputs.dtype)
-        output = place(empty.to(device), strided=False, poison=layout.poison)
+        output = place(empty.to(device), problem, contiguous=True)
         self._weight = self._layer(Role.WEIGHT, operation.out_features, operation.in_features, device)
         self._bias = self._layer(Role.BIAS, 1, operation.out_features, device)[0] if operation.bias else None
         self.tensors = LinearTensors(

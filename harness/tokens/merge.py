@@ -36,11 +36,11 @@ class PreparedMerge(Prepared[MergeTensors]):
             # The output of a side that saw no key may be anything.
             dead = side_lse.transpose(0, 1).unsqueeze(2) == -math.inf
             values = values.masked_fill(dead, poison_value(layout.poison))
-            outputs.append(place(values, strided=layout.strided, poison=layout.poison).tensor)
+            outputs.append(place(values, problem).tensor)
         empty = torch.full((num_rows, *shape), poison_value(layout.poison), dtype=outputs[0].dtype)
-        output = place(empty.to(device), strided=layout.strided, poison=layout.poison)
+        output = place(empty.to(device), problem)
         empty_lse = torch.full((operation.num_heads, num_rows), poison_value(layout.poison), dtype=torch.float32)
-        lse = place(empty_lse.to(device), strided=layout.strided, poison=layout.poison)
+        lse = place(empty_lse.to(device), problem)
         self.tensors = MergeTensors(
             prefix_output=outputs[0],
             prefix_lse=lses[0],

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from samebits.backends.token_problem import TokenProblem
 from samebits.harness.batch import poison_value
 
 # Elements around a contiguous tensor, and beside each row of a strided one: whole vectors, so that alignment stays.
@@ -35,26 +36,27 @@ class Placed:
         return torch.equal(_bits(self.allocation)[kept], _bits(self.before)[kept])
 
 
-def place(values: torch.Tensor, *, strided: bool, poison: str) -> Placed:
+def place(values: torch.Tensor, problem: TokenProblem, *, contiguous: bool = False) -> Placed:
     """Copies a tensor into an allocation of poison.
 
     Args:
         values: `[num_tokens, ...]`, on the device where the allocation goes.
-        strided: whether rows are further apart than they are long, as in a packed projection.
-        poison: what the rest of the allocation holds: `nan` or `large`.
+        problem: whose layout says whether rows are further apart than they are long, as in a packed projection, and
+            what the rest of the allocation holds; its circumstances say how far behind the start the tensor lies.
+        contiguous: whether the tensor is so whatever the layout.
     """
-    row_shape = values.shape[1:]
-    width = math.prod(row_shape)
-    row_stride = width + 2 * _MARGIN if strided else width
+    width = math.prod(values.shape[1:])
+    before = _MARGIN + problem.circumstances.shift // values.element_size()
+    row_stride = width + 2 * _MARGIN if problem.layout.strided and not contiguous else width
     allocation = torch.full(
-        (_MARGIN + values.shape[0] * row_stride + _MARGIN,),
-        poison_value(poison),
+        (before + values.shape[0] * row_stride + _MARGIN,),
+        poison_value(problem.layout.poison),
         dtype=values.dtype,
         device=values.device,
     )
 
     def view_of(whole: torch.Tensor) -> torch.Tensor:
-        rows_of = whole[_MARGIN : whole.shape[0] - _MARGIN].view(values.shape[0], row_stride)
+        rows_of = whole[before : whole.shape[0] - _MARGIN].view(values.shape[0], row_stride)
         return rows_of[:, row_stride - width :].view(values.shape)
 
     view_of(allocation).copy_(values)

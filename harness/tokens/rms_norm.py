@@ -29,8 +29,8 @@ class PreparedRmsNorm(Prepared[RmsNormTensors]):
         layout = problem.layout
         num_rows = padded_rows(problem)
         inputs = all_values(problem, Role.INPUT, (1, operation.size), device, num_rows).squeeze(1)
-        placed = place(inputs, strided=layout.strided, poison=layout.poison).tensor
-        output = place(torch.full_like(inputs, poison_value(layout.poison)), strided=False, poison=layout.poison)
+        placed = place(inputs, problem).tensor
+        output = place(torch.full_like(inputs, poison_value(layout.poison)), problem, contiguous=True)
         weight = torch.tensor(values_at(problem.seed, LAYER_KEY, Role.WEIGHT, (1, operation.size), 0, 1)[0, 0])
         self._weight = (weight + 1.0).to(DTYPES[problem.dtype]).to(device)
         self.tensors = RmsNormTensors(

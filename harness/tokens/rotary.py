@@ -29,8 +29,7 @@ class PreparedRotary(Prepared[RotaryTensors]):
         query, key = (
             place(
                 all_values(problem, role, (heads, operation.head_dim), device, num_rows),
-                strided=layout.strided,
-                poison=layout.poison,
+                problem,
             )
             for role, heads in ((Role.INPUT, operation.num_heads), (Role.OTHER_INPUT, operation.num_kv_heads))
         )

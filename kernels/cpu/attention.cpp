@@ -10,7 +10,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cfenv>
 #include <cmath>
 #include <cstdint>
 #include <type_traits>
@@ -18,6 +17,7 @@
 
 #include "elements.h"
 #include "lanes.h"
+#include "threads.h"
 #include "tile.h"
 
 namespace samebits {
@@ -56,53 +56,24 @@ struct AttentionCall {
     int64_t num_threads;
     double scale, softcap;  // softcap 0 for none
 
-    int64_t padded_dim() const { return (head_dim + kLanes - 1) / kLanes * kLanes; }
-};
-
-// Floats that start at a cache line, so that no load of sixteen touches two.
-class AlignedFloats {
-   public:
-    void resize(int64_t count) { lines_.resize((count + kLanes - 1) / kLanes); }
-    float* data() { return lines_.data()->values; }
-
-   private:
-    struct alignas(64) Line {
-        float values[kLanes];
-    };
-    std::vector<Line> lines_;
+    int64_t padded_dim() const { return padded_to_lanes(head_dim); }
 };
 
 // What one thread needs for one tile; kept between calls, so that a call allocates nothing.
 struct Workspace {
-    AlignedFloats queries, block, scores, chunk, total;
+    ThreadRows queries, block, scores, chunk, total;
     std::vector<int64_t> key_offsets, value_offsets;
 
     void fit(const AttentionCall& call) {
         const int64_t dim = call.padded_dim();
-        queries.resize(kRowTile * dim);
-        block.resize(kKeyBlock * dim);
-        scores.resize(kRowTile * call.chunk_size);
-        chunk.resize(kRowTile * (dim + 2));
-        total.resize(kRowTile * (dim + 2));
+        queries.fit(kRowTile, dim);
+        block.fit(kKeyBlock, dim);
+        scores.fit(kRowTile, call.chunk_size);
+        chunk.fit(kRowTile, dim + 2);
+        total.fit(kRowTile, dim + 2);
         key_offsets.resize(call.chunk_size);
         value_offsets.resize(call.chunk_size);
     }
-};
-
-// The default floating-point environment: to nearest, subnormal numbers kept. A caller may have set another for its own
-// thread, and the result must not depend on which thread computes.
-class DefaultFloatingPoint {
-   public:
-    DefaultFloatingPoint() {
-        std::fegetenv(&caller_);
-        std::fesetenv(FE_DFL_ENV);
-    }
-    ~DefaultFloatingPoint() { std::fesetenv(&caller_); }
-    DefaultFloatingPoint(const DefaultFloatingPoint&) = delete;
-    DefaultFloatingPoint& operator=(const DefaultFloatingPoint&) = delete;
-
-   private:
-    std::fenv_t caller_;
 };
 
 // The sums of `num_rows` rows in `num_rows * (padded_dim + 2)` floats.
@@ -126,11 +97,11 @@ class TileTask {
     // holds a page that does not exist.
     bool compute() {
         load_queries();
-        const SoftmaxSums total = sums_in(workspace_.total.data(), task_.num_rows, padded_dim_);
+        const SoftmaxSums total = sums_in(workspace_.total.row(0), task_.num_rows, padded_dim_);
         const bool to_scratch = task_.partials >= 0;
         for (int64_t chunk = task_.first_chunk; chunk < task_.end_chunk; ++chunk) {
             const SoftmaxSums sums =
-                to_scratch ? partials_of(chunk) : sums_in(workspace_.chunk.data(), task_.num_rows, padded_dim_);
+                to_scratch ? partials_of(chunk) : sums_in(workspace_.chunk.row(0), task_.num_rows, padded_dim_);
             if (!compute_chunk(chunk, sums)) return false;
             if (!to_scratch) merge_chunk(chunk, sums, total);
         }
@@ -140,7 +111,7 @@ class TileTask {
 
     // Merges what other tasks left in the scratch, and finishes the rows.
     void merge() {
-        const SoftmaxSums total = sums_in(workspace_.total.data(), task_.num_rows, padded_dim_);
+        const SoftmaxSums total = sums_in(workspace_.total.row(0), task_.num_rows, padded_dim_);
         for (int64_t chunk = task_.first_chunk; chunk < task_.end_chunk; ++chunk)
             merge_chunk(chunk, partials_of(chunk), total);
         finish(total);
@@ -178,7 +149,7 @@ class TileTask {
         for (int64_t row = 0; row < task_.num_rows; ++row) {
             const int64_t token = call_.query_starts[task_.request] + token_of(row);
             const int64_t first = token * call_.query_token_stride + head_of(row) * call_.query_head_stride;
-            widen_row<element>(call_.query, first, call_.head_dim, workspace_.queries.data() + row * padded_dim_);
+            widen_row<element>(call_.query, first, call_.head_dim, workspace_.queries.row(row));
         }
     }
 
@@ -216,10 +187,9 @@ class TileTask {
     const float* load_block(const void* cache, const std::vector<int64_t>& offsets, int64_t block, KeyRange keys) {
         for (int64_t key = std::max(block, keys.begin); key < std::min<int64_t>(block + kKeyBlock, keys.end); ++key) {
             prefetch(cache, offsets, key + kPrefetchDistance, keys);
-            widen_row<element>(cache, offsets[key], call_.head_dim,
-                               workspace_.block.data() + (key - block) * padded_dim_);
+            widen_row<element>(cache, offsets[key], call_.head_dim, workspace_.block.row(key - block));
         }
-        return workspace_.block.data();
+        return workspace_.block.row(0);
     }
 
     bool compute_chunk(int64_t chunk, SoftmaxSums sums) {
@@ -232,20 +202,18 @@ class TileTask {
         if (seen.empty()) return true;
         if (!locate(chunk, seen)) return false;
 
-        float* scores = workspace_.scores.data();
         const int64_t first_block = seen.begin / kKeyBlock * kKeyBlock;
         for (int64_t block = first_block; block < seen.end; block += kKeyBlock) {
             const float* keys = load_block(call_.key_cache, workspace_.key_offsets, block, seen);
             in_steps_of_four(task_.num_rows, [&](auto rows, int64_t row) {
-                score_block<decltype(rows)::value>(workspace_.queries.data() + row * padded_dim_, keys, padded_dim_,
-                                                   rule_.scale, scores + row * call_.chunk_size + block,
-                                                   call_.chunk_size);
+                score_block<decltype(rows)::value>(workspace_.queries.row(row), keys, padded_dim_, rule_.scale,
+                                                   workspace_.scores.row(row) + block, call_.chunk_size);
             });
         }
         for (int64_t row = 0; row < task_.num_rows; ++row) {
             const KeyRange visible = visible_in_chunk(row, chunk);
             if (!visible.empty())
-                softmax_row(scores + row * call_.chunk_size, visible, rule_, sums.largest + row, sums.sum + row);
+                softmax_row(workspace_.scores.row(row), visible, rule_, sums.largest + row, sums.sum + row);
         }
         std::fill_n(sums.weighted, task_.num_rows * padded_dim_, 0.0f);
         for (int64_t block = first_block; block < seen.end; block += kKeyBlock) {
@@ -266,7 +234,7 @@ class TileTask {
             const KeyRange other = visible_in_block(row + i, chunk, block);
             same = same && other.begin == first.begin && other.end == first.end;
         }
-        const float* weights = workspace_.scores.data() + row * call_.chunk_size + block;
+        const float* weights = workspace_.scores.row(row) + block;
         float* weighted = sums.weighted + row * padded_dim_;
         if (same) {
             accumulate_values<kRows>(weights, call_.chunk_size, values, padded_dim_, first, weighted);
@@ -292,7 +260,7 @@ class TileTask {
     }
 
     void merge_sinks(SoftmaxSums total) {
-        const SoftmaxSums sink = sums_in(workspace_.chunk.data(), task_.num_rows, padded_dim_);
+        const SoftmaxSums sink = sums_in(workspace_.chunk.row(0), task_.num_rows, padded_dim_);
         std::fill_n(sink.weighted, task_.num_rows * padded_dim_, 0.0f);
         for (int64_t row = 0; row < task_.num_rows; ++row) {
             sink.largest[row] = call_.sinks[head_of(row)];
@@ -334,7 +302,7 @@ int64_t run(const AttentionCall& call) {
     std::atomic<int64_t> faulty_request{-1};
 #pragma omp parallel num_threads(call.num_threads)
     {
-        const DefaultFloatingPoint environment;
+        const ThreadEnvironment environment;
         static thread_local Workspace workspace;
         workspace.fit(call);
 #pragma omp for schedule(dynamic, 1)

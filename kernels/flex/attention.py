@@ -62,12 +62,12 @@ class RowSinks:
     Attributes:
         blocks: the copies that are read instead of the cache.
         logits: float32 `[num_kv_heads * num_rows]`, of each row's head; 0 where no query stands.
-        first_logits: int32 `[num_kv_heads]`, where those of a key/value head begin.
+        head_starts: int32 `[num_kv_heads]`, where those of a key/value head begin.
     """
 
     blocks: BlocksBehindSink
     logits: torch.Tensor
-    first_logits: torch.Tensor
+    head_starts: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def plan_batch(
         sinks = RowSinks(
             blocks=_behind_sink(layer, cache_blocks, blocks.num_blocks, shape),
             logits=logits,
-            first_logits=head_origin.flatten().to(device, torch.int32),
+            head_starts=head_origin.flatten().to(device, torch.int32),
         )
     return FlexPlan(
         shape=shape,
@@ -165,10 +165,10 @@ def paged_attention(
             raise ValueError(f"{name} has {cache.shape[0]} pages; it must have at least {plan.blocks.num_pages}")
     keys, values, blocks = _sequences(plan, key_cache, value_cache)
     rows = plan.rows.view(key_cache.shape[2], 1, -1, query.shape[2])
-    sinks, first_sinks = (None, None) if plan.sinks is None else (plan.sinks.logits, plan.sinks.first_logits)
-    kernel_has_lse = rows.device.type != "cpu"
+    sink_logits, head_starts = (None, None) if plan.sinks is None else (plan.sinks.logits, plan.sinks.head_starts)
+    with_lse = lse is not None and rows.device.type != "cpu"
     with compiler_configuration():
-        rows_output, rows_lse = compiled_attention(plan.shape, with_lse=lse is not None and kernel_has_lse)(
+        rows_output, rows_lse = compiled_attention(plan.shape, with_lse=with_lse)(
             rows,
             keys,
             values,
@@ -180,14 +180,14 @@ def paged_attention(
             blocks.positions,
             plan.scale,
             plan.softcap,
-            sinks,
-            first_sinks,
+            sink_logits,
+            head_starts,
         )
     output[:num_tokens] = rows_output.reshape(-1, query.shape[2])[plan.row_of_head].view(num_tokens, *query.shape[1:])
     if lse is None:
         return
-    if not kernel_has_lse:
-        rows_lse = log_sum_exp(rows, keys, blocks, plan.shape, plan.scale, plan.softcap, sinks)
+    if rows_lse is None:
+        rows_lse = log_sum_exp(rows, keys, blocks, plan.shape, plan.scale, plan.softcap, sink_logits)
     lse[:, :num_tokens] = rows_lse.flatten()[plan.row_of_head].view(num_tokens, -1).T
 
 

@@ -54,10 +54,10 @@ def page_distance(key_cache: torch.Tensor, value_cache: torch.Tensor, keys_per_b
             distances.append(int(cache.shape[1]))
             continue
         distance, remainder = divmod(cache.stride(0), cache.stride(1))
-        if remainder or distance % keys_per_block:
+        if remainder or distance % keys_per_block or distance < cache.shape[1]:
             raise ValueError(
-                f"{name} has strides {cache.stride()}; the first must be a multiple of "
-                f"{keys_per_block * cache.stride(1)}, which is {keys_per_block} tokens"
+                f"{name} has strides {cache.stride()}; the first must be a multiple of {keys_per_block} times the second, "
+                f"and at least page_size={cache.shape[1]} times"
             )
         distances.append(distance)
     if distances[0] != distances[1]:

@@ -83,13 +83,13 @@ def compiled_attention(
         positions: torch.Tensor,
         scale: float,
         softcap: torch.Tensor | None,
-        sinks: torch.Tensor | None,
-        first_sinks: torch.Tensor | None,
+        sink_logits: torch.Tensor | None,
+        head_starts: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         def mask(head: torch.Tensor, unused: torch.Tensor, row: torch.Tensor, slot: torch.Tensor) -> torch.Tensor:
             position = positions[starts[row] + slot // shape.keys] + slot % shape.keys
             visible = (position >= lower[row]) & (position < upper[row])
-            return visible if sinks is None else visible | (slot == 0)
+            return visible if sink_logits is None else visible | (slot == 0)
 
         def change_score(
             score: torch.Tensor,
@@ -100,8 +100,8 @@ def compiled_attention(
         ) -> torch.Tensor:
             if softcap is not None:
                 score = softcap * torch.tanh(score / softcap)
-            if sinks is not None and first_sinks is not None:
-                score = torch.where(slot == 0, sinks[first_sinks[head] + row], score)
+            if sink_logits is not None and head_starts is not None:
+                score = torch.where(slot == 0, sink_logits[head_starts[head] + row], score)
             return score
 
         block_mask = BlockMask(
@@ -122,7 +122,7 @@ def compiled_attention(
             query,
             keys,
             values,
-            score_mod=None if softcap is None and sinks is None else change_score,
+            score_mod=None if softcap is None and sink_logits is None else change_score,
             block_mask=block_mask,
             scale=scale,
             kernel_options=kernel_options,

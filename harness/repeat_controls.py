@@ -1,0 +1,86 @@
+"""Controls of the run-to-run suite: one correct kernel, and what it must not let in."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from samebits.harness.controls import ChunkedKernel, ChunkedPlan, RequestView, Schedule
+
+
+@dataclass(frozen=True)
+class Disturbance:
+    """What decides how many keys a kernel adds up at a time, and must not.
+
+    Attributes:
+        name: of the control.
+        check: the check that must see it.
+        description: what it does wrong, in a line.
+        chunk: keys per chunk, from the queries and the number of the call.
+        wrong_values: False: bits differ.
+    """
+
+    name: str
+    check: str
+    description: str
+    chunk: Callable[[torch.Tensor, int], int]
+    wrong_values: bool = False
+
+
+def _from_scratch(query: torch.Tensor, call: int) -> int:
+    # As a counter that nobody set to 0: what it holds is whatever was there.
+    return 32 if torch.empty(1).isnan() else 48
+
+
+DISTURBANCES = (
+    Disturbance("reads_scratch", "repeated", "scratch is read before it is written", _from_scratch),
+    Disturbance(
+        "reads_address",
+        "repeated",
+        "the chunk follows the alignment of the queries",
+        lambda query, call: 32 if query.data_ptr() % 64 == 0 else 48,
+    ),
+    Disturbance(
+        "order_of_arrival",
+        "repeated",
+        "parts are added in the order in which they happen to arrive",
+        lambda query, call: 32 + 16 * (call % 2),
+    ),
+    Disturbance(
+        "chunk_from_threads",
+        "threads",
+        "the chunk follows the number of threads",
+        lambda query, call: 16 + 16 * torch.get_num_threads(),
+    ),
+)
+
+
+class DisturbedKernel(ChunkedKernel):
+    """The correct kernel with chunks that a disturbance decides."""
+
+    def __init__(self, flaw: Disturbance) -> None:
+        """Takes the disturbance's name."""
+        super().__init__()
+        self.disturbance, self.name = flaw, flaw.name
+        self._chunk = 0
+        self._calls = itertools.count()
+
+    def schedule_of(self, view: RequestView) -> Schedule:
+        """The chunks that were decided on."""
+        return Schedule(chunk=self._chunk)
+
+    def run(
+        self,
+        plan: ChunkedPlan,
+        query: torch.Tensor,
+        key_cache: torch.Tensor,
+        value_cache: torch.Tensor,
+        output: torch.Tensor,
+        lse: torch.Tensor | None,
+    ) -> None:
+        """Decides on the chunks, and computes."""
+        self._chunk = self.disturbance.chunk(query, next(self._calls))
+        super().run(plan, query, key_cache, value_cache, output, lse)
