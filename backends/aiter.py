@@ -76,11 +76,20 @@ _KVCACHE = EntryPoint(
 )
 _DTYPES = ("fp32", "bf16", "fp16")
 _NO_WINDOW = (-1, -1)
-# In fp32 the rounding costs nothing to speak of.
-_ROUNDED_QUERIES = tuple(
-    KnownGap("docs/aiter.md, queries are rounded after scaling", relation=relation, dtype=dtype)
-    for relation in ("large_scores", "lse_large_scores", "lse_negative_scores", "lse_ties")
-    for dtype in ("bf16", "fp16")
+# In fp32 the rounding costs nothing to speak of, and in fp16 little.
+_ROUNDED_QUERIES = "docs/aiter.md, queries are rounded after scaling"
+_KVCACHE_GAPS = (
+    *(
+        KnownGap(_ROUNDED_QUERIES, relation=relation, dtype=dtype)
+        for relation in ("large_scores", "lse_large_scores", "lse_ties")
+        for dtype in ("bf16", "fp16")
+    ),
+    KnownGap(_ROUNDED_QUERIES, relation="lse_negative_scores", dtype="bf16"),
+    *(
+        KnownGap(_ROUNDED_QUERIES, relation="lse_negative_scores", mask=mask, dtype="fp16")
+        for mask in (Mask.CAUSAL, Mask.CROSS)
+    ),
+    KnownGap("docs/aiter.md, a log-sum-exp that hides NaN", relation="lse_seen_nan"),
 )
 
 
@@ -223,7 +232,7 @@ class FlashAttentionWithKVCache(Implementation[KVCachePlan]):
     support = Support(dtypes=_DTYPES, masks=tuple(Mask), head_dims=_fills_a_tile, softcap=False, lse=True)
     # A tile holds 64 keys, but none of another page, and splits are at least 64 keys long.
     tiling = Tiling(query_tile=16, kv_tile=16, kv_split=64)
-    known_gaps = _ROUNDED_QUERIES
+    known_gaps = _KVCACHE_GAPS
 
     def __init__(self) -> None:
         """Records what the adapter substitutes."""

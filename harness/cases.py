@@ -137,12 +137,11 @@ _DEFAULT = (
     ("llama3.2-11b-vision", Mask.CAUSAL, "behind_encoder", _FP32),
     ("gemma2-9b", Mask.CAUSAL, "decode", _FP32),
     ("phi-2", Mask.NON_CAUSAL, "edges", _BF16),
-    ("mistral-7b", Mask.SLIDING_WINDOW, "decode", _BF16),
+    ("mistral-7b", Mask.SLIDING_WINDOW, "pair", _BF16),
     ("llama3.2-11b-vision", Mask.CROSS, "edges", _FP32),
-    ("llama3-8b", Mask.CAUSAL, "pair", _BOTH),
-    ("mistral-7b", Mask.SLIDING_WINDOW, "pair", _FP32),
-    ("llama3-8b", Mask.NON_CAUSAL, "pair", _FP32),
-    ("llama3-8b", Mask.CROSS, "pair", _FP32),
+    ("granite-3-2b", Mask.CAUSAL, "pair", _FP32),
+    ("granite-3-2b", Mask.NON_CAUSAL, "pair", _FP32),
+    ("granite-3-2b", Mask.CROSS, "pair", _BF16),
 )
 
 

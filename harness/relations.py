@@ -22,8 +22,7 @@ _NEIGHBOUR_KEY = 1000
 # public kernels are these. The first ones are for every case; an interpreter takes seconds for the others.
 _BATCH_SIZES, _LARGE_BATCH_SIZES = (2, 8, 32), (4, 16, 64, 130)
 _LONG_CONTEXT, _LONGEST_CONTEXT = 512, 4096
-_LONGEST_QUERY = 513
-_MANY_TOKENS = 2049
+_LONG_PROMPT, _MANY_TOKENS = 513, 2049
 # A batch of no more requests than this is put beside what is dear.
 _FEW_REQUESTS = 2
 
@@ -80,6 +79,11 @@ def _stands_beside_load(problem: Problem) -> bool:
     return len(problem.requests) <= _FEW_REQUESTS
 
 
+def _queries_need_keys(problem: Problem) -> bool:
+    """Whether a query sees no key where its request has fewer keys than queries."""
+    return problem.mask not in (Mask.NON_CAUSAL, Mask.CROSS)
+
+
 def _batch_size(problem: Problem, tiling: Tiling) -> Iterable[Comparison]:
     for request in problem.requests:
         yield Comparison((alone(problem, request),), (problem,))
@@ -90,15 +94,13 @@ def _batch_size(problem: Problem, tiling: Tiling) -> Iterable[Comparison]:
     for size in sizes:
         # Not in the first place, so that a kernel which is right for request 0 only is seen.
         yield Comparison((alone(problem, victim),), (problem.with_requests(*crowd[: size - 1], victim),))
-    if _stands_beside_load(problem):
-        yield Comparison((problem,), (problem.with_requests(*_many_tokens(problem), *problem.requests),))
-
-
-def _many_tokens(problem: Problem) -> Iterable[Request]:
-    """Requests of few queries each that hold thousands together."""
-    query_len = 16
-    for i in range(-(-_MANY_TOKENS // query_len)):
-        yield _neighbour(problem, _NEIGHBOUR_KEY + i, query_len, query_len)
+    if _stands_beside_load(problem) and _queries_need_keys(problem):
+        # Many short prompts: one of as many tokens would have as many keys, and the work is their product.
+        query_len = 16
+        prompts = [
+            _neighbour(problem, _NEIGHBOUR_KEY + i, query_len, query_len) for i in range(_MANY_TOKENS // query_len + 1)
+        ]
+        yield Comparison((problem,), (problem.with_requests(*prompts, *problem.requests),))
 
 
 def _position(problem: Problem, tiling: Tiling) -> Iterable[Comparison]:
@@ -121,9 +123,8 @@ def _neighbour_lengths(problem: Problem, tiling: Tiling) -> Iterable[Comparison]
     for other in others:
         yield Comparison((first,), (other,))
     if _stands_beside_load(problem):
-        # Under a causal mask as many keys as queries, so that no query is blind; else few, since the work is theirs.
-        blind = problem.mask not in (Mask.NON_CAUSAL, Mask.CROSS)
-        prompt = _neighbour(problem, _NEIGHBOUR_KEY, _LONGEST_QUERY, _LONGEST_QUERY if blind else 1)
+        prompt_len, kv_len = (_LONG_PROMPT, _LONG_PROMPT) if _queries_need_keys(problem) else (_MANY_TOKENS, 1)
+        prompt = _neighbour(problem, _NEIGHBOUR_KEY, prompt_len, kv_len)
         yield Comparison((problem,), (problem.with_requests(*problem.requests, prompt),))
 
 
@@ -168,7 +169,7 @@ def _whole(problem: Problem, tiling: Tiling) -> Request:
     request = problem.requests[0]
     if problem.mask is Mask.CROSS:
         # How many decoder tokens there are is no matter to their keys, so only tiles of queries can be crossed.
-        length = 2 * tiling.query_tile + 1
+        length = tiling.query_tile + 1
     else:
         # The work grows with the square of a length that crosses a split.
         length = min(request.seq_len, tiling.kv_split + tiling.query_tile + 1)
@@ -185,13 +186,17 @@ def _earlier_steps_see_all(problem: Problem, request: Request) -> bool:
     return problem.mask is Mask.CROSS or problem.is_causal(request)
 
 
-def _edges(problem: Problem, tiling: Tiling, length: int) -> list[int]:
+def _edges(problem: Problem, tiling: Tiling, whole: Request) -> list[int]:
     """Positions inside a sequence at which a step may begin: on and beside tiles, splits and pages, and at its ends."""
-    candidates = {1, problem.geometry.page_size + 1, tiling.query_tile, length - 1}
+    length, tile = whole.query_len, tiling.query_tile
     if problem.mask is Mask.CROSS:
-        candidates |= {tiling.query_tile - 1, tiling.query_tile + 1}
+        candidates = {1, tile // 2 + 1, tile - 1, tile}
+    elif problem.is_causal(whole):
+        page = problem.geometry.page_size
+        candidates = {1, page + 1, tile, tiling.kv_tile - 1, tiling.kv_split, tiling.kv_split + 1, length - 1}
     else:
-        candidates |= {tiling.kv_tile - 1, tiling.kv_split, tiling.kv_split + 1}
+        # Work that is not halved by a mask, for what is only a shorter block.
+        candidates = {1, tile}
     return sorted(position for position in candidates if 0 < position < length)
 
 
@@ -201,7 +206,7 @@ def _chunked_prefill(problem: Problem, tiling: Tiling) -> Iterable[Comparison]:
         return  # A query of the first chunk sees keys that are not there before the last.
     one_shot = (alone(problem, whole),)
     if problem.mask is Mask.CROSS:
-        sizes = {problem.geometry.page_size + 1, tiling.query_tile, tiling.query_tile + 1}
+        sizes = {tiling.query_tile // 2 + 1, tiling.query_tile}
     else:
         sizes = {problem.geometry.page_size + 1, tiling.kv_tile, tiling.kv_split - 1}
     for size in sorted(sizes):
@@ -213,14 +218,14 @@ def _chunked_prefill(problem: Problem, tiling: Tiling) -> Iterable[Comparison]:
 
 def _extend(problem: Problem, tiling: Tiling) -> Iterable[Comparison]:
     whole = _whole(problem, tiling)
-    for position in _edges(problem, tiling, whole.query_len):
+    for position in _edges(problem, tiling, whole):
         yield Comparison((alone(problem, whole),), (alone(problem, _part(whole, position, whole.query_len)),))
 
 
 def _decode(problem: Problem, tiling: Tiling) -> Iterable[Comparison]:
     whole = _whole(problem, tiling)
     if _earlier_steps_see_all(problem, whole):
-        positions = _edges(problem, tiling, whole.query_len)
+        positions = _edges(problem, tiling, whole)
     else:
         # All queries of the block see all of its keys, so only the last can be computed as a step of its own.
         positions = [whole.query_len - 1] if whole.query_len > 1 else []

@@ -17,6 +17,8 @@ from samebits.harness.tokens.prepared import Expected, Prepared, all_values, req
 _UNUSED_PAGES = 3
 # One token in this many is not to be stored, as where an engine has it cached already.
 _SKIPPED_EVERY = 13
+# What the keys and values of such tokens hold: a cache never does, so that storing one shows.
+_WITHOUT_SLOT = 3.0
 
 
 class PreparedCacheWrite(Prepared[CacheWriteTensors]):
@@ -61,6 +63,13 @@ class PreparedCacheWrite(Prepared[CacheWriteTensors]):
             kept = torch.where(stored, values, 0.0).to(self._device)
             found[name] = Expected(kept, torch.zeros_like(kept))
         return found
+
+    def _given(self, role: Role, shape: tuple[int, int], num_rows: int, slots: torch.Tensor) -> torch.Tensor:
+        """Keys or values; rows without a slot hold what the cache does not, so that storing one shows."""
+        rows = all_values(self._problem, role, shape, self._device, num_rows)
+        rows[len(slots) :] = _WITHOUT_SLOT
+        rows[: len(slots)][slots.to(self._device) < 0] = _WITHOUT_SLOT
+        return place(rows, self._problem).tensor
 
     def _cache(self, num_pages: int) -> Placed:
         """A cache of poison, of which only the slots of the batch may be written."""

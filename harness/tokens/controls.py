@@ -133,7 +133,7 @@ _LEAKS: dict[str, tuple[str, Callable[[torch.Tensor, int], torch.Tensor]]] = {
     ),
     "neighbour_contents": (
         "the first value of the batch decides",
-        lambda rows, count: torch.full((count,), int(rows.flatten()[:64].abs().sum() * 1000) % 2 == 0),
+        lambda rows, count: (torch.arange(count) * 31 + int(rows.flatten()[:64].abs().sum() * 1000)) % 97 < 48,
     ),
     "padding": ("many rows take another kernel", lambda rows, count: torch.full((count,), count > 300)),
     "unread_memory": (
@@ -294,6 +294,21 @@ class FlawedOperation(TokenImplementation[Any, Any]):
     def run(self, operation: TokenOperation, tensors: TokenTensors) -> None:
         """Does it wrong."""
         self.flaw.run(operation, tensors)
+
+
+def correct_operations() -> list[FlawedOperation]:
+    """Every operation as it should be."""
+    kernels: tuple[tuple[type[TokenOperation], _Run], ...] = (
+        (RotaryEmbedding, _rotate_by_the_rules),
+        (CacheWrite, _write),
+        (MergeStates, _merge),
+        (Linear, _linear),
+        (RmsNorm, _normalise),
+    )
+    return [
+        FlawedOperation(TokenFlaw(f"correct_{operation.operation}", operation, "", "nothing", run))
+        for operation, run in kernels
+    ]
 
 
 def token_controls(suite: str, operations: Iterable[str], checks: Iterable[Relation], seed: int) -> Iterator[Cell]:

@@ -17,6 +17,7 @@ from samebits.harness.tokens.prepared import Expected, Prepared, all_values, req
 
 # Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", 2021, section 3.2.2.
 _BASE = 10000.0
+_SAMPLED_POSITIONS = 1024
 
 
 class PreparedRotary(Prepared[RotaryTensors]):
@@ -44,7 +45,9 @@ class PreparedRotary(Prepared[RotaryTensors]):
                 operation.max_position, operation.rotary_dim, operation.cache_dtype or problem.dtype, device
             ),
         )
-        self.read = {"positions": self.tensors.positions, "cos_sin_cache": self.tensors.cos_sin_cache}
+        # Of a long cache every so many rows: to read all of it each time would take longer than everything else.
+        sampled = self.tensors.cos_sin_cache[:: max(1, operation.max_position // _SAMPLED_POSITIONS)]
+        self.read = {"positions": self.tensors.positions, "cos_sin_cache": sampled}
         self.written = {"query": query, "key": key}
 
     def results(self) -> dict[int, dict[str, torch.Tensor]]:

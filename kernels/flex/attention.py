@@ -149,8 +149,8 @@ def paged_attention(
     Args:
         plan: from `plan_batch`.
         query: `[num_tokens, num_heads, head_dim]`, any strides; rows after the last request's are not read.
-        key_cache: `[num_pages, page_size, num_kv_heads, head_dim]`, strides as `page_distance` accepts them, or any with
-            sinks.
+        key_cache: `[num_pages, page_size, num_kv_heads, head_dim]`, any strides with sinks, and without them such as
+            `page_distance` accepts.
         value_cache: the same shape.
         output: the shape of `query`, any strides.
         lse: float32 `[num_heads, num_tokens]`, or None. On the CPU it is computed beside the kernel.

@@ -56,8 +56,8 @@ def page_distance(key_cache: torch.Tensor, value_cache: torch.Tensor, keys_per_b
         distance, remainder = divmod(cache.stride(0), cache.stride(1))
         if remainder or distance % keys_per_block or distance < cache.shape[1]:
             raise ValueError(
-                f"{name} has strides {cache.stride()}; the first must be a multiple of {keys_per_block} times the second, "
-                f"and at least page_size={cache.shape[1]} times"
+                f"{name} has strides {cache.stride()}; the first must be a multiple of {keys_per_block} times the "
+                f"second, and at least page_size={cache.shape[1]} times"
             )
         distances.append(distance)
     if distances[0] != distances[1]:

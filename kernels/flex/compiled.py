@@ -1,9 +1,9 @@
 """FlexAttention over rows and slots, compiled for batches of every size.
 
-Compiling costs seconds, so little is compiled in: dtype, head_dim, scale, whether there are a softcap and sinks, whether
-there is one key/value head, and of the cache's strides only whether they follow from its shape. The rest is data. The
-mask is a range of slots per row, the key/value heads are FlexAttention's batch dimension (its number of heads is always
-compiled in, and here always 1), and the query heads that share one are rows like others.
+Compiling costs seconds, so little is compiled in: dtype, head_dim, scale, whether there are a softcap and sinks,
+whether there is one key/value head, and of the cache's strides only how they follow from its shape. The rest is data.
+The mask is a range of slots per row, the key/value heads are FlexAttention's batch dimension (its number of heads is
+always compiled in, and here always 1), and the query heads that share one are rows like others.
 """
 
 from __future__ import annotations
@@ -41,9 +41,7 @@ def compiler_configuration() -> Iterator[None]:
 
 
 @functools.cache
-def compiled_attention(
-    shape: TileShape, *, with_lse: bool
-) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
+def compiled_attention(shape: TileShape, *, with_lse: bool) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
     """FlexAttention over rows and slots, compiled at its first call, which takes seconds.
 
     Args:
@@ -68,9 +66,10 @@ def compiled_attention(
         },
     )
 
-    # What the mask and the scores read has one dimension each, and names to be kept. Their sizes are symbols in the C++
-    # of the mask, named by a hash of the parameter's name, and inductor (2.11 to 2.13) corrupts those that begin like
-    # its own for the tile's sizes, `ks4` and `ks5`: a size called `s42` would come out as `cur_qSplitSize2`, undeclared.
+    # What mask and scores read has one dimension each, and names to be kept. Their sizes are symbols in the C++ of the
+    # mask, named by a hash of the parameter's name, and inductor (2.11 to 2.13) corrupts those that begin like its own
+    # two for the tile's sizes, which are numbered behind them: where these are `ks4` and `ks5`, or `ks6` and `ks7` with
+    # sinks, a size called `s79` comes out as `cur_kvSplitSize9`, undeclared.
     def attend(
         query: torch.Tensor,
         keys: torch.Tensor,

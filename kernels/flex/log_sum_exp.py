@@ -1,12 +1,12 @@
 """The log-sum-exp beside FlexAttention, where its kernel returns none.
 
-Inductor's kernel for the CPU keeps the maximum and the sum of every row to itself, and neither can be had from its
-output: weights that are rounded to 16 bits, or an output that is, tell a log-sum-exp to 8 bits only. So it is computed a
-second time, in float64 from the same tiles and blocks, and rounded once.
+Inductor's kernel for the CPU keeps the maximum and the sum of every row to itself. They cannot be had from its output
+either: a key of known score and a value of 1 would tell a row's log-sum-exp, but in bfloat16 to 8 bits only. So it is
+computed a second time, in float64 from the same tiles and blocks, and rounded once.
 
-Every tile meets every block in a matrix product of its own, of one shape, and a row's sum goes on from block to block in
-the order of the tokens. A block without a visible key leaves it as it was. So a row's bits depend on its request alone,
-as those of the output do.
+Every tile meets every block in a matrix product of its own, of one shape, and a row's sum goes on from block to block
+in the order of the tokens. A block without a visible key leaves it as it was. So a row's bits depend on its request
+alone, as those of the output do.
 """
 
 from __future__ import annotations
@@ -39,8 +39,7 @@ def log_sum_exp(
     Returns:
         float32 `[num_kv_heads * num_rows]`, natural logarithm; `-inf` where a row sees neither a key nor a sink.
     """
-    num_kv_heads, _, num_rows, head_dim = rows.shape
-    queries = rows.view(num_kv_heads, -1, shape.rows, head_dim)
+    queries = rows.view(rows.shape[0], -1, shape.rows, rows.shape[3])
     starts, lower, upper = (of_row.view(-1, shape.rows, 1) for of_row in (blocks.starts, blocks.lower, blocks.upper))
     offset = torch.arange(shape.keys, device=rows.device)
     maximum = torch.full(queries.shape[:3], -torch.inf, dtype=torch.float64, device=rows.device)

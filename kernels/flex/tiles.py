@@ -247,9 +247,7 @@ def lead_with_sink(blocks: KeyBlocks, min_blocks: int) -> tuple[KeyBlocks, torch
         counts=blocks.counts + 1,
         indices=torch.nn.functional.pad(behind, (1, 0)),
         starts=blocks.starts // blocks.num_blocks * num_blocks,
-        positions=torch.nn.functional.pad(
-            positions, (1, num_blocks - len(read) - 1), value=_NOBODYS_BLOCK
-        ).flatten(),
+        positions=torch.nn.functional.pad(positions, (1, num_blocks - len(read) - 1), value=_NOBODYS_BLOCK).flatten(),
         num_blocks=num_blocks,
     ), read
 

@@ -1,0 +1,46 @@
+"""The semantics suite sees every misreading that it has a control for, and passes a plain correct reading."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from samebits.backends.contract import Availability
+from samebits.harness.executor import Executor
+from samebits.harness.judgement import judge
+from samebits.harness.matrix import Cell, Selection
+from samebits.harness.records import Verdict
+from samebits.harness.semantic_controls import MISREADINGS, PlainKernel
+from samebits.harness.semantics import MEANINGS, Meaning
+from samebits.harness.suite_cells import semantics_cells
+
+CPU = torch.device("cpu")
+
+
+def test_every_meaning_has_a_control() -> None:
+    assert {misreading.meaning for misreading in MISREADINGS} == set(MEANINGS)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("misreading", MISREADINGS, ids=lambda misreading: misreading.name)
+def test_the_misreading_is_caught(misreading: object, seed: int) -> None:
+    cells = semantics_cells(Selection((), (), "smoke", seed))
+    (cell,) = [cell for cell in cells if cell.flaw is misreading]
+    record = judge(cell, Availability(), Executor(cell.implementation, CPU), "command")
+    assert record.verdict is Verdict.FAIL, f"{cell.cell_id} used {record.error_budget} of its budget and was not caught"
+
+
+@pytest.mark.parametrize("meaning", MEANINGS.values(), ids=MEANINGS.keys())
+def test_a_plain_reading_passes(meaning: Meaning) -> None:
+    plain = PlainKernel()
+    for case in meaning.cases:
+        cell = Cell("semantics", plain, meaning.check, case, "fp32", "smoke", seed=0)
+        record = judge(cell, Availability(), Executor(plain, CPU), "command")
+        assert record.verdict is Verdict.PASS, f"{cell.cell_id}: {record.reasons}"
+        assert record.error_budget is not None
+        assert record.error_budget < 0.5, f"{cell.cell_id} used {record.error_budget} of its budget in float64"
+
+
+def test_a_cell_of_several_meanings_is_told_by_its_case() -> None:
+    cells = [cell.cell_id for cell in semantics_cells(Selection((PlainKernel(),), (), "nightly"))]
+    assert len(set(cells)) == len(cells), "two cells have one id"
