@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import math
+import platform
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -54,6 +55,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def plain_library() -> ctypes.CDLL:
+    """The kernels without the instructions that only this processor has."""
+    return build.load_library(flags=(*(flag for flag in build.FLAGS if not flag.startswith(("-march", "-O"))), "-O1"))
 
 
 def drawn(*shape: int, dtype: str = "fp32", seed: int = 0) -> torch.Tensor:
@@ -246,13 +253,27 @@ def test_merge_passes_on_the_bits_of_a_side_whose_other_saw_no_key(implementatio
     assert not tensors.output[[1, 3, 5, 6]].isnan().any(), "rows of two sides were not merged"
 
 
+def compute_guarded(
+    shape: tuple[int, ...], dtype: torch.dtype, compute: Callable[[torch.Tensor], None]
+) -> torch.Tensor:
+    """A contiguous output that is all NaN before, with memory behind it that must stay as it is."""
+    size, guard = math.prod(shape), 64
+    allocation = torch.full((size + guard,), math.nan, dtype=dtype)
+    output = allocation[:size].view(shape)
+    compute(output)
+    assert allocation[size:].isnan().all(), "something was written behind the output"
+    return output
+
+
 def linear_output(
     implementation: AnyToken, given: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
-    output = torch.full((*given.shape[:-1], len(weight)), math.nan, dtype=given.dtype)
     operation = Linear("test", weight.shape[1], len(weight), bias is not None)
-    implementation.run(operation, LinearTensors(given, weight, bias, output))
-    return output
+    return compute_guarded(
+        (*given.shape[:-1], len(weight)),
+        given.dtype,
+        lambda output: implementation.run(operation, LinearTensors(given, weight, bias, output)),
+    )
 
 
 @each_of("linear")
@@ -316,9 +337,12 @@ def test_bundled_linear_computes_a_feature_alike_beside_any_others(dtype: str) -
 
 
 def normalised(implementation: AnyToken, given: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    output = torch.full(given.shape, math.nan, dtype=given.dtype)
-    implementation.run(RmsNorm("test", given.shape[-1], 1e-5), RmsNormTensors(given, weight, output))
-    return output
+    operation = RmsNorm("test", given.shape[-1], 1e-5)
+    return compute_guarded(
+        tuple(given.shape),
+        given.dtype,
+        lambda output: implementation.run(operation, RmsNormTensors(given, weight, output)),
+    )
 
 
 @each_of("rms_norm")
@@ -379,21 +403,29 @@ def test_no_tokens_are_no_work(implementation: AnyToken) -> None:
         assert not tensors.key_cache.any(), "something was written for no token"
 
 
+def run_on_copies(implementation: AnyToken, tensors: TokenTensors) -> TokenTensors:
+    copies = type(tensors)(**{name: tensor.clone() for name, tensor in vars(tensors).items()})
+    implementation.run(OPERATIONS[implementation.operation], copies)
+    return copies
+
+
+def assert_same_results(left: TokenTensors, right: TokenTensors, setting: str) -> None:
+    for name in set(vars(left)) - {"positions", "slot_mapping"}:
+        assert_same_bits(getattr(left, name), getattr(right, name), f"{name}, {setting}")
+
+
 @each_bundled
 @each_dtype
 def test_bits_do_not_depend_on_threads_nor_on_the_callers_floating_point_environment(
     implementation: AnyToken, dtype: str
 ) -> None:
-    operation = OPERATIONS[implementation.operation]
     tensors = tensors_of(implementation.operation, 6000, dtype)
     for name in {"query", "input", "prefix_output", "suffix_output"} & set(vars(tensors)):
         getattr(tensors, name)[::2] *= torch.finfo(DTYPES[dtype]).tiny  # about half of them subnormal
 
     def run_on(threads: int) -> TokenTensors:
-        copies = type(tensors)(**{name: tensor.clone() for name, tensor in vars(tensors).items()})
         torch.set_num_threads(threads)
-        implementation.run(operation, copies)
-        return copies
+        return run_on_copies(implementation, tensors)
 
     once, others = run_on(1), {"two threads": run_on(2)}
     torch.set_flush_denormal(True)
@@ -402,8 +434,18 @@ def test_bits_do_not_depend_on_threads_nor_on_the_callers_floating_point_environ
     finally:
         torch.set_flush_denormal(False)
     for setting, other in others.items():
-        for name in set(vars(once)) - {"positions", "slot_mapping"}:
-            assert_same_bits(getattr(other, name), getattr(once, name), f"{name} with {setting}")
+        assert_same_results(other, once, setting)
+
+
+@each_bundled
+@each_dtype
+def test_bits_do_not_depend_on_the_instruction_set(
+    implementation: AnyToken, dtype: str, plain_library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = tensors_of(implementation.operation, 37, dtype)
+    native = run_on_copies(implementation, tensors)
+    monkeypatch.setattr(implementation, "_loaded", plain_library)
+    assert_same_results(run_on_copies(implementation, tensors), native, f"compiled for any {platform.machine()}")
 
 
 def test_python_mirrors_the_interfaces_of_the_kernels() -> None:

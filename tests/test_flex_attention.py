@@ -98,7 +98,7 @@ def test_every_mask_and_batch_is_within_the_error_bound(
 @each_dtype
 @pytest.mark.parametrize("data", ["normal", "large_scores", "offset_values"])
 def test_a_sink_takes_its_weight_and_is_rounded_with_the_rest(flex: FlexAttention, dtype: str, data: str) -> None:
-    """Scaling a rounded output by a sink afterwards is beyond the bound in bf16: values of 10 from 1000 keys show it."""
+    """Scaling a rounded output afterwards would exceed the bound in bf16, where 1000 keys have values around 10."""
     for mask in Mask:
         problem = problem_of(SINKING, mask, dtype, Request(1, 5, 44), Request(2, 1, 0), Request(3, 2, 1000))
         execution = executed(flex, dataclasses.replace(problem, data=data))
@@ -366,9 +366,8 @@ def test_a_cache_that_cannot_be_read_in_place_is_refused(flex: FlexAttention) ->
         run_batch(flex, dataclasses.replace(batch, key_cache=keys[:1]))
 
 
-@each_dtype
-def test_on_the_processor_pages_may_be_small(dtype: str) -> None:
-    problem = problem_of(dataclasses.replace(GROUPED, page_size=24), Mask.CAUSAL, dtype, *REQUESTS["extend"])
+def test_on_the_processor_pages_may_be_small() -> None:
+    problem = problem_of(dataclasses.replace(GROUPED, page_size=2), Mask.CAUSAL, "bf16", *REQUESTS["extend"])
     execution = executed(FlexAttention(processor()), problem)
     assert execution.error_budget <= 1, execution.worst
 

@@ -89,7 +89,8 @@ def _scattered_slots(problem: TokenProblem, page_size: int) -> tuple[torch.Tenso
     """A slot for each token of each request, -1 for those that are not to be stored, and the number of pages."""
     needed = [-(-max(request.seq_len, 0) // page_size) for request in problem.requests]
     num_pages = sum(needed) + _UNUSED_PAGES
-    pages = np.random.Generator(np.random.Philox(key=problem.layout.page_seed)).permutation(num_pages)
+    # The last page is nobody's: who takes -1 for an index writes there.
+    pages = np.random.Generator(np.random.Philox(key=problem.layout.page_seed)).permutation(num_pages - 1)
     slots = []
     for request, stop, count in zip(problem.requests, np.cumsum(needed), needed, strict=True):
         owned = pages[stop - count : stop]
