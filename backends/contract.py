@@ -35,11 +35,17 @@ __all__ = [
     "KnownGap",
     "Subject",
     "Tiling",
+    "dtype_name",
 ]
 
 PlanT = TypeVar("PlanT")
 
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name of a dtype: samebits' own where it has one, else torch's."""
+    return next((name for name, known in DTYPES.items() if known == dtype), str(dtype).removeprefix("torch."))
 
 
 @dataclass(frozen=True)
@@ -151,7 +157,7 @@ class Implementation(Subject, Generic[PlanT]):
             ValueError: what the layer asks for is not supported.
         """
         refusals = self.support.refusals(
-            dtype=next(name for name, dtype in DTYPES.items() if dtype == config.dtype),
+            dtype=dtype_name(config.dtype),
             mask=config.mask,
             head_dim=config.head_dim,
             page_size=config.page_size,

@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 
 import torch
 
-from samebits.backends.contract import DTYPES
+from samebits.backends.contract import dtype_name
 from samebits.backends.subject import Subject
 from samebits.backends.token_problem import CacheWrite, Linear, MergeStates, RmsNorm, RotaryEmbedding, TokenOperation
 
@@ -183,11 +183,7 @@ def refuse_cache(query: torch.Tensor, cos_sin_cache: torch.Tensor) -> None:
         ValueError: it has another.
     """
     if cos_sin_cache.dtype not in (query.dtype, torch.float32):
-        given, queries = (_dtype_name(tensor.dtype) for tensor in (cos_sin_cache, query))
+        given, queries = (dtype_name(tensor.dtype) for tensor in (cos_sin_cache, query))
         raise ValueError(
             f"cos_sin_cache is {given} beside queries of {queries}; it must be of the queries' dtype or fp32"
         )
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    return next((name for name, known in DTYPES.items() if known == dtype), str(dtype).removeprefix("torch."))

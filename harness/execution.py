@@ -140,7 +140,9 @@ def digest_of(*tensors: torch.Tensor | None) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for tensor in tensors:
         if tensor is not None:
-            digest.update(tensor.contiguous().flatten().view(torch.uint8).cpu().numpy().tobytes())
+            # A transposed tensor of one element counts as contiguous whatever its strides; a copy of it has none.
+            copy = tensor.cpu().clone(memory_format=torch.contiguous_format)
+            digest.update(copy.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

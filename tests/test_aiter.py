@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from samebits.backends import aiter_adapter
-from samebits.backends.aiter import FlashAttentionWithKVCache, UnifiedAttention, implementations
+from samebits.backends.aiter import FlashAttentionWithKVCache, UnifiedAttention, UnifiedPlan, implementations
 from samebits.backends.aiter_adapter import DISTRIBUTION, PACKAGE, TESTED_VERSION, _private_package
 from samebits.backends.contract import Implementation
 from samebits.backends.platform import Platform, accelerator
@@ -28,6 +28,7 @@ from samebits.harness.execution import execute
 
 DEVICE = torch.device(accelerator().device)
 GEOMETRY = Geometry("small", num_heads=2, num_kv_heads=1, head_dim=64, page_size=16, window=20)
+WITH_SINKS = replace(GEOMETRY, name="with_sinks", sinks=True)
 EXTEND, DECODE = Request(1, 5, 68), Request(2, 1, 40)
 
 
@@ -83,9 +84,26 @@ class TestKernels:
     @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
     @pytest.mark.parametrize("mask", list(Mask))
     def test_kvcache_agrees_with_the_reference(self, mask: Mask, dtype: str) -> None:
-        requests = [replace(request, encoder_len=30) for request in (EXTEND, DECODE)] if mask is Mask.CROSS else []
-        case = problem(*(requests or [EXTEND, DECODE]), mask=mask, dtype=dtype, poison="nan")
-        assert_correct(FlashAttentionWithKVCache(), case)
+        encoder_len = 30 if mask is Mask.CROSS else 0
+        requests = [replace(request, encoder_len=encoder_len) for request in (EXTEND, DECODE)]
+        assert_correct(FlashAttentionWithKVCache(), problem(*requests, mask=mask, dtype=dtype, poison="nan"))
+
+    def test_kvcache_returns_the_log_sum_exp(self) -> None:
+        execution = execute(FlashAttentionWithKVCache(), problem(EXTEND, DECODE, Request(3, 2, -2)), DEVICE)
+        assert execution.judgements["lse"].error_budget <= 1.0, execution.judgements["lse"].worst
+
+    def test_kvcache_keeps_causal_and_non_causal_requests_of_one_query_len_apart(self) -> None:
+        requests = [Request(key, 5, context, causal=key % 2 == 0) for key, context in enumerate((68, 60, 0, -4))]
+        assert_correct(FlashAttentionWithKVCache(), problem(*requests, mask=Mask.PER_REQUEST, poison="nan"))
+
+    @pytest.mark.parametrize("slack", [0, 4096], ids=["2d", "3d"])
+    @pytest.mark.parametrize("mask", [Mask.CAUSAL, Mask.SLIDING_WINDOW])
+    def test_unified_takes_sinks(self, mask: Mask, slack: int) -> None:
+        case = replace(problem(EXTEND, DECODE, mask=mask), geometry=WITH_SINKS).with_layout(max_seq_len_slack=slack)
+        assert_correct(UnifiedAttention(), case)
+
+    def test_unified_takes_views(self) -> None:
+        assert_correct(UnifiedAttention(), problem(EXTEND, DECODE).with_layout(strided=True))
 
     def test_kvcache_gives_zero_for_queries_that_see_no_key(self) -> None:
         more_queries_than_keys, no_keys = Request(1, 5, -2), Request(2, 5, -5)
@@ -100,22 +118,37 @@ class TestKernels:
         assert compare_bits(alone, beside).mismatches == 0, "a request of another query_len changed a decode row"
 
     def test_kvcache_refuses_pages_with_gaps(self) -> None:
-        implementation = FlashAttentionWithKVCache()
-        batch = make_batch(problem(DECODE), DEVICE)
-        plan = implementation.plan(batch.config, batch.metadata)
-        interleaved = torch.stack([batch.key_cache, batch.value_cache], dim=1)
+        interleaved = problem(DECODE).with_layout(strided=True)
+        assert any("only pages without gaps" in reason for reason in FlashAttentionWithKVCache().reasons(interleaved))
         with pytest.raises(ValueError, match=r"key_cache has strides .* needs pages without gaps"):
-            implementation.run(plan, batch.query, interleaved[:, 0], interleaved[:, 1], batch.query, None)
+            computed(FlashAttentionWithKVCache(), interleaved)
 
     def test_padding_requests_and_rows_are_left_alone(self) -> None:
         for implementation in (UnifiedAttention(), FlashAttentionWithKVCache()):
             padded = problem(EXTEND, DECODE).with_layout(padding_requests=2, padding_tokens=3)
             assert_correct(implementation, padded)
 
-    @pytest.mark.parametrize("mask", [Mask.NON_CAUSAL, Mask.CROSS])
-    def test_unified_is_never_asked_for_a_mask_it_would_compute_as_causal(self, mask: Mask) -> None:
-        reasons = UnifiedAttention().reasons(problem(replace(EXTEND, encoder_len=9), mask=mask))
+    @pytest.mark.parametrize("mask", [Mask.NON_CAUSAL, Mask.CROSS, Mask.PER_REQUEST])
+    def test_unified_refuses_a_mask_it_would_compute_as_causal(self, mask: Mask) -> None:
+        case = problem(replace(EXTEND, encoder_len=9), mask=mask)
+        reasons = UnifiedAttention().reasons(case)
         assert any(f"mask {mask} is not supported" in reason for reason in reasons), reasons
+        with pytest.raises(ValueError, match=rf"mask {mask} is not supported, only causal, sliding_window"):
+            computed(UnifiedAttention(), case)
+
+    @pytest.mark.parametrize(
+        "implementation", [UnifiedAttention(), FlashAttentionWithKVCache()], ids=["unified", "kvcache"]
+    )
+    def test_self_attention_behind_encoder_tokens_is_refused(self, implementation: Implementation[Any]) -> None:
+        case = problem(replace(EXTEND, encoder_len=9), DECODE)
+        assert implementation.reasons(case), "both kernels read a request's slots from its first"
+        with pytest.raises(ValueError, match=r"cannot compute mask causal behind encoder_seq_lens \[9, 0\]"):
+            computed(implementation, case)
+
+    def test_kvcache_refuses_sinks(self) -> None:
+        case = replace(problem(DECODE), geometry=WITH_SINKS)
+        with pytest.raises(ValueError, match="sinks are not supported"):
+            computed(FlashAttentionWithKVCache(), case)
 
 
 @needs_aiter
@@ -152,8 +185,26 @@ class TestWhatAiterDoesToABatch:
         case = problem(DECODE).with_layout(max_seq_len_slack=4096)
         case = replace(case, geometry=replace(GEOMETRY, head_dim=80))
         assert UnifiedAttention().reasons(case) == ["head_dim 80 is not supported"]
+        batch = make_batch(case, DEVICE)
+        unrefused = UnifiedPlan(batch.config, batch.metadata)
         with pytest.raises(Exception, match="offs_d"):
-            computed(UnifiedAttention(), case)
+            UnifiedAttention().run(
+                unrefused, batch.query, batch.key_cache, batch.value_cache, torch.empty_like(batch.query), None
+            )
+
+    def test_kvcache_reads_values_that_a_window_hides_from_all_queries(self) -> None:
+        assert not FlashAttentionWithKVCache().claims.ignores_unread_memory
+        case = problem(DECODE, mask=Mask.SLIDING_WINDOW)
+        assert computed(FlashAttentionWithKVCache(), case).isfinite().all()
+        assert computed(FlashAttentionWithKVCache(), replace(case, data="unseen_nan")).isnan().all()
+
+    def test_kvcache_hides_nan_from_its_log_sum_exp(self) -> None:
+        # A NaN in a key: those of odd requests are in a value.
+        execution = execute(FlashAttentionWithKVCache(), replace(problem(DECODE), data="seen_nan"), DEVICE)
+        result = execution.results[DECODE.key]
+        assert result.output.isnan().all(), "the output should be NaN"
+        assert result.lse is not None
+        assert result.lse.isfinite().all(), "AITER takes the largest score for the log-sum-exp where the sum is NaN"
 
 
 @needs_aiter
@@ -214,13 +265,13 @@ def add_kernels(folder: Path, source: str) -> None:
 
 
 def probed(bare_site: Path, first: Path) -> list[str]:
-    """Reasons of both implementations in a process whose path begins with `first` and has no AITER behind it."""
+    """Reasons of both kernels of attention in a process whose path begins with `first` and has no AITER behind it."""
     script = f"""
 import site
 site.addsitedir({str(bare_site)!r})
 import json
-from samebits.backends.aiter import implementations
-print(json.dumps([implementation.probe().reason for implementation in implementations()]))
+from samebits.backends.aiter import FlashAttentionWithKVCache, UnifiedAttention
+print(json.dumps([kernel().probe().reason for kernel in (UnifiedAttention, FlashAttentionWithKVCache)]))
 """
     environment = {**os.environ, "PYTHONPATH": str(first)}
     done = subprocess.run(

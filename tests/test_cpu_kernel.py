@@ -1,4 +1,4 @@
-"""The CPU backend: the C++ kernel's values, its bits, its boundary and its build."""
+"""The CPU backend: the C++ attention kernel's values, its bits and its boundary."""
 
 from __future__ import annotations
 
@@ -6,11 +6,7 @@ import ctypes
 import dataclasses
 import itertools
 import math
-import os
 import platform
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -47,13 +43,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture
-def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A kernel cache in which nothing has been compiled."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "samebits"
 
 
 def geometry(
@@ -464,67 +453,6 @@ def test_chunk_size_decides_bits_and_is_recorded(kernel: BundledAttention) -> No
     assert (other.configuration["chunk_size"], other.tiling.kv_split) == ("64", 64)
     problem = Problem(geometry(), Mask.CAUSAL, "fp32", (Request(1, 1, 400),))
     assert rows_by_position(kernel, problem) != rows_by_position(other, problem), "chunks of 64 and 128 give equal bits"
-
-
-def test_missing_compiler_is_a_reason(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CXX", "no-such-compiler -m64")
-    assert BundledAttention().probe().reason == (
-        "there is no C++ compiler 'no-such-compiler' on PATH; install g++, or set CXX to a compiler"
-    )
-
-
-def test_failed_compilation_is_a_reason_with_the_compilers_first_error(empty_cache: Path, tmp_path: Path) -> None:
-    shutil.copytree(build.SOURCE_DIRECTORY, tmp_path / "broken")
-    source = tmp_path / "broken" / "attention.cpp"
-    source.write_text("#error first fault\n#error second fault\n" + source.read_text())
-    reason = BundledAttention(source_directory=source.parent).probe().reason
-    assert "first fault" in reason, reason
-    assert "second fault" not in reason, reason
-    assert "\n" not in reason, reason
-    assert not list(empty_cache.iterdir()), "a failed compilation left files in the cache"
-
-
-def test_cache_that_cannot_be_written_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    reason = BundledAttention().probe().reason
-    assert reason.startswith(f"the kernel cache {tmp_path / 'file' / 'samebits'} cannot be written"), reason
-
-
-def test_library_that_does_not_load_is_a_reason(empty_cache: Path, tmp_path: Path) -> None:
-    (tmp_path / "attention.cpp").write_text('extern "C" int undefined_function();\nint value = undefined_function();\n')
-    reason = BundledAttention(source_directory=tmp_path).probe().reason
-    assert reason.startswith("the compiled kernel cannot be loaded: "), reason
-    assert "undefined_function" in reason, reason
-
-
-def test_importing_the_backend_compiles_nothing(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    code = "from samebits.backends.cpu import implementations; implementations(); print('made')"
-    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert finished.stdout.strip() == "made", finished.stderr
-    assert not empty_cache.exists(), "importing the backend touched the kernel cache"
-
-
-def test_processes_may_build_at_once_and_later_ones_reuse_the_library(empty_cache: Path, tmp_path: Path) -> None:
-    calls = tmp_path / "calls"
-    compiler = tmp_path / "compiler"
-    compiler.write_text(f'#!/bin/sh\ncase "$*" in *-shared*) echo "$$" >> {calls};; esac\nexec g++ "$@"\n')
-    compiler.chmod(0o755)
-    code = (
-        "from pathlib import Path; from samebits.kernels.cpu import build\n"
-        f"build.load_library(flags=({', '.join(repr(flag) for flag in (*build.FLAGS, '-O0'))}))"
-    )
-    command, environment = [sys.executable, "-c", code], {**os.environ, "CXX": str(compiler)}
-    racing = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    for process in racing:
-        _, errors = process.communicate()
-        assert process.returncode == 0, errors
-    built = calls.read_text().split()
-    subprocess.run(command, env=environment, check=True)
-    assert calls.read_text().split() == built, "a process compiled what another had compiled before"
-    left = [path.name for path in empty_cache.iterdir()]
-    assert len(left) == 1, f"the cache holds {left}, not one library"
 
 
 def test_one_thread_merges_the_parts_of_long_requests_too(kernel: BundledAttention) -> None:

@@ -96,6 +96,13 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous().view(torch.int32 if tensor.element_size() == 4 else torch.int16)
 
 
+def inside(values: torch.Tensor, *margins: int) -> torch.Tensor:
+    """A copy in a larger tensor of NaN, longer by a margin in each dimension."""
+    shape = [size + margin for size, margin in zip(values.shape, margins, strict=True)]
+    larger = torch.full(shape, NAN, dtype=values.dtype, device=values.device)
+    return larger[tuple(slice(0, size) for size in values.shape)].copy_(values)
+
+
 def assert_same_bits(found: torch.Tensor, expected: torch.Tensor, what: str) -> None:
     assert found.shape == expected.shape, f"{what}: shape {tuple(found.shape)} is not {tuple(expected.shape)}"
     differing = (bits(found) != bits(expected)).flatten().nonzero()
@@ -224,19 +231,24 @@ def test_a_cache_write_keeps_every_bit(dtype: torch.dtype) -> None:
     assert_same_bits(value_cache, expected[1], "value_cache")
 
 
-def test_a_cache_write_follows_the_strides_of_an_allocation_that_interleaves_keys_and_values() -> None:
-    both = torch.full((3, 2, 4, 2, 24), NAN, device=DEVICE)
-    heads_first = both.transpose(2, 3).contiguous().transpose(2, 3)
-    packed = random(5, 2 * 2 * 24).view(5, 2, 2, 24)
+def test_a_cache_write_follows_the_strides_of_each_tensor() -> None:
+    packed = random(5, 3 * 2 * 24).view(5, 3, 2, 24)
+    key, value = packed[:, 0], random(2, 5, 24, seed=1).transpose(0, 1)
+    # Pages of keys and of something else lie in turn, heads before slots; pages of values have a slot more.
+    key_cache = torch.full((3, 2, 2, 4, 24), NAN, device=DEVICE)[:, 0].transpose(1, 2)
+    value_cache = torch.full((3, 5, 2, 24), NAN, device=DEVICE)[:, :4]
     slots = torch.tensor([3, -1, 8, 9, 0], device=DEVICE)
-    tensors = CacheWriteTensors(packed[:, 0], packed[:, 1], heads_first[:, 0], heads_first[:, 1], slots)
-    TritonCacheWrite().run(CacheWrite("interleaved", 2, 24, page_size=4), tensors)
-    for row, slot in enumerate(slots.tolist()):
-        if slot >= 0:
-            found = heads_first[slot // 4, :, slot % 4]
-            assert_same_bits(found, packed[row], f"slot {slot}")
-            found.fill_(NAN)
-    assert heads_first.isnan().all(), "slots that no token has were written"
+    tensors = CacheWriteTensors(key, value, key_cache, value_cache, slots)
+    TritonCacheWrite().run(CacheWrite("strided", 2, 24, page_size=4), tensors)
+    for name, rows, cache in (("key", key, key_cache), ("value", value, value_cache)):
+        for row, slot in enumerate(slots.tolist()):
+            if slot >= 0:
+                found = cache[slot // 4, slot % 4]
+                assert_same_bits(found, rows[row], f"{name} in slot {slot}")
+                found.fill_(NAN)
+        whole = cache._base
+        assert whole is not None, f"the {name} cache is not a view"
+        assert whole.isnan().all(), f"{name}s were written to slots that no token has"
 
 
 def reserved(elements: int) -> torch.Tensor:
@@ -316,6 +328,26 @@ def test_merging_the_other_way_round_gives_the_same_bits() -> None:
         assert_same_bits(found, expected, "suffix and prefix exchanged")
 
 
+def test_a_merge_follows_the_strides_of_each_tensor() -> None:
+    prefix, suffix = random(7, 3, 20), random(7, 3, 20, seed=1)
+    prefix_lse, suffix_lse = random(3, 7, seed=2), random(3, 7, seed=3)
+    expected = merged((prefix, prefix_lse), (suffix, suffix_lse))
+    tensors = MergeTensors(
+        prefix_output=inside(prefix, 0, 2, 4),
+        prefix_lse=inside(prefix_lse, 0, 5),
+        suffix_output=inside(suffix, 0, 1, 0),
+        suffix_lse=inside(suffix_lse, 0, 2),
+        output=inside(torch.zeros_like(prefix), 0, 0, 3),
+        lse=inside(torch.zeros_like(prefix_lse), 0, 9),
+    )
+    TritonMerge().run(MergeStates("strided", 3, 20), tensors)
+    for name, found, wanted in (("output", tensors.output, expected[0]), ("lse", tensors.lse, expected[1])):
+        assert_same_bits(found, wanted, name)
+        found.fill_(NAN)
+        assert found._base is not None, f"{name} is not a view"
+        assert found._base.isnan().all(), f"run wrote outside of its {name}"
+
+
 def test_a_nan_in_a_live_side_is_not_lost() -> None:
     left = random(4, 1, 16), torch.zeros(1, 4, device=DEVICE)
     right = random(4, 1, 16, seed=1), torch.zeros(1, 4, device=DEVICE)
@@ -360,19 +392,16 @@ def test_leading_dimensions_of_any_strides_give_the_same_bits(
     rows, weight = random(24, 45, dtype=dtype), random(30, 45, dtype=dtype, seed=1)
     weight = weight if apply is linear_of else weight[0].contiguous()
     expected = apply(rows, weight)
-    wide = torch.full((24, 49), NAN, dtype=dtype, device=DEVICE)
     # Starts at an odd element, and rows are an odd number of elements apart: nothing can be loaded in one piece.
-    wide[:, 1:46] = rows
-    wide_heads = torch.full((4, 3, 5, 47), NAN, dtype=dtype, device=DEVICE)
-    wide_heads[:, :, :2, :45] = rows.view(4, 3, 2, 45)
+    odd = inside(torch.nn.functional.pad(rows, (1, 0)), 0, 3)[:, 1:]
     views = {
-        "one wide": wide[:, 1:46],
+        "one apart": odd,
         "two": rows.view(4, 6, 45),
-        "two wide": wide[:, 1:46].unflatten(0, (4, 6)),
+        "two apart": odd.unflatten(0, (4, 6)),
         "three": rows.view(2, 3, 4, 45),
         "three of which one is 1": rows.view(3, 1, 8, 45),
-        "three apart": wide_heads[:, :, :2, :45],
-        "three transposed": rows.view(2, 3, 4, 45).permute(2, 0, 1, 3).contiguous().permute(1, 2, 0, 3),
+        "three apart": inside(rows.view(4, 3, 2, 45), 0, 1, 3, 2),
+        "three transposed": rows.view(2, 3, 4, 45).permute(2, 1, 0, 3).contiguous().permute(2, 1, 0, 3),
     }
     for name, view in views.items():
         assert_same_bits(apply(view, weight).flatten(0, -2), expected, f"{name}: strides {view.stride()}")

@@ -16,7 +16,7 @@ namespace samebits {
 namespace {
 
 // Elements that are summed from zero before they join the sum of the chunks before. It decides bits.
-constexpr int kChunk = 512;
+constexpr int kChunk = 256;
 // Rows and output features of one task; each block of features is one of keys to `score_block`.
 constexpr int kRowTile = 32;
 constexpr int kFeatureTile = 4 * kKeyBlock;

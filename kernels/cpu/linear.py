@@ -16,7 +16,7 @@ from samebits.kernels.cpu.arguments import (
 )
 from samebits.kernels.cpu.attention import LANES
 
-CHUNK = 512  # `kChunk` in linear.cpp
+CHUNK = 256  # `kChunk` in linear.cpp
 ROW_TILE = 32  # `kRowTile` in linear.cpp
 
 

@@ -15,7 +15,7 @@ namespace samebits {
 namespace {
 
 // Elements that are summed from zero before they join the sum of the chunks before. It decides bits.
-constexpr int kChunk = 512;
+constexpr int kChunk = 256;
 
 // Mirrored by the ctypes structure in rms_norm.py. The output is contiguous.
 struct RmsNormCall {

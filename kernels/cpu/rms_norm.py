@@ -15,7 +15,7 @@ from samebits.kernels.cpu.arguments import (
     num_threads,
 )
 
-CHUNK = 512  # `kChunk` in rms_norm.cpp
+CHUNK = 256  # `kChunk` in rms_norm.cpp
 
 
 class RmsNormCall(ctypes.Structure):

@@ -65,7 +65,7 @@ def merge_states_kernel(
     left = tl.where(left_empty[:, None], 0.0, left)
     right = tl.where(right_empty[:, None], 0.0, right)
     larger = tl.maximum(left_lse, right_lse)
-    # -inf cannot be subtracted from itself, nor can a sum of 0 divide.
+    # Nothing is chosen from where neither side saw a key; this only spares the interpreter's warnings of NaN.
     subtracted = tl.where(neither, 0.0, larger)
     left_weight = tl.exp(left_lse - subtracted)
     right_weight = tl.exp(right_lse - subtracted)
