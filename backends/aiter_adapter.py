@@ -274,7 +274,8 @@ def _interpreted() -> Iterator[None]:
     """Keeps numpy from warning of what a device computes in silence, and lets it flip whole tensors.
 
     Lanes that nobody stores divide by zero. `tl.flip`, of which AITER's rotary embedding is made, is an exclusive or of
-    halves, which the interpreter computes one element after another: without this, one head of 32 tokens takes half a second.
+    halves, which the interpreter computes one element after another: without this, one head of 32 tokens takes half a
+    second.
     """
     import numpy as np
     import triton.language as tl

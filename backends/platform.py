@@ -11,6 +11,8 @@ from types import ModuleType
 
 import torch
 
+_CPUINFO = Path("/proc/cpuinfo")
+
 
 @dataclass(frozen=True)
 class Platform:
@@ -38,21 +40,27 @@ def accelerator() -> Platform:
 
 @functools.cache
 def processor() -> Platform:
-    """The processor, named by architecture and the instruction sets that torch and oneDNN dispatch on."""
+    """The processor, named by what torch, MKL and oneDNN dispatch on: its vendor, architecture and instruction sets."""
+    facts = _processor_facts()
+    # x86 names its vendor, Arm a number of the implementer's.
+    vendor = facts.get("vendor_id") or facts.get("cpu implementer") or "unknown"
+    flags = set((facts.get("flags") or facts.get("features") or "").split())
     capability = torch.backends.cpu.get_cpu_capability().lower()
-    extensions = sorted(_processor_flags() & {"amx_bf16", "avx512_bf16", "avx512_fp16", "bf16", "sve"})
-    return Platform(kind="cpu", device="cpu", name="+".join([host.machine(), capability, *extensions]))
+    extensions = sorted(flags & {"amx_bf16", "avx512_bf16", "avx512_fp16", "bf16", "sve"})
+    return Platform(kind="cpu", device="cpu", name="+".join([f"{vendor} {host.machine()}", capability, *extensions]))
 
 
-def _processor_flags() -> set[str]:
+def _processor_facts() -> dict[str, str]:
+    """What Linux says of the first processor, by names in lower case; nothing on other systems."""
     try:
-        text = Path("/proc/cpuinfo").read_text()
+        text = _CPUINFO.read_text()
     except OSError:
-        return set()
+        return {}
+    facts: dict[str, str] = {}
     for line in text.splitlines():
-        if line.lower().startswith(("flags", "features")):
-            return set(line.split(":", 1)[1].split())
-    return set()
+        name, _, value = line.partition(":")
+        facts.setdefault(name.strip().lower(), value.strip())
+    return facts
 
 
 def import_or_reason(module_name: str) -> tuple[ModuleType | None, str]:

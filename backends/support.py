@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from samebits.backends.problem import Mask, Problem
@@ -19,8 +19,8 @@ class Support:
     Attributes:
         dtypes: names of dtypes.
         masks: mask kinds.
-        head_dims: which head dims; a set of them or a predicate.
-        page_sizes: which page sizes; a set of them or a predicate.
+        head_dims: which head dims; any collection of them or a predicate.
+        page_sizes: which page sizes; any collection of them or a predicate.
         softcap: whether scores can be capped.
         query_longer_than_kv: whether a causal request may have more queries than keys.
         empty_kv: whether a request may have no keys at all.
@@ -31,8 +31,8 @@ class Support:
 
     dtypes: tuple[str, ...] = ("fp32", "bf16")
     masks: tuple[Mask, ...] = (Mask.CAUSAL, Mask.NON_CAUSAL, Mask.SLIDING_WINDOW, Mask.CROSS)
-    head_dims: frozenset[int] | Callable[[int], bool] = field(default=_any_value)
-    page_sizes: frozenset[int] | Callable[[int], bool] = field(default=_any_value)
+    head_dims: Collection[int] | Callable[[int], bool] = field(default=_any_value)
+    page_sizes: Collection[int] | Callable[[int], bool] = field(default=_any_value)
     softcap: bool = True
     query_longer_than_kv: bool = True
     empty_kv: bool = True
@@ -82,9 +82,9 @@ class Support:
         return found
 
 
-def _accepts(allowed: frozenset[int] | Callable[[int], bool], value: int) -> bool:
-    return value in allowed if isinstance(allowed, frozenset) else allowed(value)
+def _accepts(allowed: Collection[int] | Callable[[int], bool], value: int) -> bool:
+    return allowed(value) if callable(allowed) else value in allowed
 
 
-def _only(allowed: frozenset[int] | Callable[[int], bool]) -> str:
-    return f", only {', '.join(map(str, sorted(allowed)))}" if isinstance(allowed, frozenset) else ""
+def _only(allowed: Collection[int] | Callable[[int], bool]) -> str:
+    return "" if callable(allowed) else f", only {', '.join(map(str, sorted(allowed)))}"

@@ -74,13 +74,14 @@ def _parser() -> argparse.ArgumentParser:
 
     compare = commands.add_parser("compare", help="what changed from one run to another; exits 1 on a regression")
     compare.add_argument("old", metavar="OLD", type=Path, help="results of the earlier run, or a baseline file")
-    compare.add_argument("new", metavar="NEW", type=Path, help="results of the later run")
-    compare.add_argument("-o", "--output", metavar="DIR", type=Path, help="where the tables go (default: beside NEW)")
+    compare.add_argument("new", metavar="NEW", type=Path, help="results of the later run; its own tables stay")
+    compare.add_argument("-o", "--output", metavar="DIR", type=Path, help=_OUTPUT_HELP)
     compare.set_defaults(run=_compare)
     return parser
 
 
 _LOAD_HELP = "run a Python file that defines a backend; repeatable"
+_OUTPUT_HELP = "where the tables of the comparison go (default: a directory named against-OLD in that of NEW)"
 _BASELINE_HELP = "what to compare with (default: the baselines that come with samebits)"
 
 
@@ -97,21 +98,29 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    report = _write(options.directory, options.baseline, None)
+    report = write_report(read_run(options.directory), options.baseline, records_file(options.directory).parent)
+    _print(report)
     return _EXIT_RED if report.red else _EXIT_GREEN
 
 
 def _compare(options: argparse.Namespace) -> int:
     # As a file, so that one of another device is refused rather than passed over.
-    report = _write(options.new, records_file(options.old), options.output)
+    old = records_file(options.old)
+    directory = options.output or records_file(options.new).parent / f"against-{_short_name(options.old)}"
+    report = write_report(read_run(options.new), old, directory)
+    _print(report)
     print(f"{'a' if report.regressed else 'no'} regression from {options.old} to {options.new}")
     return _EXIT_RED if report.regressed else _EXIT_GREEN
 
 
-def _write(results: Path, baseline: Path | None, directory: Path | None) -> Report:
-    """Reports a run beside its records or into a directory, and prints the summary and where the files are."""
-    report = write_report(read_run(results), baseline, directory or records_file(results).parent)
+def _short_name(path: Path) -> str:
+    """What a run or a baseline is called: the directory of its records, or the file, without its ending."""
+    whole = Path(os.path.abspath(path))
+    return whole.parent.name if whole.name == RECORDS_FILE else whole.name.removesuffix(".jsonl")
+
+
+def _print(report: Report) -> None:
+    """Prints the summary, and where the files are."""
     print(report.summary, end="\n\n")
     for path in report.paths:
         print(f"written: {path}")
-    return report

@@ -16,10 +16,13 @@ class Difference:
     Attributes:
         compared: elements compared.
         mismatches: elements whose bytes differ.
-        max_ulp: largest distance in units in the last place among elements that are numbers on both sides.
+        max_ulp: largest distance in units in the last place, among elements that are numbers on both sides; at least 1
+            where one of them differs. An element that is smaller than the root mean square of its row, along the last
+            dimension, is measured in the unit at that root mean square: next to 0, where large terms have cancelled,
+            its own unit says nothing.
         first: index of the first element that differs; empty where none does.
         left, right: its two values.
-        first_ulp: their distance; None where one of them is NaN.
+        first_ulp: their distance in their own units, whatever their row; None where one of them is NaN.
     """
 
     compared: int
@@ -56,18 +59,17 @@ def compare_bits(left: torch.Tensor, right: torch.Tensor) -> Difference:
     if not mismatches:
         return Difference(compared=left.numel())
     distance = (_ordered(left_bits) - _ordered(right_bits)).abs()
-    distance = distance.masked_fill(left.isnan() | right.isnan(), -1)
+    numbers = ~(left.isnan() | right.isnan())
     flat = int(differs.flatten().to(torch.uint8).argmax())
     first = tuple(int(index) for index in torch.unravel_index(torch.tensor(flat), left.shape))
-    first_ulp = int(distance.flatten()[flat])
     return Difference(
         compared=left.numel(),
         mismatches=mismatches,
-        max_ulp=max(0, int(distance.max())),
+        max_ulp=int(_row_distance(left, right, distance).masked_fill(~(differs & numbers), 0).max()),
         first=first,
         left=left[first].item(),
         right=right[first].item(),
-        first_ulp=None if first_ulp < 0 else first_ulp,
+        first_ulp=int(distance[first]) if numbers[first] else None,
     )
 
 
@@ -83,6 +85,29 @@ def ulp_distance(actual: torch.Tensor, expected: torch.Tensor, counted: torch.Te
     distance = (_ordered(_bits(actual)) - _ordered(_bits(rounded))).abs()
     distance = distance.masked_fill(actual.isnan() | rounded.isnan() | ~counted, 0)
     return int(distance.max()) if distance.numel() else 0
+
+
+def _row_distance(left: torch.Tensor, right: torch.Tensor, distance: torch.Tensor) -> torch.Tensor:
+    """Distances in the unit of each element, or at the root mean square of its row where that is larger.
+
+    Args:
+        left: floating tensor.
+        right: tensor of the same shape and dtype.
+        distance: int64, same shape: in the unit of each element, which is kept where a side is infinite.
+
+    Returns:
+        int64, same shape: rounded up, and at least 1.
+    """
+    wide = torch.stack([left, right]).double()
+    finite = wide.isfinite()
+    magnitude = wide.abs().masked_fill(~finite, 0).amax(dim=0)
+    root_mean_square = magnitude.square().mean(dim=-1, keepdim=True).sqrt()
+    exponent = torch.frexp(torch.maximum(magnitude, root_mean_square)).exponent - 1
+    number_format = torch.finfo(left.dtype)
+    unit = torch.ldexp(torch.full_like(magnitude, number_format.eps), exponent)
+    unit = unit.clamp(min=number_format.smallest_normal * number_format.eps)
+    units = ((wide[0] - wide[1]).abs() / unit).ceil().clamp(min=1)
+    return torch.where(finite.all(dim=0), units.nan_to_num().to(torch.int64), distance)
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:

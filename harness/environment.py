@@ -6,22 +6,28 @@ import functools
 import importlib.metadata
 import platform as host
 import subprocess
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 
-from samebits.backends.platform import accelerator, processor
+from samebits.backends.platform import Platform, accelerator, processor
 from samebits.harness.records import Environment
 
 
-@functools.cache
 def environment(device_type: str) -> Environment:
-    """The environment of implementations that compute on a device.
+    """The environment of implementations that compute on a device, with as many threads as torch uses now.
 
     Args:
         device_type: torch's, for example `cpu` or `cuda`.
     """
     platform = processor() if device_type == "cpu" else accelerator()
+    device = f"{platform.kind} {platform.name}"
+    return Environment(device=device, versions=_versions(platform), threads=torch.get_num_threads())
+
+
+@functools.cache
+def _versions(platform: Platform) -> Mapping[str, str]:
     versions = {
         "numpy": np.__version__,
         "python": host.python_version(),
@@ -33,7 +39,7 @@ def environment(device_type: str) -> Environment:
         versions["driver"] = _nvidia_driver()
     if platform.kind == "rocm":
         versions["hip"] = str(torch.version.hip)
-    return Environment(device=f"{platform.kind} {platform.name}", versions=versions, threads=torch.get_num_threads())
+    return versions
 
 
 def _nvidia_driver() -> str:

@@ -6,13 +6,13 @@ until a test asks for a cell or an option of samebits is given. Records and the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Collection, Generator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from samebits.harness.records import Record, Verdict
+from samebits.harness.records import Record, UnusableInput, Verdict
 from samebits.harness.run_log import RECORD_PROPERTY, SUITE_MARKS, RunLog, or_exit
 
 if TYPE_CHECKING:
@@ -20,44 +20,126 @@ if TYPE_CHECKING:
     from samebits.harness.session import MatrixSession
 
 _SESSION = pytest.StashKey["MatrixSession"]()
-_DEFAULTS = {"tier": "default", "threads": 1, "seed": 0}
+# Names of the options of samebits whose values are paths.
+_PATH_OPTIONS = pytest.StashKey[frozenset[str]]()
+# Above any machine's; torch crashes where it cannot start as many as it was told.
+_THREADS = range(1, 1025)
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Adds the options of the matrix."""
+@dataclass(frozen=True)
+class _Option:
+    """An option of the matrix.
+
+    Attributes:
+        name: without its dashes.
+        metavar: what its value is called.
+        help: in a line.
+        default: its value where it is not given; None for none.
+        repeatable: whether it may be given several times.
+        path: whether its value is a path.
+    """
+
+    name: str
+    metavar: str
+    help: str
+    default: str | None = None
+    repeatable: bool = False
+    path: bool = False
+
+    @property
+    def destination(self) -> str:
+        """Its name among all options of pytest."""
+        return "samebits_" + self.name.replace("-", "_")
+
+    def is_given(self, config: pytest.Config) -> bool:
+        """Whether the user gave it another value than its default."""
+        return getattr(config.option, self.destination, self.default) not in ([], self.default)
+
+
+_OPTIONS = (
+    _Option("backend", "NAME", "only this backend, for example TRITON_ATTN", repeatable=True),
+    _Option("implementation", "BACKEND/NAME", "only this implementation, with all of its variants", repeatable=True),
+    _Option("dtype", "DTYPE", "only fp32, bf16 or fp16", repeatable=True),
+    _Option("tier", "TIER", "smoke, default or nightly", default="default"),
+    _Option("results", "DIR", "where records and tables go (default: reports/out/<run id>)", path=True),
+    _Option("baseline", "FILE|DIR", "what to compare with (default: the baselines that come with samebits)", path=True),
+    _Option("update-baseline", "FILE", "write this run's results as a baseline", path=True),
+    _Option("load", "FILE", "run a Python file that defines a backend", repeatable=True, path=True),
+    _Option("cell", "ID", "only the cell of this id", repeatable=True),
+    _Option("threads", "N", "threads within one operation (default: 1)", default="1"),
+    _Option("seed", "N", "seed of all data (default: 0)", default="0"),
+)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_load_initial_conftests(
+    early_config: pytest.Config, parser: pytest.Parser
+) -> Generator[None, object, object]:
+    """Adds the options: as `--samebits-backend`, and as `--backend` where nobody else has an option of that name.
+
+    This plugin is part of every run in its environment, so a clash would stop the tests of other projects. The initial
+    conftests are the last that can add options: once they are loaded, it is known which names are free.
+    """
+    result = yield
     group = parser.getgroup("samebits", "samebits: conformance of attention backends")
-
-    def add(name: str, metavar: str, help_text: str, repeatable: bool = False, **more: Any) -> None:  # noqa: ANN401 -- handed on to pytest
-        if repeatable:
-            more |= {"action": "append", "default": []}
-            help_text += "; repeatable"
-        group.addoption(name, metavar=metavar, help=help_text, dest=_destination(name), **more)
-
-    add("--backend", "NAME", "only this backend, for example TRITON_ATTN", repeatable=True)
-    add("--implementation", "BACKEND/NAME", "only this implementation, with all of its variants", repeatable=True)
-    add("--dtype", "DTYPE", "only fp32, bf16 or fp16", repeatable=True)
-    add("--tier", "TIER", "smoke, default or nightly", default=_DEFAULTS["tier"])
-    add("--results", "DIR", "where records and tables go (default: reports/out/<run id>)")
-    add("--baseline", "FILE|DIR", "what to compare with (default: the baselines that come with samebits)")
-    add("--update-baseline", "FILE", "write this run's results as a baseline")
-    add("--load", "FILE", "run a Python file that defines a backend", repeatable=True)
-    add("--cell", "ID", "only the cell of this id", repeatable=True)
-    add("--threads", "N", "threads within one operation (default: 1)", type=int, default=_DEFAULTS["threads"])
-    add("--seed", "N", "seed of all data (default: 0)", type=int, default=_DEFAULTS["seed"])
+    path_options: set[str] = set()
+    for option in _OPTIONS:
+        names = [f"--samebits-{option.name}"]
+        if _is_free(parser, f"--{option.name}"):
+            names.insert(0, f"--{option.name}")
+        settings: dict[str, Any] = {"action": "append", "default": []} if option.repeatable else {}
+        group.addoption(
+            *names,
+            dest=option.destination,
+            metavar=option.metavar,
+            help=option.help + ("; repeatable" if option.repeatable else ""),
+            **({"default": option.default} | settings),
+        )
+        path_options.update(names if option.path else ())
+    early_config.stash[_PATH_OPTIONS] = frozenset(path_options)
+    return result
 
 
-def _destination(option: str) -> str:
-    return "samebits_" + option.removeprefix("--").replace("-", "_")
+def _is_free(parser: pytest.Parser, name: str) -> bool:
+    """Whether no option of a name is known yet, found out by parsing: a list of them is not public."""
+    try:
+        _, unknown = parser.parse_known_and_unknown_args([name])
+    except pytest.UsageError:
+        return False
+    return name in unknown
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Gives each worker a run of neighbouring cells, which share kernels and executions, unless the user chose else.
+def pytest_cmdline_main(config: pytest.Config) -> int | pytest.ExitCode | None:
+    """Lets pytest find its root directory, and gives the workers of pytest-xdist neighbouring cells.
 
-    Groups would be tidier, but xdist hands a group whose worker died to the next worker from its deadly test on.
+    When pytest looks for its root directory it knows no plugin's options yet, and takes `FILE` of `--load FILE` for a
+    path of tests: a root above a foreign file is without the configuration of the checkout. It does not so with
+    `--load=FILE`, so a command line of the first form starts over in the second. Workers are given that one, too.
     """
+    if hasattr(config, "workerinput"):
+        return None
+    given = config.invocation_params
+    names: frozenset[str] = config.stash.get(_PATH_OPTIONS, frozenset())
+    joined = _joined(given.args, names)
+    if joined != list(given.args):
+        return pytest.main(joined, plugins=given.plugins)
+    # A run of neighbouring cells for each worker, which share kernels and executions, unless the user chose else.
+    # Groups would be tidier, but xdist hands a group whose worker died to the next worker from its deadly test on.
     if getattr(config.option, "numprocesses", None) and config.option.dist == "no":
         config.option.dist = "worksteal"
+    return None
+
+
+def _joined(arguments: Sequence[str], names: Collection[str]) -> list[str]:
+    """A command line with some options and their values as one word each."""
+    joined: list[str] = []
+    for argument in arguments:
+        if joined and joined[-1] in names:
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -68,19 +150,15 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     log = RunLog(config, session=lambda: _session(config))
     config.pluginmanager.register(log, "samebits_run_log")
-    given = {
-        name.removeprefix("samebits_"): value
-        for name, value in vars(config.option).items()
-        if name.startswith("samebits_")
-    }
-    if any(value not in (None, []) and value != _DEFAULTS.get(name) for name, value in given.items()):
+    if any(option.is_given(config) for option in _OPTIONS):
         or_exit(log.check)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Gives each suite its cells."""
     suites = [mark.name for mark in metafunc.definition.iter_markers() if mark.name in SUITE_MARKS]
-    if "cell" not in metafunc.fixturenames or not suites:
+    # A test of another project may have such a mark, or a cell of its own.
+    if not suites or not {"cell", "run_cell"} <= set(metafunc.fixturenames):
         return
     session = or_exit(lambda: _session(metafunc.config))
     metafunc.parametrize(
@@ -107,22 +185,31 @@ def _session(config: pytest.Config) -> MatrixSession:
     if _SESSION not in config.stash:
         from samebits.harness.session import MatrixSession, Options
 
-        def option(name: str) -> list[str]:
-            return config.getoption(_destination(name))  # type: ignore[no-any-return]
-
+        given = {option.name: getattr(config.option, option.destination) for option in _OPTIONS}
         config.stash[_SESSION] = MatrixSession(
             Options(
-                backends=tuple(option("--backend")),
-                implementations=tuple(option("--implementation")),
-                dtypes=tuple(option("--dtype")),
-                tier=config.getoption(_destination("--tier")),
-                load=tuple(config.invocation_params.dir / Path(path) for path in option("--load")),
-                cells=tuple(option("--cell")),
-                threads=config.getoption(_destination("--threads")),
-                seed=config.getoption(_destination("--seed")),
+                backends=tuple(given["backend"]),
+                implementations=tuple(given["implementation"]),
+                dtypes=tuple(given["dtype"]),
+                tier=given["tier"],
+                load=tuple(config.invocation_params.dir / path for path in given["load"]),
+                cells=tuple(given["cell"]),
+                threads=_whole_number("--threads", given["threads"], _THREADS),
+                seed=_whole_number("--seed", given["seed"]),
             )
         )
     return config.stash[_SESSION]
+
+
+def _whole_number(option: str, text: str, limits: range | None = None) -> int:
+    accepted = "a whole number" + (f" from {limits[0]} to {limits[-1]}" if limits else "")
+    try:
+        number = int(text)
+    except ValueError:
+        raise UnusableInput(f"{option} is {text!r}; it must be {accepted}") from None
+    if limits and number not in limits:
+        raise UnusableInput(f"{option} is {text}; it must be {accepted}")
+    return number
 
 
 def _decide(record: Record) -> None:

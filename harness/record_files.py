@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from samebits.harness.decoding import DataclassT, Malformed, decode, parse_object, shown
 from samebits.harness.records import (
@@ -39,20 +39,7 @@ class RecordWriter:
             UnusableInput: the directory cannot be written, or already holds the records of a run.
         """
         self.path = directory / RECORDS_FILE
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-        except FileExistsError as error:
-            raise UnusableInput(f"{str(directory)!r} is a file; give a directory for the results") from error
-        except OSError as error:
-            raise unwritable(directory, error) from error
-        try:
-            self._stream = self.path.open("x", encoding="ascii", newline="\n")
-        except FileExistsError as error:
-            raise UnusableInput(
-                f"{str(self.path)!r} holds the records of another run; give a new directory, or remove that file"
-            ) from error
-        except OSError as error:
-            raise unwritable(directory, error) from error
+        self._stream = _create(self.path)
         self._cells = 0
         self._write(header.to_line())
 
@@ -74,9 +61,13 @@ class RecordWriter:
         Raises:
             UnusableInput: the file cannot be written any more.
         """
-        if finished and not self._stream.closed:
-            self._write(RunEnd(self._cells).to_line())
-        self._stream.close()
+        if self._stream.closed:
+            return
+        try:
+            if finished:
+                self._write(RunEnd(self._cells).to_line())
+        finally:
+            self._close()
 
     def __enter__(self) -> RecordWriter:
         return self
@@ -86,12 +77,48 @@ class RecordWriter:
     ) -> None:
         self.close(finished=kind is None)
 
+    def _close(self) -> None:
+        try:
+            self._stream.close()
+        except OSError as error:  # closing writes what could not be written before
+            raise unwritable(self.path, error) from error
+
     def _write(self, line: str) -> None:
         try:
             self._stream.write(line + "\n")
             self._stream.flush()
         except OSError as error:
             raise unwritable(self.path, error) from error
+
+
+def check_results(directory: Path) -> None:
+    """Finds out before a run whether its records can go into a directory, which is created where it is absent.
+
+    Raises:
+        UnusableInput: the directory cannot be written, or already holds the records of a run.
+    """
+    path = directory / RECORDS_FILE
+    _create(path).close()
+    path.unlink()
+
+
+def _create(path: Path) -> TextIO:
+    """Creates a file of records and its directory, and never opens one that exists."""
+    directory = path.parent
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise UnusableInput(f"{str(directory)!r} is a file; give a directory for the results") from error
+    except OSError as error:
+        raise unwritable(directory, error) from error
+    try:
+        return path.open("x", encoding="ascii", newline="\n")
+    except FileExistsError as error:
+        raise UnusableInput(
+            f"{str(path)!r} holds the records of another run; give a new directory, or remove that file"
+        ) from error
+    except OSError as error:
+        raise unwritable(directory, error) from error
 
 
 def unwritable(path: Path, error: OSError) -> UnusableInput:

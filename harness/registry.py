@@ -4,35 +4,20 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 
-from samebits.backends.contract import (
-    AttentionConfig,
-    AttentionMetadata,
-    Availability,
-    Claims,
-    Implementation,
-    Tiling,
-)
-from samebits.backends.operations import TokenImplementation
-from samebits.backends.problem import DTYPE_NAMES
+from samebits.backends.contract import AttentionConfig, AttentionMetadata, Availability, Implementation
 from samebits.backends.subject import Subject
 from samebits.backends.support import Support
+from samebits.harness.declarations import complaint
 from samebits.harness.records import UnusableInput
 
 ENTRY_POINT_GROUP = "samebits.backends"
 # The order of the backends in lists and tables; others follow by name.
 _BUNDLED_ORDER = ("FLASH_ATTN", "TRITON_ATTN", "FLEX_ATTENTION", "AITER", "CPU")
-# What the controls run as; see `harness.controls`.
-CONTROL_BACKEND = "CONTROL"
-_BACKEND_NAME = re.compile(r"[A-Z][A-Z0-9_]*")
-_IMPLEMENTATION_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
-_VARIANT_NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9._=,-]*)?")
 
 
 class Unloadable(Implementation[None]):
@@ -170,58 +155,13 @@ def _validated(factory: object, origin: str) -> list[Subject]:
         raise UnusableInput(f"{origin} defines no function implementations() that returns a list of Implementation")
     try:
         made = list(factory())
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UnusableInput(f"implementations() of {origin} raised {_told(error)}") from error
     for implementation in made:
-        complaint = _complaint(implementation)
-        if complaint:
-            raise UnusableInput(f"{origin}: {complaint}")
+        told = complaint(implementation)
+        if told:
+            raise UnusableInput(f"{origin}: {told}")
     return made
-
-
-def _complaint(implementation: object) -> str:
-    """What is wrong with a supposed implementation, as one sentence; empty when nothing is."""
-    if not isinstance(implementation, (Implementation, TokenImplementation)):
-        return (
-            f"implementations() returned {implementation!r}, which is no instance of samebits' Implementation, nor of "
-            "a class in samebits.backends.operations"
-        )
-    what = type(implementation).__name__
-    named: tuple[tuple[str, re.Pattern[str], str], ...] = (
-        ("backend", _BACKEND_NAME, "capitals, digits and underscores, such as MY_ATTN"),
-        ("name", _IMPLEMENTATION_NAME, "lower-case letters, digits, '.', '_' and '-'"),
-        ("variant", _VARIANT_NAME, "letters, digits and '.', '_', '=', ',', '-', or be empty"),
-    )
-    for attribute, pattern, accepted in named:
-        value = getattr(implementation, attribute, None)
-        if not isinstance(value, str) or not pattern.fullmatch(value):
-            return f"{what}.{attribute} is {value!r}; it must be made of {accepted}"
-    typed: list[tuple[str, type]] = [("claims", Claims), ("tiling", Tiling)]
-    if isinstance(implementation, Implementation):
-        typed.append(("support", Support))
-    for attribute, kind in typed:
-        value = getattr(implementation, attribute, None)
-        if not isinstance(value, kind):
-            return f"{what}.{attribute} is {value!r}; it must be an instance of {kind.__name__}"
-    for claim in ("batch_invariant", "schedule_invariant", "ignores_unread_memory"):
-        value = getattr(implementation.claims, claim)
-        if not isinstance(value, bool):
-            return f"{what} claims {claim}={value!r}; it must be True or False"
-    if implementation.backend == CONTROL_BACKEND:
-        return f"{what}.backend is {CONTROL_BACKEND!r}, which is the name of the harness's own controls"
-    configuration = implementation.configuration
-    if not isinstance(configuration, Mapping) or not all(
-        isinstance(word, str) for pair in configuration.items() for word in pair
-    ):
-        return f"{what}.configuration is {configuration!r}; it must map strings to strings"
-    dtypes = implementation.support.dtypes if isinstance(implementation, Implementation) else implementation.dtypes
-    if not dtypes or any(dtype not in DTYPE_NAMES for dtype in dtypes):
-        return f"{what} supports dtypes {dtypes!r}; they must be among {', '.join(DTYPE_NAMES)}"
-    for length in ("query_tile", "kv_tile", "kv_split"):
-        value = getattr(implementation.tiling, length)
-        if not isinstance(value, int) or value < 1:
-            return f"{what}.tiling has {length}={value!r}; it must be a whole number of at least 1"
-    return ""
 
 
 def _probe(implementation: Subject) -> Availability:
@@ -231,11 +171,14 @@ def _probe(implementation: Subject) -> Availability:
         return Availability(reason=f"its probe raised {_told(error)}")
     if not isinstance(availability, Availability):
         return Availability(reason=f"its probe returned {availability!r} and not an Availability")
+    for fact, value in (("reason", availability.reason), ("version", availability.version)):
+        if not isinstance(value, str):
+            return Availability(reason=f"its probe gives the {fact} {value!r}, which must be a string")
     try:
         torch.device(availability.device)
     except (RuntimeError, TypeError) as error:
         return Availability(reason=f"its probe names the device {availability.device!r}: {_told(error)}")
-    return replace(availability, version=str(availability.version))
+    return availability
 
 
 def _told(error: BaseException) -> str:

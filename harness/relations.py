@@ -20,7 +20,7 @@ AnyProblem = Problem | TokenProblem
 _NEIGHBOUR_KEY = 1000
 # Launch heuristics divide the lengths of a batch into classes at powers of two, and the last of the thresholds seen in
 # public kernels are these. The first ones are for every case; an interpreter takes seconds for the others.
-_BATCH_SIZES, _LARGE_BATCH_SIZES = (2, 8, 32), (4, 16, 64, 130)
+_BATCH_SIZES, _ALL_BATCH_SIZES = (2, 64), (2, 4, 8, 16, 32, 64, 130)
 _LONG_CONTEXT, _LONGEST_CONTEXT = 512, 4096
 _LONG_PROMPT, _MANY_TOKENS = 513, 2049
 # A batch of no more requests than this is put beside what is dear.
@@ -88,7 +88,7 @@ def _batch_size(problem: Problem, tiling: Tiling) -> Iterable[Comparison]:
     for request in problem.requests:
         yield Comparison((alone(problem, request),), (problem,))
     victim = problem.requests[0]
-    sizes = sorted(_BATCH_SIZES + _LARGE_BATCH_SIZES) if _stands_beside_load(problem) else _BATCH_SIZES
+    sizes = _ALL_BATCH_SIZES if _stands_beside_load(problem) else _BATCH_SIZES
     # One query each, as in a batch of decodes, which many kernels tell from all others.
     crowd = [_neighbour(problem, _NEIGHBOUR_KEY + i, 1, 1 + i % 5) for i in range(max(sizes) - 1)]
     for size in sizes:
@@ -208,7 +208,7 @@ def _chunked_prefill(problem: Problem, tiling: Tiling) -> Iterable[Comparison]:
     if problem.mask is Mask.CROSS:
         sizes = {tiling.query_tile // 2 + 1, tiling.query_tile}
     else:
-        sizes = {problem.geometry.page_size + 1, tiling.kv_tile, tiling.kv_split - 1}
+        sizes = {problem.geometry.page_size + 1, tiling.kv_tile, max(1, tiling.kv_split - 1)}
     for size in sorted(sizes):
         starts = range(0, whole.query_len, size)
         chunks = [_part(whole, start, min(start + size, whole.query_len)) for start in starts]

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 from _pytest.mark.expression import Expression
 
-from samebits.harness.record_files import RecordWriter, parse_record, read_run
+from samebits.harness.record_files import RecordWriter, check_results, parse_record, read_run
 from samebits.harness.records import UnusableInput
-from samebits.reports.report import Report, check_baseline, write_baseline, write_report
+from samebits.reports.report import Report, check_baseline, check_update, write_baseline, write_report
 
 if TYPE_CHECKING:
     from samebits.harness.session import MatrixSession
@@ -30,7 +30,6 @@ SUITE_MARKS = {
 RECORD_PROPERTY = "samebits_record"
 # What a shell expects of input that cannot be used.
 EXIT_UNUSABLE = 2
-_ENDED_EARLY = (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR)
 
 
 def or_exit(action: Callable[[], T]) -> T:
@@ -52,10 +51,12 @@ class RunLog:
     def __init__(self, config: pytest.Config, session: Callable[[], MatrixSession]) -> None:
         self._config = config
         self._session = session
+        self._checked = False
+        self._collected: set[str] = set()
         self._writer: RecordWriter | None = None
+        self._written: set[str] = set()
         self._report: Report | None = None
         self._complaint = ""
-        self._written: set[str] = set()
 
     def check(self) -> None:
         """Finds out before anything runs whether the options can be used.
@@ -63,37 +64,41 @@ class RunLog:
         Raises:
             UnusableInput: an option cannot be used.
         """
-        session = self._session()
-        check_baseline(self._path("baseline"), session.devices)
-        if self._path("results") is not None:
-            self._open()
+        self._check_selection()
+        check_baseline(self._path("baseline"), self._session().devices)
+        update, results = self._path("update_baseline"), self._path("results")
+        if update is not None:
+            check_update(update)
+        if results is not None:
+            check_results(results)
+        self._checked = True
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Notes the tests that will run in this process."""
+        or_exit(functools.partial(self._await, (item.nodeid for item in session.items)))
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, ids: Iterable[str]) -> None:
+        """Notes the tests that will run in the workers, each of which collects them all."""
+        or_exit(functools.partial(self._await, ids))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Writes the record of a finished cell, or of one that took its process with it."""
         handed_over = [str(value) for name, value in report.user_properties if name == RECORD_PROPERTY]
         if handed_over and report.when == "call":
             or_exit(functools.partial(self._write, handed_over[0]))
-        elif report.failed and not handed_over:
+        elif report.failed and not handed_over and _names_cell(_parameter(report.nodeid)):
             # A worker that died, or a test that failed outside of its cell: the cell leaves a row all the same.
-            crashed = self._session().crashed(report.nodeid, str(report.longrepr))
-            if crashed is not None:
-                or_exit(functools.partial(self._write, crashed.to_line()))
+            or_exit(functools.partial(self._write_crashed, report))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Compares and reports; a regression fails a run whose tests all passed."""
-        if self._writer is None:
-            return
-        early = session.shouldfail or session.shouldstop or session.exitstatus in _ENDED_EARLY
-        self._writer.close(finished=not early)
         try:
-            run = read_run(self._writer.path)
-            self._report = write_report(run, self._path("baseline"), self._writer.path.parent)
-            if self._report.red and session.exitstatus == pytest.ExitCode.OK:
-                session.exitstatus = pytest.ExitCode.TESTS_FAILED
-            update = self._path("update_baseline")
-            if update is not None:
-                write_baseline(run, update)
+            if self._checked and session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED:
+                raise UnusableInput(f"{self._selection()} leaves no test; pytest --collect-only -q lists what there is")
+            if self._writer is not None:
+                self._finish(self._writer, session)
         except UnusableInput as error:
             self._complaint = f"samebits: {error}"
             session.exitstatus = EXIT_UNUSABLE
@@ -109,37 +114,99 @@ class RunLog:
         if self._complaint:
             terminalreporter.write_line(self._complaint, red=True)
 
+    def _await(self, node_ids: Iterable[str]) -> None:
+        """Notes tests that will run, of which a baseline must hold whole suites."""
+        self._collected |= {_parameter(node_id) for node_id in node_ids}
+        if self._collected and self._path("update_baseline") is not None and self._is_narrowed():
+            raise UnusableInput("--update-baseline needs whole suites, and this run is narrowed to some of their cells")
+
     def _write(self, line: str) -> None:
         """Writes a cell's first record; a cell that a dead worker hands on to the next has one already."""
         record = parse_record(line)
         if record.cell_id not in self._written:
-            self._written.add(record.cell_id)
             self._open().write(record)
+            self._written.add(record.cell_id)
+
+    def _write_crashed(self, report: pytest.TestReport) -> None:
+        record = self._session().crashed(report.nodeid, str(report.longrepr))
+        if record is not None:
+            self._write(record.to_line())
 
     def _open(self) -> RecordWriter:
         if self._writer is None:
-            header = self._session().header(self._suites(), self._is_narrowed())
+            header = self._session().header(self._suites, self._is_narrowed())
             directory = self._path("results") or self._config.invocation_params.dir / "reports" / "out" / header.run_id
             self._writer = RecordWriter(directory, header)
         return self._writer
 
+    def _finish(self, writer: RecordWriter, session: pytest.Session) -> None:
+        # The exit status does not say whether all cells ran: it is still that of success where a second interrupt
+        # arrives while the first is dealt with.
+        writer.close(finished=self._cells & self._collected <= self._written)
+        run = read_run(writer.path)
+        self._report = write_report(run, self._path("baseline"), writer.path.parent)
+        if self._report.red and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        update = self._path("update_baseline")
+        if update is not None:
+            write_baseline(run, update)
+
+    @functools.cached_property
     def _suites(self) -> tuple[str, ...]:
-        """The suites that the mark expression lets through."""
+        """The suites that the mark expression lets through.
+
+        Raises:
+            UnusableInput: it is no expression.
+        """
         expression = self._config.option.markexpr
         if not expression:
             return tuple(SUITE_MARKS)
-        compiled = Expression.compile(expression)
-        return tuple(mark for mark in SUITE_MARKS if compiled.evaluate(_names(mark)))
+        try:
+            compiled = Expression.compile(expression)
+            return tuple(mark for mark in SUITE_MARKS if compiled.evaluate(_names(mark)))
+        except Exception as error:  # of a kind that differs between versions of pytest
+            raise UnusableInput(f"-m {expression!r} is no expression of marks, such as batch_invariant") from error
+
+    @functools.cached_property
+    def _cells(self) -> frozenset[str]:
+        """Ids of all cells of these suites that the options select."""
+        session = self._session()
+        return frozenset(cell.cell_id for suite in self._suites for cell in session.cells(suite))
 
     def _is_narrowed(self) -> bool:
-        """Whether single tests were selected, so that the cells that did not run mean nothing."""
+        """Whether single cells were selected, in whatever way, so that those that did not run mean nothing."""
+        return bool(self._session().options.cells) or not self._cells <= self._collected
+
+    def _check_selection(self) -> None:
+        names = self._session().options.cells
+        if not self._suites:
+            raise UnusableInput(
+                f"-m {self._config.option.markexpr!r} selects no suite; known are {', '.join(SUITE_MARKS)}"
+            )
+        for name in names:
+            if name not in self._cells:
+                raise UnusableInput(f"cell {name!r} is of no suite that -m {' or '.join(self._suites)!r} selects")
+
+    def _selection(self) -> str:
+        """What narrowed the tests, as the user gave it."""
         option = self._config.option
-        chosen = (option.keyword, option.deselect, getattr(option, "lf", False), option.samebits_cell)
-        return any(chosen) or any("::" in argument for argument in self._config.args)
+        given = [f"-m {option.markexpr!r}"] if option.markexpr else []
+        given += [f"-k {option.keyword!r}"] if option.keyword else []
+        return " ".join(given + [str(argument) for argument in self._config.args])
 
     def _path(self, option: str) -> Path | None:
         value = getattr(self._config.option, f"samebits_{option}")
         return None if value is None else self._config.invocation_params.dir / value
+
+
+def _parameter(node_id: str) -> str:
+    """What a test's id holds in brackets: of a cell, the cell's id."""
+    return node_id.rpartition("::")[2].partition("[")[2].removesuffix("]")
+
+
+def _names_cell(parameter: str) -> bool:
+    """Whether a test may be of a cell: a test of another project must not make this one's session."""
+    return parameter.count(":") >= 3
 
 
 def _names(mark: str) -> Callable[..., bool]:

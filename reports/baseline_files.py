@@ -19,7 +19,8 @@ from samebits.harness.decoding import shown
 from samebits.harness.record_files import JsonLines, Line, read_run
 from samebits.harness.records import SCHEMA_VERSION, Environment, Run, UnusableInput, Verdict, to_json
 from samebits.reports.baseline import Baseline, BaselineRow, Key, Scope
-from samebits.reports.files import replace_file
+from samebits.reports.files import check_replaceable, replace_file
+from samebits.reports.findings import red_reasons
 
 PACKAGED_BASELINES = Path(__file__).parent / "baselines"
 
@@ -111,15 +112,34 @@ def write_baseline(run: Run, path: Path) -> None:
             cannot be written. Nothing is written then.
     """
     _require_sound(run)
-    kept: Sequence[BaselineRow] = ()
-    if os.path.exists(path):
-        if JsonLines.read(path, "a baseline").kind != "baseline":
-            raise UnusableInput(f"{str(path)!r} is no baseline and is not overwritten; name a baseline, or a new file")
-        kept = _kept(_read_file(path), run)
-    rows = [*kept, *(BaselineRow.of(record, run.header) for record in run.records)]
+    rows = [*_kept(_read_updated(path), run), *(BaselineRow.of(record, run.header) for record in run.records)]
     header = run.header
     note = f"last written by run {header.run_id}: {', '.join(header.suites)}, {header.tier} tier"
     replace_file(path, "".join(line + "\n" for line in _lines(rows, note)))
+
+
+def check_update(path: Path) -> None:
+    """Finds out before a run whether what it comes to can be written as a baseline after it.
+
+    Args:
+        path: of the baseline file, new or not.
+
+    Raises:
+        UnusableInput: the file exists and is no baseline, or it cannot be written.
+    """
+    _read_updated(path)
+    check_replaceable(path)
+
+
+def _read_updated(path: Path) -> Baseline:
+    """The baseline that a run is to be written into; one without rows where the file is new."""
+    if not os.path.exists(path):
+        return Baseline(path.name, ())
+    if os.path.isdir(path):
+        raise UnusableInput(f"{str(path)!r} is a directory; a baseline is written into a file, such as one in it")
+    if JsonLines.read(path, "a baseline").kind != "baseline":
+        raise UnusableInput(f"{str(path)!r} is no baseline and is not overwritten; name a baseline, or a new file")
+    return _read_file(path)
 
 
 def _require_sound(run: Run) -> None:
@@ -136,6 +156,9 @@ def _require_sound(run: Run) -> None:
         raise UnusableInput(f"{name} has no cells; a baseline must be of a run that has some")
     if run.truncated:
         raise UnusableInput(f"{name} was cut off; a baseline must be of a run that finished")
+    reasons = red_reasons(run)
+    if reasons:
+        raise UnusableInput(f"{name} is red: {'; '.join(reasons)}; a baseline must be of a run that is not")
 
 
 def _kept(old: Baseline, run: Run) -> list[BaselineRow]:

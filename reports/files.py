@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 from samebits.harness.record_files import unwritable
@@ -26,5 +27,19 @@ def replace_file(path: Path, text: str) -> None:
             draft.replace(path)
         finally:
             draft.unlink(missing_ok=True)
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def check_replaceable(path: Path) -> None:
+    """Finds out whether `replace_file` could write a file now, by writing beside it or where its directory would be.
+
+    Raises:
+        UnusableInput: it could not.
+    """
+    existing = next(directory for directory in path.absolute().parents if os.path.exists(directory))
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
     except OSError as error:
         raise unwritable(path, error) from error

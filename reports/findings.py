@@ -59,7 +59,13 @@ RELATION_ORDER = (
     "repeated",
     "threads",
 )
-_TOLD = (Verdict.FAIL, Verdict.ERROR, Verdict.VARIES, Verdict.KNOWN)
+# What is told of, in this order, and under which title.
+FINDING_TITLES = {
+    Verdict.FAIL: "Failed",
+    Verdict.ERROR: "Raised an error",
+    Verdict.VARIES: "Varies where nothing is claimed, which is not red",
+    Verdict.KNOWN: "Fails as is known",
+}
 DID_NOT_RUN = (Verdict.UNSUPPORTED, Verdict.UNAVAILABLE)
 
 
@@ -142,14 +148,14 @@ def findings(records: Iterable[Record]) -> list[Finding]:
     found = [
         Finding(verdict, label, suite, relation, tuple(told), len(group))
         for (label, suite, relation), group in groups.items()
-        for verdict in _TOLD
+        for verdict in FINDING_TITLES
         if (told := [record for record in group if record.verdict is verdict])
     ]
     labels = list(dict.fromkeys(label for label, _, _ in groups))
     return sorted(
         found,
         key=lambda finding: (
-            _TOLD.index(finding.verdict),
+            list(FINDING_TITLES).index(finding.verdict),
             labels.index(finding.label),
             finding.suite,
             relation_place(finding.relation),
@@ -186,6 +192,7 @@ def red_reasons(run: Run) -> list[str]:
     """Why a run is red by itself, whatever its baseline; empty where it is not."""
     cells = [record for record in run.records if not record.control]
     reasons = ["the run was cut off"] if run.truncated else []
+    reasons += [] if run.records else ["no cell ran"]
     reasons += [
         f"{text.counted(number, 'cell')} {what}"
         for verdict, what in ((Verdict.FAIL, "failed"), (Verdict.ERROR, "raised an error"))

@@ -8,9 +8,8 @@ from typing import Any
 import pandas as pd
 from tabulate import tabulate
 
-from samebits.harness.records import Verdict
 from samebits.reports import text
-from samebits.reports.findings import Finding, findings, gaps, guards
+from samebits.reports.findings import FINDING_TITLES, Finding, findings, gaps, guards
 from samebits.reports.regression import ComparedCell, Comparison, State
 from samebits.reports.sentences import baseline_sentences, conclusion, controls_sentence, run_sentences
 from samebits.reports.tables import budget_table, claims_table, implementation_table
@@ -23,12 +22,6 @@ _FORMATS: Mapping[str, Callable[[Any], str]] = {
     "suite": text.markdown,
     "error_budget": text.budget,
     "max_ulp": text.whole,
-}
-_FINDING_TITLES = {
-    Verdict.FAIL: "Failed",
-    Verdict.ERROR: "Raised an error",
-    Verdict.VARIES: "Varies where nothing is claimed",
-    Verdict.KNOWN: "Fails as is known",
 }
 
 
@@ -84,7 +77,7 @@ def _findings(comparison: Comparison) -> Iterator[str]:
     found = findings(comparison.records)
     if not found:
         yield "None: every cell that ran passed.\n"
-    for verdict, title in _FINDING_TITLES.items():
+    for verdict, title in FINDING_TITLES.items():
         of_verdict = [finding for finding in found if finding.verdict is verdict]
         if of_verdict:
             yield f"### {title}\n"
@@ -118,7 +111,8 @@ def _implementations(cells: pd.DataFrame) -> Iterator[str]:
     yield (
         "Of the *relations* that ran, some are *claimed* by the implementation, and some *held* in every cell. The "
         "error budget is the share of the bound on rounding errors that the worst element uses against the fp64 "
-        "reference: above 1 is wrong. ULP are between two computations of the same request.\n"
+        "reference: above 1 is wrong. ULP are between two computations of the same request, "
+        "those of an element near 0 at the root mean square of its row.\n"
     )
 
 

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from samebits.harness.records import Run
 from samebits.reports.baseline import Baseline, Scope, require_device
-from samebits.reports.baseline_files import PACKAGED_BASELINES, read_baseline, write_baseline
+from samebits.reports.baseline_files import PACKAGED_BASELINES, check_update, read_baseline, write_baseline
 from samebits.reports.files import replace_file
 from samebits.reports.findings import red_reasons
 from samebits.reports.regression import compare
 
-__all__ = ["Report", "check_baseline", "write_baseline", "write_report"]
+__all__ = ["Report", "check_baseline", "check_update", "write_baseline", "write_report"]
 
 PAGE, TABLE = "regression.md", "regression.csv"
 

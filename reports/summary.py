@@ -10,7 +10,7 @@ import pandas as pd
 from samebits.harness.records import Verdict
 from samebits.reports import text
 from samebits.reports.columns import columns
-from samebits.reports.findings import Finding, findings, gaps
+from samebits.reports.findings import FINDING_TITLES, Finding, findings, gaps
 from samebits.reports.regression import Comparison, State
 from samebits.reports.sentences import baseline_sentences, conclusion, controls_sentence, has_baseline, run_sentences
 from samebits.reports.tables import BUDGET_COLUMNS, STATES, VERDICTS, budget_table, implementation_table
@@ -25,12 +25,6 @@ _HEADINGS = {
     "unavailable": ("un-", "available"),
     "error_budget": ("worst", "budget"),
     "max_ulp": ("worst", "ULP"),
-}
-_FINDING_TITLES = {
-    Verdict.FAIL: "Failed",
-    Verdict.ERROR: "Raised an error",
-    Verdict.VARIES: "Varies where nothing is claimed, which is not red",
-    Verdict.KNOWN: "Fails as is known",
 }
 
 
@@ -97,7 +91,7 @@ def _aligned(table: pd.DataFrame, shown: list[str]) -> Iterator[str]:
 def _findings(comparison: Comparison) -> Iterator[str]:
     """One section per verdict that is no pass."""
     found = findings(comparison.records)
-    for verdict, title in _FINDING_TITLES.items():
+    for verdict, title in FINDING_TITLES.items():
         of_verdict = [finding for finding in found if finding.verdict is verdict]
         if of_verdict:
             told = _failures(of_verdict) if verdict in (Verdict.FAIL, Verdict.ERROR) else _variations(of_verdict)

@@ -13,18 +13,6 @@ from samebits.backends.platform import processor
 from samebits.backends.problem import Geometry, Layout, Mask, Problem, Request
 from samebits.harness.batch import Batch, make_batch, sinks_of
 from samebits.harness.execution import Execution, execute
-from samebits.kernels.flex.cache import as_sequence, page_distance
-from samebits.kernels.flex.tiles import (
-    KeyBlocks,
-    QueryRows,
-    Sequences,
-    TileShape,
-    Visibility,
-    find_key_blocks,
-    lead_with_sink,
-    move_pages_apart,
-    place_queries,
-)
 
 # One head_dim and never a single key/value head: what is compiled in stays the same.
 GROUPED = Geometry("grouped", num_heads=8, num_kv_heads=2, head_dim=64, page_size=16, window=21)
@@ -151,6 +139,18 @@ def test_a_query_without_keys_gives_zero_and_an_lse_of_minus_infinity(flex: Flex
         assert lse is not None
         assert torch.isneginf(lse[:, :count]).all(), f"request {key}: {lse[:, :count]}"
         assert torch.isfinite(lse[:, count:]).all(), f"request {key}: {lse[:, count:]}"
+
+
+@each_implementation
+@each_dtype
+def test_a_nan_that_a_query_sees_is_seen_and_one_that_it_does_not_is_not(flex: FlexAttention, dtype: str) -> None:
+    problem = problem_of(GROUPED, Mask.CAUSAL, dtype, Request(1, 8), Request(2, 1, 40))
+    batch = make_batch(problem, torch.device(flex.probe().device))
+    batch.key_cache[batch.metadata.block_table[0, 0], 5] = float("nan")
+    batch.key_cache[batch.metadata.block_table[1, 0], 5] = float("nan")
+    output = run_batch(flex, batch)
+    assert output[5:].isnan().all(), f"a NaN among the scores came out as {output[5:].flatten()[:4].tolist()}"
+    assert output[:5].isfinite().all(), "a NaN in a later key reached a query before it"
 
 
 @each_implementation
@@ -394,106 +394,3 @@ def test_where_compiling_is_switched_off_it_is_unavailable(monkeypatch: pytest.M
 def test_where_the_kernel_does_not_import_it_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, KERNEL_MODULE, None)
     assert f"importing {KERNEL_MODULE} raised ModuleNotFoundError" in FlexAttention(processor()).probe().reason
-
-
-# Layout in tiles and in memory, which needs no compiling.
-
-
-def test_a_cache_is_read_in_place() -> None:
-    """Among others one that is stored head by head, and one that is a slice of a wider one."""
-    storage = torch.arange(5 * 2 * 3 * 16 * 8.0).view(5, 2, 3, 16, 8)
-    for cache in (
-        storage[:, 0].transpose(1, 2),
-        storage.view(5, 16, 2, 3, 8)[:, :, 1],
-        storage.view(5, 16, 3, 16)[..., 8:],
-        storage.view(5, 16, 6, 8)[:, :, :3],
-    ):
-        distance = page_distance(cache, cache, keys_per_block=16)
-        sequence = as_sequence(cache, num_slots=4 * distance + 16)
-        assert sequence.untyped_storage().data_ptr() == storage.untyped_storage().data_ptr(), "the cache was copied"
-        for page in range(5):
-            slots = sequence[:, 0, page * distance : page * distance + 16]
-            assert torch.equal(slots.transpose(0, 1), cache[page]), (
-                f"page {page} of a cache of strides {cache.stride()}"
-            )
-
-
-SHAPE = TileShape(rows=16, keys=16)
-PAGE_SIZE = 32
-
-
-def laid_out(
-    *lengths: tuple[int, int, int, int], group_size: int = 3, window: int | None = None, causal: bool = True
-) -> tuple[QueryRows, KeyBlocks]:
-    """Lays out requests of (query_len, context_len, first_slot, num_keys); request b has pages 10 b + 9, 10 b + 8..."""
-    sequences = Sequences(*(torch.tensor(column) for column in zip(*lengths, strict=True)))
-    rows = place_queries(sequences, group_size, SHAPE, min_rows=64)
-    table = torch.arange(len(lengths)).unsqueeze(1) * 10 + 9 - torch.arange(10)
-    visibility = Visibility(causal=torch.full((len(lengths),), causal), window=window)
-    return rows, find_key_blocks(sequences, rows, visibility, table, PAGE_SIZE, SHAPE, min_slots=64)
-
-
-def test_a_row_stands_where_its_position_puts_it() -> None:
-    rows, _ = laid_out((5, 0, 0, 5), (0, 9, 0, 9), (20, 7, 0, 27), (3, -2, 0, 1))
-    expected = (rows.position.unsqueeze(1) * 3 + torch.arange(3)) % SHAPE.rows
-    assert (rows.row % SHAPE.rows).tolist() == expected.tolist()
-    assert len(set(rows.row.flatten().tolist())) == rows.row.numel(), "two queries have the same row"
-    assert int(rows.row.max()) < rows.num_rows
-
-
-def test_a_tile_holds_rows_of_one_request() -> None:
-    rows, _ = laid_out((5, 0, 0, 5), (1, 9, 0, 10), (20, 7, 0, 27), (3, -2, 0, 1))
-    owners: dict[int, set[int]] = {}
-    for tiles, request in zip((rows.row // SHAPE.rows).tolist(), rows.request.tolist(), strict=True):
-        for tile in tiles:
-            owners.setdefault(tile, set()).add(request)
-    assert all(len(requests) == 1 for requests in owners.values()), f"tiles and their requests: {owners}"
-
-
-def test_blocks_are_listed_in_the_order_of_the_tokens() -> None:
-    _, blocks = laid_out((1, 69, 0, 70), group_size=1)
-    listed = blocks.indices[0, : blocks.counts[0]].tolist()
-    assert listed == [18, 19, 16, 17, 14], "pages 9, 8 and 7 hold two blocks each, of which the last is not needed"
-    assert blocks.positions[listed].tolist() == [0, 16, 32, 48, 64]
-
-
-def test_a_window_lists_no_block_before_it() -> None:
-    _, blocks = laid_out((1, 69, 5, 70), group_size=1, window=20)
-    row = 69 % SHAPE.rows
-    slots = int(blocks.lower[row]), int(blocks.upper[row])
-    assert slots == (55, 75), "20 slots, the last of them that of position 69 behind 5 encoder tokens"
-    assert blocks.indices[0, : blocks.counts[0]].tolist() == [17, 14], "slots 48 to 63 and 64 to 79"
-
-
-def test_rows_that_nobody_fills_see_nothing() -> None:
-    rows, blocks = laid_out((5, 0, 0, 5), (3, -3, 0, 0))
-    empty = torch.ones(rows.num_rows, dtype=torch.bool)
-    empty[rows.row[:5]] = False
-    assert (blocks.lower[empty] >= blocks.upper[empty]).all(), "a row that nobody fills sees keys"
-    assert blocks.counts.tolist() == [1, 0, 0, 0], "only the first request's tile has keys to read"
-
-
-def test_the_blocks_of_pages_that_are_apart_lie_at_their_pages() -> None:
-    _, blocks = laid_out((1, 69, 0, 70), (1, 3, 0, 4), group_size=1)
-    apart = move_pages_apart(blocks, blocks_per_page=2, distance=6)
-    assert apart.indices[0, : apart.counts[0]].tolist() == [54, 55, 48, 49, 42], "pages 9, 8 and 7 of 6 blocks each"
-    first, second = (int(apart.starts[row]) for row in (69 % SHAPE.rows, SHAPE.rows + 3))
-    assert [int(apart.positions[first + block]) for block in (54, 55, 48, 49, 42)] == [0, 16, 32, 48, 64]
-    assert int(apart.positions[second + 19 // 2 * 6]) < 0, "the first request's page belongs to the second too"
-    assert int(apart.positions[second + 114]) == 0, "the second request's first block is the first of page 19"
-    between = [first + block for block in range(apart.num_blocks) if block % 6 > 1]
-    assert (apart.positions[between] < 0).all(), "what is between two pages belongs to a request"
-
-
-def test_a_sink_has_a_block_that_every_tile_reads_and_no_request_owns() -> None:
-    _, blocks = laid_out((1, 69, 0, 70), (1, 3, 0, 4), (1, 9, 0, 0), group_size=1)
-    led, read = lead_with_sink(blocks, min_blocks=4)
-    assert sorted(read.tolist()) == [14, 16, 17, 18, 19, 38], "not each block of the cache that is read, once"
-    assert led.indices[:, 0].eq(0).all(), "a tile does not begin with the sink's block"
-    assert read[led.indices[0, 1 : led.counts[0]] - 1].tolist() == [18, 19, 16, 17, 14], (
-        "not in the order of the tokens"
-    )
-    assert led.counts.tolist() == [6, 2, 1, 1]
-    assert (led.positions.view(3, -1)[:, 0] < 0).all(), "a request owns the sink's block"
-    start = int(led.starts[69 % SHAPE.rows])
-    assert [int(led.positions[start + block]) for block in led.indices[0, 1:]] == [0, 16, 32, 48, 64]

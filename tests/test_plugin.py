@@ -97,7 +97,15 @@ def unwritable_results(directory: Path) -> Path:
         (["--dtype", "int8"], "unknown dtype 'int8'; known are fp32, bf16, fp16"),
         (["--tier", "daily"], "unknown tier 'daily'; known are smoke, default, nightly"),
         (["--cell", "CPU/torch:x"], "unknown cell 'CPU/torch:x'"),
-        (["--threads", "0"], "--threads is 0; it must be at least 1"),
+        (["--threads", "0"], "--threads is 0; it must be a whole number from 1 to 1024"),
+        (["--threads", "many"], "--threads is 'many'; it must be a whole number from 1 to 1024"),
+        (["--seed", "1.5"], "--seed is '1.5'; it must be a whole number"),
+        (["-m", "nonsense", "--tier", "smoke"], "-m 'nonsense' selects no suite; known are batch_invariant, dtype"),
+        (["-m", "dtype and", "--tier", "smoke"], "-m 'dtype and' is no expression of marks"),
+        (
+            ["-m", "dtype", "--cell", "CPU/torch:decode:llama3-8b-causal-mixed:fp32"],
+            "cell 'CPU/torch:decode:llama3-8b-causal-mixed:fp32' is of no suite that -m 'dtype' selects",
+        ),
         (["--load", "nowhere.py"], "nowhere.py"),
         (["--baseline", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--baseline", truncated_baseline], "truncated.jsonl"),
@@ -105,6 +113,9 @@ def unwritable_results(directory: Path) -> Path:
         (["--baseline", not_json], "text.jsonl"),
         (["--baseline", other_device], "cuda Z9"),
         (["--results", unwritable_results], "cannot write"),
+        (["--update-baseline", str], "is a directory; a baseline is written into a file"),
+        (["--update-baseline", unwritable_results], "cannot write"),
+        (["--update-baseline", not_json], "text.jsonl"),
     ],
     ids=lambda value: (
         " ".join(getattr(word, "__name__", str(word)) for word in value) if isinstance(value, list) else ""
@@ -148,6 +159,8 @@ def test_every_cell_leaves_one_row_and_failures_say_why(tmp_path: Path, workers:
     assert "of the error budget used" in reasons["forgets"], "an output that was never written passed as correct"
     assert "run wrote outside the output tensor" in reasons["overruns"]
     assert "reproduce: pytest -m batch_invariant" in done.stdout
+    # pytest would take the results directory, which exists by then, for a place that decides a worker's root.
+    assert "FAILED suites/test_batch_invariance.py::" in done.stdout, f"other names of tests:\n{done.stdout}"
 
 
 def test_a_cell_that_kills_its_worker_leaves_a_row(tmp_path: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,57 +18,26 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from samebits.harness.record_files import RecordWriter, parse_record, read_run
-from samebits.harness.records import TIERS, Environment, Record, Run, RunEnd, RunHeader, UnusableInput, Verdict
+from samebits.harness.record_files import RecordWriter, check_results, parse_record, read_run
+from samebits.harness.records import (
+    RECORDS_FILE,
+    TIERS,
+    Environment,
+    Record,
+    Run,
+    RunEnd,
+    RunHeader,
+    UnusableInput,
+    Verdict,
+)
 
-ENVIRONMENT = Environment("cpu x86_64+avx512", {"torch": "2.13.0", "python": "3.11.9"}, 1)
-HEADER = RunHeader(
-    run_id="20261121T093400Z",
-    started="2026-11-21T09:34:00+00:00",
-    suites=("batch_invariant",),
-    implementations=("CPU/bundled",),
-    dtypes=("fp32", "bf16"),
-    tier="default",
-    narrowed=False,
-    environment=ENVIRONMENT,
-)
-RECORD = Record(
-    cell_id="CPU/bundled:position:llama3-8b-causal-mixed:bf16",
-    suite="batch_invariant",
-    relation="position",
-    case="llama3-8b-causal-mixed",
-    backend="CPU",
-    implementation="bundled",
-    variant="",
-    version="0.1.0",
-    operation="attention",
-    dtype="bf16",
-    mask="causal",
-    geometry="llama3-8b",
-    tier="smoke",
-    verdict=Verdict.VARIES,
-    environment=ENVIRONMENT,
-    seed=0,
-    command="pytest -m batch_invariant --cell CPU/bundled:position:llama3-8b-causal-mixed:bf16",
-    reasons=("claims no batch_invariant: 3 of 100 elements differ",),
-    claimed=False,
-    compared=100,
-    mismatches=3,
-    max_ulp=2,
-    error_budget=0.4,
-    digest="00ff",
-    smallest_batch="[r1:q1c0] against [r1:q1c0 r2:q1c0]",
-    seconds=0.25,
-    configuration={"kv_split": "128"},
-)
+from .samples import HEADER, VARIES, cell, save
+
+RECORD = cell(**(VARIES | {"seconds": 0.25}))
 
 
 def write_run(directory: Path, *records: Record, finished: bool = True) -> Path:
-    writer = RecordWriter(directory, HEADER)
-    for record in records:
-        writer.write(record)
-    writer.close(finished=finished)
-    return writer.path
+    return save(directory, *records, finished=finished) / RECORDS_FILE
 
 
 def complaint(action: Callable[[], object]) -> str:
@@ -235,10 +207,10 @@ def without(name: str) -> Callable[[dict[str, Any]], str]:
         (without("digest"), None),
         (without("dtype"), "field 'dtype' is absent; it must be a string"),
         (
-            lambda values: json.dumps(values).replace("0.4", "NaN"),
+            lambda values: json.dumps(values).replace("0.3", "NaN"),
             "NaN is not JSON; a number that is not finite must be",
         ),
-        (lambda values: json.dumps(values).replace("0.4", "1e999"), "field 'error_budget' is inf; it must be a number"),
+        (lambda values: json.dumps(values).replace("0.3", "1e999"), "field 'error_budget' is inf; it must be a number"),
         (
             lambda values: json.dumps(values)[:-1] + ', "dtype": "fp32"}',
             "field 'dtype' occurs twice; each may occur once",
@@ -326,18 +298,40 @@ def test_a_directory_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     assert occupied.read_text() == "kept"
 
 
-def test_a_full_disk_is_told() -> None:
-    full = Path("/dev/full")
-    if not full.exists():
-        pytest.skip("this system has no /dev/full")
+def test_a_disk_that_fills_up_is_told_when_a_cell_is_written_and_when_the_run_ends(tmp_path: Path) -> None:
+    class Full(io.StringIO):
+        """Takes what it is given into its memory, and cannot get rid of it."""
 
-    class FullWriter(RecordWriter):
-        def __init__(self) -> None:
-            self.path = full
-            self._stream = full.open("w")
+        def flush(self) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with pytest.raises(UnusableInput, match=r"cannot write '/dev/full' \(No space left on device\)"):
-        FullWriter().write(RECORD)
+        close = flush
+
+    writer = RecordWriter(tmp_path, HEADER)
+    writer._stream.close()
+    writer._stream = Full()
+    actions: list[Callable[[], None]] = [lambda: writer.write(RECORD), writer.close, lambda: writer.close(False)]
+    for action in actions:
+        with pytest.raises(UnusableInput) as caught:
+            action()
+        told = (
+            f"cannot write '{tmp_path / 'records.jsonl'}' (No space left on device); give a place that can be written"
+        )
+        assert str(caught.value) == told
+    assert read_run(tmp_path).truncated, "a run whose records could not be written looks finished"
+
+
+def test_a_place_for_records_is_tried_before_a_run(tmp_path: Path) -> None:
+    results = tmp_path / "new" / "results"
+    check_results(results)
+    assert list(results.iterdir()) == [], "a trial left something behind"
+    path = write_run(results, RECORD)
+    before = path.read_bytes()
+    with pytest.raises(UnusableInput, match="holds the records of another run; give a new directory"):
+        check_results(results)
+    assert path.read_bytes() == before
+    with pytest.raises(UnusableInput, match=r"records.jsonl' is a file; give a directory for the results"):
+        check_results(path)
 
 
 def test_records_are_read_and_reports_imported_without_torch_or_pandas() -> None:

@@ -10,8 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from samebits.backends.contract import Implementation
+from samebits.backends.problem import Problem
+from samebits.harness.matrix import Selection
 from samebits.harness.records import UnusableInput
 from samebits.harness.registry import load_registry
+from samebits.harness.suite_cells import SUITES
 
 HEAD = """
 import torch
@@ -63,6 +67,8 @@ def test_a_loaded_file_adds_its_backend(tmp_path: Path) -> None:
             "supports dtypes ('int4',)",
         ),
         ("Mine.tiling = Tiling(kv_split=0)\ndef implementations(): return [Mine()]", "kv_split=0"),
+        ("Mine.tiling = Tiling(kv_tile=True)\ndef implementations(): return [Mine()]", "kv_tile=True"),
+        ("def implementations(): raise SystemExit(3)", "raised SystemExit: 3"),
         ("def implementations(): return [Mine(), Mine()]", "'MY_ATTN/mine' is registered twice"),
     ],
 )
@@ -72,6 +78,78 @@ def test_a_file_that_is_no_backend_is_told_in_one_sentence(tmp_path: Path, body:
     message = str(caught.value)
     assert told in message, f"the message is {message!r}"
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("declared", "told"),
+    [
+        ("claims = Claims(source=7)", "Mine.claims has source=7; it must be a string"),
+        ("claims = Claims(batch_invariant=1)", "Mine claims batch_invariant=1; it must be True or False"),
+        ("support = Support(dtypes='fp32')", "Mine supports dtypes 'fp32'; they must be among fp32, bf16, fp16"),
+        ("support = Support(dtypes=7)", "Mine supports dtypes 7; they must be among"),
+        (
+            "support = Support(masks=('causal',))",
+            "Mine supports masks ('causal',); they must be a tuple of members of Mask",
+        ),
+        ("support = Support(masks=Mask.CAUSAL)", "they must be a tuple of members of Mask"),
+        ("support = Support(masks=())", "Mine supports masks (); they must be a tuple of members of Mask"),
+        (
+            "support = Support(head_dims=64)",
+            "Mine supports head_dims 64; they must be whole numbers in a collection, or a function of one",
+        ),
+        ("support = Support(head_dims=('64',))", "Mine supports head_dims ('64',); they must be whole numbers"),
+        ("support = Support(page_sizes='16')", "Mine supports page_sizes '16'; they must be whole numbers"),
+        ("support = Support(lse='natural')", "Mine.support has lse='natural'; it must be True or False"),
+        ("costly = 'very'", "Mine.costly is 'very'; it must be True or False"),
+        ("known_gaps = KnownGap('issue 7')", "it must be a tuple of KnownGap"),
+        ("known_gaps = ('issue 7',)", "Mine.known_gaps is ('issue 7',); it must be a tuple of KnownGap"),
+        ("known_gaps = (KnownGap(7),)", "Mine.known_gaps has issue=7; it must name the issue that tracks the gap"),
+        ("known_gaps = (KnownGap('issue 7', relation=7),)", "Mine.known_gaps has relation=7"),
+        ("known_gaps = (KnownGap('issue 7', mask='causal'),)", "Mine.known_gaps has mask='causal'; it must be a Mask"),
+        (
+            "known_gaps = (KnownGap('issue 7', dtype='int8'),)",
+            "has dtype='int8'; it must be among fp32, bf16",
+        ),
+        (
+            "reasons = lambda self, problem: 'too hard'",
+            "Mine.reasons returned 'too hard'; it must be a list",
+        ),
+        ("reasons = lambda self, problem: None", "Mine.reasons returned None; it must be a list of sentences"),
+        ("reasons = lambda self, problem: [7]", "Mine.reasons returned [7]; it must be a list of sentences"),
+    ],
+)
+def test_a_declaration_that_is_nonsense_is_told_in_one_sentence(tmp_path: Path, declared: str, told: str) -> None:
+    path = write(tmp_path, f"Mine.{declared}\ndef implementations(): return [Mine()]")
+    with pytest.raises(UnusableInput) as caught:
+        load_registry([path])
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+ONLY_64 = {f"head_dim {head_dim} is not supported, only 64" for head_dim in (128, 256)}
+
+
+@pytest.mark.parametrize(
+    ("declared", "refused"),
+    [
+        ("support = Support(head_dims={64, 128}, page_sizes=[16])", {"head_dim 256 is not supported, only 64, 128"}),
+        ("support = Support(head_dims=(64,), page_sizes=range(1, 257))", ONLY_64),
+        ("support = Support(head_dims=frozenset({64}), page_sizes=lambda size: size % 16 == 0)", ONLY_64),
+        ("tiling = Tiling(1, 1, 1)", set()),
+        ("known_gaps = (KnownGap('issue 7', relation='pages', mask=Mask.CAUSAL, dtype='bf16'),)", set()),
+    ],
+)
+def test_the_cells_of_a_sound_declaration_can_be_made_and_asked_for_reasons(
+    tmp_path: Path, declared: str, refused: set[str]
+) -> None:
+    registry = load_registry([write(tmp_path, f"Mine.{declared}\ndef implementations(): return [Mine()]")])
+    (mine,) = registry.select(backends=["MY_ATTN"])
+    assert isinstance(mine, Implementation)
+    cells = [cell for cell in SUITES["batch_invariant"](Selection((mine,), (), "smoke")) if cell.implementation is mine]
+    assert len(cells) > 50, f"only {len(cells)} cells"
+    problems = {problem for cell in cells for comparison in cell.comparisons for problem in comparison.left}
+    told = {reason for problem in problems if isinstance(problem, Problem) for reason in mine.reasons(problem)}
+    assert {reason for reason in told if reason.startswith(("head_dim", "page_size"))} == refused
 
 
 def test_a_missing_file_is_told_by_its_name(tmp_path: Path) -> None:
@@ -98,6 +176,24 @@ def test_a_probe_that_raises_makes_the_implementation_unavailable(tmp_path: Path
     availability = registry.availability(mine)
     assert not availability.available
     assert availability.reason == "its probe raised ZeroDivisionError: division by zero"
+
+
+@pytest.mark.parametrize(
+    ("available", "reason"),
+    [
+        ("Availability(version=7)", "its probe gives the version 7, which must be a string"),
+        ("Availability(reason=None)", "its probe gives the reason None, which must be a string"),
+        ("Availability(device='abacus')", "its probe names the device 'abacus': RuntimeError: Expected one of"),
+        ("None", "its probe returned None and not an Availability"),
+    ],
+)
+def test_a_probe_that_answers_nonsense_makes_the_implementation_unavailable(
+    tmp_path: Path, available: str, reason: str
+) -> None:
+    body = f"Mine.probe = lambda self: {available}\ndef implementations(): return [Mine()]"
+    registry = load_registry([write(tmp_path, body)])
+    (mine,) = registry.select(backends=["MY_ATTN"])
+    assert registry.availability(mine).reason.startswith(reason)
 
 
 def listed(site: Path) -> list[dict[str, object]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -138,24 +139,23 @@ CHOICES: dict[str, Callable[[Problem], bool]] = {
 }
 
 
-def compared(case: Case, tiling: Tiling) -> Iterator[tuple[Problem, Problem]]:
+def compared(case: Case) -> Iterator[tuple[Problem, Problem]]:
     for relation in RELATIONS:
-        for comparison in sides_of(case, relation, tiling):
+        for comparison in sides_of(case, relation, TILINGS[0]):
             for left in comparison.left:
                 yield from ((left, right) for right in comparison.right)
+
+
+@functools.cache
+def compared_by_default(mask: Mask) -> list[tuple[Problem, Problem]]:
+    return [pair for case in cases("default") if case.mask is mask for pair in compared(case)]
 
 
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("choice", CHOICES)
 def test_the_default_tier_stands_on_both_sides_of_what_kernels_choose_by(choice: str, mask: Mask) -> None:
-    tiling = TILINGS[0]
     chosen = CHOICES[choice]
-    sides = [
-        (chosen(left), chosen(right))
-        for case in cases("default")
-        if case.mask is mask
-        for left, right in compared(case, tiling)
-    ]
+    sides = [(chosen(left), chosen(right)) for left, right in compared_by_default(mask)]
     assert (False, True) in sides or (True, False) in sides, f"no comparison under {mask} tells {choice!r} from less"
 
 
@@ -163,7 +163,7 @@ def test_the_default_tier_stands_on_both_sides_of_what_kernels_choose_by(choice:
 def test_only_the_smallest_batches_stand_beside_thousands_of_tokens(mask: Mask) -> None:
     """An interpreter takes seconds for them, so that every case cannot have them."""
     mixed = replace(PAIR[mask], batch="mixed")
-    longest = max(longest_keys(problem) for sides in compared(mixed, TILINGS[0]) for problem in sides)
-    most = max(num_tokens(problem) for sides in compared(mixed, TILINGS[0]) for problem in sides)
+    longest = max(longest_keys(problem) for sides in compared(mixed) for problem in sides)
+    most = max(num_tokens(problem) for sides in compared(mixed) for problem in sides)
     assert longest < 1024, f"a request of {longest} keys stands beside {mixed.case_id}"
     assert most < 1024, f"{most} tokens stand beside {mixed.case_id}"

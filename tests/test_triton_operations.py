@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -46,6 +46,9 @@ from samebits.harness.allocations import largest_allocation
 from samebits.harness.execution import Execution
 from samebits.harness.tokens.execution import execute_tokens
 from samebits.kernels.triton import cache_write, linear, merge, rms_norm, rotary
+
+# The interpreter's numpy tells of infinities and NaN, which padding and sides that saw no key may hold.
+pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
 
 DEVICE = torch.device(TritonRotary().device)
 NAN = float("nan")
@@ -397,7 +400,7 @@ def test_leading_dimensions_of_any_strides_give_the_same_bits(
     views = {
         "one apart": odd,
         "two": rows.view(4, 6, 45),
-        "two apart": odd.unflatten(0, (4, 6)),
+        "two apart": odd.view(4, 6, 45),
         "three": rows.view(2, 3, 4, 45),
         "three of which one is 1": rows.view(3, 1, 8, 45),
         "three apart": inside(rows.view(4, 3, 2, 45), 0, 1, 3, 2),
@@ -418,10 +421,10 @@ def test_rows_that_need_four_dimensions_are_refused() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("size", [150, 16, 9])
 def test_a_norm_adds_squares_by_lane_and_lanes_by_pairs(size: int, dtype: torch.dtype) -> None:
-    rows, weight = random(6, size, dtype=dtype), random(size, dtype=dtype, seed=1)
+    rows, weight = random(100, size, dtype=dtype), random(size, dtype=dtype, seed=1)
     lanes = 16
     wide = torch.nn.functional.pad(rows.float(), (0, -size % lanes))
-    sums = torch.zeros(6, lanes, device=DEVICE)
+    sums = torch.zeros(100, lanes, device=DEVICE)
     for start in range(0, size, lanes):
         sums = sums + wide[:, start : start + lanes] * wide[:, start : start + lanes]
     while sums.shape[1] > 1:
@@ -458,17 +461,17 @@ def launches(num_tokens: int) -> Iterator[tuple[Any, tuple[Any, ...], dict[str, 
     positions = torch.zeros(num_tokens, dtype=torch.int64, device=DEVICE)
     pages = random(9, 4, 2, 40)
     query, key, value = packed[:, :4], packed[:, 4:6], packed[:, 6:8]
-    batches = (
+    batches: list[tuple[Any, Any, Any, ModuleType]] = [
         (TritonRotary(), RotaryEmbedding("packed", 4, 2, 40, 40), RotaryTensors(query, key, positions, cache), rotary),
         (TritonCacheWrite(), None, CacheWriteTensors(key, value, pages, pages, positions), cache_write),
         (TritonMerge(), None, MergeTensors(query, lse, query, lse, query, lse), merge),
         (TritonLinear(), None, LinearTensors(rows.unsqueeze(0), random(8, 40), None, random(num_tokens, 8)), linear),
         (TritonRmsNorm(), RmsNorm("heads", 40), RmsNormTensors(query, random(40), torch.empty_like(query)), rms_norm),
-    )
+    ]
     for implementation, operation, tensors, module in batches:
-        names = SimpleNamespace(**{name: Kernel(name) for name in vars(module) if name.endswith("_kernel")})
-        implementation._load_kernels = lambda names=names: names  # type: ignore[method-assign,attr-defined,misc]
-        implementation.run(operation, tensors)  # type: ignore[attr-defined]
+        kernels = SimpleNamespace(**{name: Kernel(name) for name in vars(module) if name.endswith("_kernel")})
+        implementation._load_kernels = lambda kernels=kernels: kernels
+        implementation.run(operation, tensors)
         name, arguments, constants = recorded.pop()
         yield getattr(module, name), arguments, constants
 

@@ -47,7 +47,7 @@ def compiled_attention(shape: TileShape, *, with_lse: bool) -> Callable[..., tup
     Args:
         shape: of the tiles.
         with_lse: whether to return the log-sum-exp too. Inductor for the CPU: "only supports inference and `return_lse`
-            is not supported yet" (torch 2.11 to 2.13).
+            is not supported yet" (torch 2.11 to 2.13; pytorch/pytorch#190562 is to change that).
     """
     # A cast, as IS_DIVISIBLE and FLOAT32_PRECISION are options of the kernel that torch's type does not list.
     kernel_options = cast(
@@ -101,8 +101,12 @@ def compiled_attention(shape: TileShape, *, with_lse: bool) -> Callable[..., tup
                 score = softcap * torch.tanh(score / softcap)
             if sink_logits is not None and head_starts is not None:
                 score = torch.where(slot == 0, sink_logits[head_starts[head] + row], score)
-            return score
+            # The kernel for the CPU drops a NaN when it looks for the maximum of a row, and takes a row whose maximum
+            # is -inf then for one that sees no key (torch 2.11 to 2.13). Of infinity it makes the NaN that is due.
+            return torch.where(score.isnan(), torch.inf, score) if on_processor else score
 
+        on_processor = query.device.type == "cpu"
+        changes_score = on_processor or softcap is not None or sink_logits is not None
         block_mask = BlockMask(
             seq_lengths=(query.shape[2], keys.shape[2]),
             kv_num_blocks=key_counts,
@@ -121,7 +125,7 @@ def compiled_attention(shape: TileShape, *, with_lse: bool) -> Callable[..., tup
             query,
             keys,
             values,
-            score_mod=None if softcap is None and sink_logits is None else change_score,
+            score_mod=change_score if changes_score else None,
             block_mask=block_mask,
             scale=scale,
             kernel_options=kernel_options,

@@ -1,7 +1,7 @@
 """Merging two partial attention results by their log-sum-exps, in float32 with one rounding at the end.
 
-The formula is that of `samebits.backends.operations.MergeTensors`. Products and sums are rounded one by one, so that
-merging suffix with prefix gives the bits of merging prefix with suffix.
+The formula is that of `samebits.backends.operations.MergeTensors`. A row follows from the rows of its two sides alone.
+Products and sums are rounded one by one, so merging suffix with prefix gives the bits of merging prefix with suffix.
 """
 
 # ruff: noqa: ANN001, ANN201 -- Triton gives the arguments of a kernel their types

@@ -30,10 +30,8 @@ def pages_in_order(config: AttentionConfig, metadata: AttentionMetadata) -> bool
 
 CHOICES: Mapping[str, Choice] = {
     "few-programs": lambda config, metadata: metadata.num_requests * config.num_kv_heads <= 128,
-    "one-query-few-requests": lambda config, metadata: metadata.max_query_len == 1 and metadata.num_requests <= 128,
     "size-class": lambda config, metadata: 17 <= metadata.num_requests <= 32,
     "many-tokens": lambda config, metadata: real_tokens(metadata) > 2048,
-    "many-padded-tokens": lambda config, metadata: metadata.num_tokens > 2048,
     "longest-query": lambda config, metadata: metadata.max_query_len >= 512,
     "longest-context": lambda config, metadata: int(metadata.kv_lens(config.mask).max()) >= 4096,
     "sum-of-contexts": lambda config, metadata: int(metadata.kv_lens(config.mask).sum()) > 4096,

@@ -1,0 +1,140 @@
+"""What an implementation says of itself, checked when it is loaded, so that nonsense is told at once and by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
+
+from samebits.backends.contract import Claims, Implementation, KnownGap, Tiling
+from samebits.backends.operations import TokenImplementation
+from samebits.backends.problem import DTYPE_NAMES, Geometry, Mask, Problem, Request
+from samebits.backends.support import Support
+
+# What the controls run as; see `harness.controls`.
+CONTROL_BACKEND = "CONTROL"
+_NAMES = {
+    "backend": (re.compile(r"[A-Z][A-Z0-9_]*"), "capitals, digits and underscores, such as MY_ATTN"),
+    "name": (re.compile(r"[a-z0-9][a-z0-9._-]*"), "lower-case letters, digits, '.', '_' and '-'"),
+    "variant": (
+        re.compile(r"([A-Za-z0-9][A-Za-z0-9._=,-]*)?"),
+        "letters, digits and '.', '_', '=', ',', '-', or be empty",
+    ),
+}
+_SMALL = Problem(Geometry("small", num_heads=1, num_kv_heads=1, head_dim=64), Mask.CAUSAL, "fp32", (Request(1, 1),))
+
+AnyImplementation = Implementation[Any] | TokenImplementation[Any, Any]
+
+
+def complaint(implementation: object) -> str:
+    """What is wrong with a supposed implementation, as one sentence; empty when nothing is."""
+    if not isinstance(implementation, Implementation | TokenImplementation):
+        return (
+            f"implementations() returned {implementation!r}, which is no instance of samebits' Implementation, nor of "
+            "a class in samebits.backends.operations"
+        )
+    # Each check relies on those before it, which is why the first complaint ends them.
+    checks: list[Callable[[Any], Iterator[str]]] = [_names, _kinds, _claims, _tiling, _configuration, _known_gaps]
+    checks += [_support, _answers] if isinstance(implementation, Implementation) else [_token_dtypes]
+    found = (told for check in checks for told in check(implementation))
+    return next((f"{type(implementation).__name__}{told}" for told in found), "")
+
+
+def _names(implementation: AnyImplementation) -> Iterator[str]:
+    for attribute, (pattern, accepted) in _NAMES.items():
+        value = getattr(implementation, attribute, None)
+        if not isinstance(value, str) or not pattern.fullmatch(value):
+            yield f".{attribute} is {value!r}; it must be made of {accepted}"
+    if implementation.backend == CONTROL_BACKEND:
+        yield f".backend is {CONTROL_BACKEND!r}, which is the name of the harness's own controls"
+
+
+def _kinds(implementation: AnyImplementation) -> Iterator[str]:
+    kinds: dict[str, type] = {"claims": Claims, "tiling": Tiling}
+    if isinstance(implementation, Implementation):
+        kinds["support"] = Support
+    for attribute, kind in kinds.items():
+        value = getattr(implementation, attribute, None)
+        if not isinstance(value, kind):
+            yield f".{attribute} is {value!r}; it must be an instance of {kind.__name__}"
+    if not isinstance(implementation.costly, bool):
+        yield f".costly is {implementation.costly!r}; it must be True or False"
+
+
+def _claims(implementation: AnyImplementation) -> Iterator[str]:
+    claims = vars(implementation.claims).copy()
+    source = claims.pop("source")
+    if not isinstance(source, str):
+        yield f".claims has source={source!r}; it must be a string that says where they are made"
+    for claim, value in claims.items():
+        if not isinstance(value, bool):
+            yield f" claims {claim}={value!r}; it must be True or False"
+
+
+def _tiling(implementation: AnyImplementation) -> Iterator[str]:
+    for length, value in vars(implementation.tiling).items():
+        if type(value) is not int or value < 1:
+            yield f".tiling has {length}={value!r}; it must be a whole number of at least 1"
+
+
+def _configuration(implementation: AnyImplementation) -> Iterator[str]:
+    configuration = implementation.configuration
+    if not isinstance(configuration, Mapping) or not all(
+        isinstance(word, str) for pair in configuration.items() for word in pair
+    ):
+        yield f".configuration is {configuration!r}; it must map strings to strings"
+
+
+def _known_gaps(implementation: AnyImplementation) -> Iterator[str]:
+    gaps = implementation.known_gaps
+    if not _holds(gaps, lambda gap: isinstance(gap, KnownGap)):
+        yield f".known_gaps is {gaps!r}; it must be a tuple of KnownGap"
+        return
+    for gap in gaps:
+        if not isinstance(gap.issue, str) or not gap.issue:
+            yield f".known_gaps has issue={gap.issue!r}; it must name the issue that tracks the gap"
+        if not isinstance(gap.relation, str | None):
+            yield f".known_gaps has relation={gap.relation!r}; it must be the name of one, or None for any"
+        if not isinstance(gap.mask, Mask | None):
+            yield f".known_gaps has mask={gap.mask!r}; it must be a Mask, or None for any"
+        if gap.dtype not in (None, *DTYPE_NAMES):
+            yield f".known_gaps has dtype={gap.dtype!r}; it must be among {', '.join(DTYPE_NAMES)}, or None for any"
+
+
+def _support(implementation: Implementation[Any]) -> Iterator[str]:
+    support = implementation.support
+    yield from _dtypes(support.dtypes)
+    if not support.masks or not _holds(support.masks, lambda mask: isinstance(mask, Mask)):
+        yield f" supports masks {support.masks!r}; they must be a tuple of members of Mask"
+    for dimension in ("head_dims", "page_sizes"):
+        value = getattr(support, dimension)
+        if not callable(value) and not _holds(value, lambda size: type(size) is int):
+            yield f" supports {dimension} {value!r}; they must be whole numbers in a collection, or a function of one"
+    for field in dataclasses.fields(support):
+        value = getattr(support, field.name)
+        if isinstance(field.default, bool) and not isinstance(value, bool):
+            yield f".support has {field.name}={value!r}; it must be True or False"
+
+
+def _answers(implementation: Implementation[Any]) -> Iterator[str]:
+    try:
+        reasons = implementation.reasons(_SMALL)
+    except Exception:
+        return  # A cell that asks tells of it, and is an error of its own.
+    if not isinstance(reasons, list) or not _holds(reasons, lambda reason: isinstance(reason, str)):
+        yield f".reasons returned {reasons!r}; it must be a list of sentences, empty where a problem can be computed"
+
+
+def _token_dtypes(implementation: TokenImplementation[Any, Any]) -> Iterator[str]:
+    yield from _dtypes(implementation.dtypes)
+
+
+def _dtypes(dtypes: object) -> Iterator[str]:
+    if not dtypes or not _holds(dtypes, lambda dtype: dtype in DTYPE_NAMES):
+        yield f" supports dtypes {dtypes!r}; they must be among {', '.join(DTYPE_NAMES)}"
+
+
+def _holds(values: object, accepted: Callable[[Any], bool]) -> bool:
+    """Whether values are a collection of what is accepted; a string is one of characters, which nobody means."""
+    return isinstance(values, Collection) and not isinstance(values, str) and all(map(accepted, values))

@@ -1,0 +1,1 @@
+"""The harness tested: what it must see, what it must refuse, and how it says so."""

@@ -1,0 +1,185 @@
+"""The summary that a run ends with, and what makes it red."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from samebits.harness.matrix import Selection
+from samebits.harness.record_files import read_run
+from samebits.harness.records import Record, Verdict
+from samebits.harness.registry import load_registry
+from samebits.harness.relations import RELATIONS
+from samebits.harness.suite_cells import SUITES
+from samebits.reports.baseline_files import write_baseline
+from samebits.reports.findings import RELATION_ORDER
+from samebits.reports.report import Report, write_report
+from samebits.reports.tables import claim_held
+
+from .samples import CPU, FAILS, GREEN, REGRESSED, UNSUPPORTED, VARIES, cell, control, run_of, save
+
+
+def report_of(tmp_path: Path, *records: Record, baseline: Path | None = None, **header: Any) -> Report:  # noqa: ANN401
+    return write_report(run_of(*records, **header), baseline, tmp_path)
+
+
+def test_the_summary_of_a_green_run_reads_so(tmp_path: Path) -> None:
+    report = report_of(tmp_path, *GREEN)
+    assert report.summary == (
+        "Run 20261121T093400Z: batch_invariant, default tier, fp32, bf16; 7 cells and 2 controls.\n"
+        "On cpu x86_64+avx512, 1 thread, torch 2.13.0, triton 3.7.1.\n"
+        "\n"
+        "                       relations  relations                                   un-        un-   worst  worst\n"
+        "implementation           claimed       held  cells  pass  varies  fail  supported  available  budget    ULP\n"
+        "-----------------------------------------------------------------------------------------------------------\n"
+        "FLASH_ATTN/torch               -        1/2      3     2       1     -          -          -     0.3  1,234\n"
+        "CPU/bundled                    2        2/2      2     2       -     -          -          -     0.5      0\n"
+        "AITER/triton[kvcache]          -          -      2     -       -     -          1          1       -      -\n"
+        "\n"
+        "Varies where nothing is claimed, which is not red:\n"
+        "  FLASH_ATTN/torch: decode 1 of 2\n"
+        "    smallest batch, decode: [r1:q1c1] against [r1:q1c1 r2:q1c0]\n"
+        "\n"
+        "Did not run:\n"
+        "  AITER/triton[kvcache]: 1 cell unavailable: no module\n"
+        "  AITER/triton[kvcache]: 1 cell unsupported: dtype fp64 is not supported\n"
+        "\n"
+        "No baseline in 'baselines' for cpu x86_64+avx512 with 1 thread; write one with --update-baseline FILE.\n"
+        "\n"
+        "Controls: 2 of 2 caught, over 2 relations.\n"
+        "GREEN: nothing failed, every control was caught, there is no baseline to compare with."
+    )
+    assert (report.red, report.regressed) == (False, False)
+
+
+def test_the_summary_of_a_regressed_run_names_what_changed(tmp_path: Path) -> None:
+    write_baseline(run_of(*GREEN), tmp_path / "cpu.jsonl")
+    upgraded = replace(CPU, versions={"torch": "2.14.0", "triton": "3.7.1"})
+    cells = [replace(record, environment=upgraded) for record in REGRESSED[:-1]]
+    report = report_of(tmp_path, *cells, baseline=tmp_path / "cpu.jsonl", environment=upgraded)
+    command = REGRESSED[2].command
+    for section in (
+        "Failed:\n"
+        "  CPU/bundled  position  1 of 1 cells\n"
+        "    claims batch_invariant, but 7 of 100 elements differ\n"
+        "    smallest batch: [r1:q1c1] against [r1:q1c1 r2:q1c0]\n"
+        f"    reproduce: {command}\n",
+        "Against the baseline 'cpu.jsonl': 7 same, 1 regressed, 1 missing.\n"
+        "Versions changed since: torch 2.13.0 -> 2.14.0 (8 cells).\n"
+        "\n"
+        "implementation         same  regressed  missing\n"
+        "-----------------------------------------------\n"
+        "CPU/bundled               1          1        -\n"
+        "AITER/triton[kvcache]     1          -        1\n"
+        "\n"
+        "  regressed: CPU/bundled:position:llama3-8b-causal-mixed:bf16, pass -> fail\n"
+        "  missing: AITER/triton[kvcache]:decode:llama3-8b-causal-mixed:bf16\n",
+    ):
+        assert section in report.summary, f"absent:\n{section}\nfrom:\n{report.summary}"
+    assert report.summary.endswith("RED: 1 cell failed, 1 regressed, 1 missing.")
+    assert (report.red, report.regressed) == (True, True)
+    page = report.paths[0].read_text()
+    assert page.index("## What changed") < page.index("## Findings") < page.index("## Implementations")
+    assert "| CPU/bundled:position:llama3-8b-causal-mixed:bf16 | pass -> fail | torch 2.13.0 -> 2.14.0 |" in page
+    assert f"reproduce: `{command}`" in page
+
+
+@pytest.mark.parametrize(
+    ("records", "header", "told"),
+    [
+        ((cell("CPU/bundled", **FAILS), control()), {}, "RED: 1 cell failed."),
+        ((cell("CPU/bundled", verdict=Verdict.ERROR), control()), {}, "RED: 1 cell raised an error."),
+        ((cell("CPU/bundled"), control(verdict=Verdict.PASS)), {}, "RED: 1 control not caught."),
+        ((cell("CPU/bundled"), control(verdict=Verdict.ERROR)), {}, "RED: 1 control not caught."),
+        ((cell("CPU/bundled"), cell("CPU/bundled", "extend"), control()), {}, "RED: no control for extend."),
+        ((cell("CPU/bundled"),), {"narrowed": True}, "GREEN: nothing failed, there is no baseline to compare with."),
+        (
+            (cell("CPU/bundled", verdict=Verdict.KNOWN), control()),
+            {},
+            "GREEN: nothing failed, every control was caught",
+        ),
+        ((), {}, "RED: no cell ran."),
+    ],
+)
+def test_a_run_is_red_for_what_it_says(
+    tmp_path: Path, records: tuple[Record, ...], header: dict[str, Any], told: str
+) -> None:
+    report = report_of(tmp_path, *records, **header)
+    assert told in report.summary.splitlines()[-1]
+    assert report.red is told.startswith("RED")
+    assert told in report.paths[0].read_text()
+
+
+def test_a_run_that_was_cut_off_is_red_and_says_what_is_absent(tmp_path: Path) -> None:
+    save(tmp_path, control(), cell("CPU/bundled"), finished=False)
+    report = write_report(read_run(tmp_path), None, tmp_path)
+    assert report.summary.endswith("RED: the run was cut off.")
+    assert "Cut off: it was killed or has not finished yet" in report.summary
+    assert "No cell of FLASH_ATTN/torch, AITER/triton[kvcache] finished." in report.summary
+
+
+def test_the_summary_fits_a_terminal_of_120_columns(tmp_path: Path) -> None:
+    long = {"reasons": ("a sentence that goes on and on " * 12,), "smallest_batch": "[r1:q1c1 r2:q1c0] " * 20}
+    cells = [
+        cell(label, relation, dtype, **(wanted | long))
+        for label, wanted in (("FLASH_ATTN/torch", VARIES), ("CPU/bundled", FAILS), ("CPU/torch", {}))
+        for relation in RELATION_ORDER[:12]
+        for dtype in ("fp32", "bf16")
+    ]
+    cells += [cell("AITER/triton[kvcache]", f"x{i}", reasons=(f"{i} " * 90,), **UNSUPPORTED) for i in range(20)]
+    summary = report_of(tmp_path, *cells).summary
+    wide = [line for line in summary.splitlines() if len(line) > 120 and "reproduce: " not in line]
+    assert not wide, f"lines of more than 120 columns: {wide}"
+    assert len(summary.splitlines()) < 110, f"{len(summary.splitlines())} lines are no summary"
+    assert "and 4 more groups, in the files" in summary
+    assert "and 12 more reasons, in the files" in summary
+
+
+def test_suites_have_lines_of_their_own(tmp_path: Path) -> None:
+    other = cell("CPU/bundled", "rounding", suite="dtype", claimed=None)
+    lines = report_of(tmp_path, *GREEN, other, suites=("batch_invariant", "dtype")).summary.splitlines()
+    told = [line.split()[:2] for line in lines if line.startswith("CPU/bundled")]
+    assert told[:2] == [["CPU/bundled", "batch_invariant"], ["CPU/bundled", "dtype"]]
+
+
+def test_the_dtype_suite_tells_the_worst_and_the_median_budget_of_each_dtype(tmp_path: Path) -> None:
+    cells = [
+        cell("CPU/bundled", data, dtype, suite="dtype", claimed=None, error_budget=used, max_ulp=ulp)
+        for dtype, budgets in (("fp32", (0.1, 0.2, 0.6)), ("bf16", (0.3, 0.3, 0.4)))
+        for ulp, (data, used) in enumerate(zip(("normal", "ties", "large_scores"), budgets, strict=True))
+    ]
+    report = report_of(tmp_path, *GREEN, *cells, suites=("batch_invariant", "dtype"))
+    lines = [line.split() for line in report.summary.splitlines()]
+    assert ["CPU/bundled", "fp32", "3", "0.6", "0.2", "2"] in lines, report.summary
+    assert ["CPU/bundled", "bf16", "3", "0.4", "0.3", "2"] in lines, report.summary
+    assert "## Error budgets" in report.paths[0].read_text()
+
+
+@pytest.mark.parametrize(
+    ("records", "word"),
+    [
+        ([{}], "held"),
+        ([{"claimed": False}], "holds, unclaimed"),
+        ([{"claimed": None}], "pass"),
+        ([{}, FAILS], "broken 1/2"),
+        ([{}, {"verdict": Verdict.FAIL, "error_budget": 2.0}], "wrong 1/2"),
+        ([{}, FAILS, {"verdict": Verdict.ERROR}], "broken 1/3, error 1/3"),
+        ([VARIES, VARIES], "varies 2/2"),
+        ([{}, {"verdict": Verdict.UNSUPPORTED}], "held"),
+        ([{"verdict": Verdict.UNSUPPORTED}], "unsupported"),
+        ([{"verdict": Verdict.UNAVAILABLE}], "unavailable"),
+        ([{"verdict": Verdict.KNOWN}], "known 1/1"),
+    ],
+)
+def test_a_claim_is_set_against_what_was_found(records: list[dict[str, Any]], word: str) -> None:
+    assert claim_held([cell("CPU/bundled", **changes) for changes in records]) == word
+
+
+def test_relations_are_told_in_the_order_of_the_suite() -> None:
+    assert tuple(relation for relation in RELATION_ORDER if relation in RELATIONS) == tuple(RELATIONS)
+    selection = Selection(load_registry().select(["CPU"]), ("fp32",), "smoke")
+    known = {cell.relation.name for cells in SUITES.values() for cell in cells(selection)}
+    assert known == set(RELATION_ORDER), "relations without their place, and places without a relation"
