@@ -62,6 +62,7 @@ class BundledAttention(Implementation[Schedule]):
     claims = Claims(
         batch_invariant=True,
         schedule_invariant=True,
+        thread_invariant=True,
         ignores_unread_memory=True,
         ignores_hidden_keys=True,
         source=(

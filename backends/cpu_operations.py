@@ -71,6 +71,7 @@ class BundledRotary(Bundled, RotaryImplementation):
     claims = Claims(
         batch_invariant=True,
         schedule_invariant=True,
+        thread_invariant=True,
         source="kernels/cpu/rotary.cpp: a pair of elements and its cosine and sine alone enter the result",
     )
 
@@ -90,7 +91,12 @@ class BundledRotary(Bundled, RotaryImplementation):
 class BundledCacheWrite(Bundled, CacheWriteImplementation):
     """A cache write, token by token."""
 
-    claims = Claims(batch_invariant=True, schedule_invariant=True, source="kernels/cpu/cache_write.cpp: copies")
+    claims = Claims(
+        batch_invariant=True,
+        schedule_invariant=True,
+        thread_invariant=True,
+        source="kernels/cpu/cache_write.cpp: copies",
+    )
 
     def run(self, operation: CacheWrite, tensors: CacheWriteTensors) -> None:
         """Launches the kernel on torch's number of threads."""
@@ -110,6 +116,7 @@ class BundledMerge(Bundled, MergeImplementation):
     claims = Claims(
         batch_invariant=True,
         schedule_invariant=True,
+        thread_invariant=True,
         source="kernels/cpu/merge.cpp: a row of each side alone enters",
     )
 
@@ -132,6 +139,7 @@ class BundledLinear(Bundled, LinearImplementation):
     claims = Claims(
         batch_invariant=True,
         schedule_invariant=True,
+        thread_invariant=True,
         source="kernels/cpu/linear.cpp: chunks at fixed positions, each from zero, added in ascending order",
     )
     tiling = Tiling(query_tile=linear.ROW_TILE)
@@ -148,6 +156,7 @@ class BundledRmsNorm(Bundled, RmsNormImplementation):
     claims = Claims(
         batch_invariant=True,
         schedule_invariant=True,
+        thread_invariant=True,
         source="kernels/cpu/rms_norm.cpp: chunks at fixed positions, each from zero, added in ascending order",
     )
     configuration = MappingProxyType({"chunk": str(rms_norm.CHUNK), "accumulator": "fp32"})

@@ -11,6 +11,7 @@ import torch
 
 from samebits.backends.contract import Availability, Claims, Implementation
 from samebits.backends.problem import Request
+from samebits.backends.subject import Subject
 from samebits.harness.comparison import Difference, compare_bits
 from samebits.harness.environment import environment
 from samebits.harness.execution import Judgement, RequestResult, described_place
@@ -136,12 +137,19 @@ def unjudged(cell: Cell, availability: Availability, command: str) -> Record:
 
 def _reasons(cell: Cell, availability: Availability) -> tuple[str, ...]:
     problems = dict.fromkeys(p for comparison in cell.comparisons for p in (*comparison.left, *comparison.right))
-    reasons = [reason for problem in problems for reason in reasons_against(cell.implementation, problem)]
+    reasons = [reason for problem in problems for reason in _told_reasons(cell.implementation, problem)]
     if isinstance(cell.implementation, Implementation) and cell.relation.judged == ("lse",):
         reasons += [] if cell.implementation.support.lse else ["no log-sum-exp is returned"]
     if availability.device != "cpu" and any(problem.circumstances.threads for problem in problems):
         reasons.append(f"it computes on {availability.device}, where there are no threads to choose")
     return tuple(dict.fromkeys(reasons))
+
+
+def _told_reasons(implementation: Subject, problem: AnyProblem) -> list[str]:
+    reasons = reasons_against(implementation, problem)
+    if not isinstance(reasons, list):
+        raise TypeError(f"reasons() returned {reasons!r}; it must return a list of sentences")
+    return reasons
 
 
 def _find(cell: Cell, executor: Executor) -> Findings:

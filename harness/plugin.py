@@ -196,6 +196,7 @@ def _session(config: pytest.Config) -> MatrixSession:
                 cells=tuple(given["cell"]),
                 threads=_whole_number("--threads", given["threads"], _THREADS),
                 seed=_whole_number("--seed", given["seed"]),
+                places=("--pyargs", "samebits.suites") if config.option.pyargs else (),
             )
         )
     return config.stash[_SESSION]

@@ -36,6 +36,7 @@ class Options:
         cells: ids of single cells; empty for all.
         threads: intra-operation threads.
         seed: of all data.
+        places: words that tell pytest where the suites are; none in a checkout, which knows.
     """
 
     backends: tuple[str, ...] = ()
@@ -46,6 +47,7 @@ class Options:
     cells: tuple[str, ...] = ()
     threads: int = 1
     seed: int = 0
+    places: tuple[str, ...] = ()
 
 
 class MatrixSession:
@@ -62,8 +64,6 @@ class MatrixSession:
         for dtype in options.dtypes:
             if dtype not in DTYPE_NAMES:
                 raise UnusableInput(f"unknown dtype {dtype!r}; known are {', '.join(DTYPE_NAMES)}")
-        if options.threads < 1:
-            raise UnusableInput(f"--threads is {options.threads}; it must be at least 1")
         torch.set_num_threads(options.threads)
         self.options = options
         self._registry = load_registry(options.load)
@@ -136,7 +136,7 @@ class MatrixSession:
         return cell.implementation.probe() if cell.flaw else self._registry.availability(cell.implementation)
 
     def _command(self, cell: Cell) -> str:
-        words = ["pytest", "-m", cell.suite]
+        words = ["pytest", *self.options.places, "-m", cell.suite]
         for path in self.options.load:
             words += ["--load", str(path)]
         if self.options.tier != "default":

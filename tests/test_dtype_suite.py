@@ -31,7 +31,8 @@ def control_cells(seed: int) -> list[Cell]:
 
 
 def test_every_check_has_a_control_and_every_kind_of_data_a_check() -> None:
-    assert {fault.check for fault in (*DEGRADATIONS, *LEAKS)} == set(INPUTS)
+    guarded = {degradation.check for degradation in DEGRADATIONS} | {leak.check for leak in LEAKS}
+    assert guarded == set(INPUTS)
     assert set(DATA_NAMES) <= set(INPUTS)
 
 
