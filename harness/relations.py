@@ -18,9 +18,10 @@ AnyProblem = Problem | TokenProblem
 
 # Keys of requests that a relation adds; a case's own are below.
 _NEIGHBOUR_KEY = 1000
-# Launch heuristics divide the lengths of a batch into classes at powers of two, and the last of the thresholds seen in
-# public kernels are these. The first ones are for every case; an interpreter takes seconds for the others.
-_BATCH_SIZES, _ALL_BATCH_SIZES = (2, 64), (2, 4, 8, 16, 32, 64, 130)
+# What launch heuristics of public kernels go by: classes between powers of two, thresholds, of which the last are these,
+# and how evenly programs fill a machine, where AITER's flash_attn_with_kvcache takes 5, 10, 20 and 130 requests for one
+# kind and all powers of two for another. An interpreter takes seconds for all, so most cases have the shorter list.
+_BATCH_SIZES, _ALL_BATCH_SIZES = (2, 10, 64), (2, 3, 5, 10, 20, 40, 64, 130)
 _LONG_CONTEXT, _LONGEST_CONTEXT = 512, 4096
 _LONG_PROMPT, _MANY_TOKENS = 513, 2049
 # A batch of no more requests than this is put beside what is dear.

@@ -180,6 +180,12 @@ MISREADINGS: tuple[Misreading, ...] = (
         lambda reading, _: replace(reading, writes_blind_rows=False),
     ),
     Misreading(
+        "later_splits_dropped",
+        "splits",
+        "keys behind the fourth split are not read",
+        lambda reading, _: replace(reading, kv_len=min(reading.kv_len, 4 * PlainKernel.tiling.kv_split)),
+    ),
+    Misreading(
         "contiguous_assumed",
         "strided",
         "the caches are read as if they were contiguous",

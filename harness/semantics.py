@@ -12,6 +12,8 @@ from samebits.harness.geometries import GEOMETRIES
 from samebits.harness.relations import Comparison, Relation
 
 _LLAMA = GEOMETRIES["llama3-8b"]
+# A request is shared among workers from a few splits on, and where few requests and queries keep too few of them busy.
+_MANY_SPLITS = 5
 _Variants = Callable[[Problem, Tiling], Iterable[Problem]]
 
 
@@ -72,6 +74,20 @@ def _encoders(problem: Problem, tiling: Tiling) -> Iterable[Problem]:
     for lengths in ((3, page + 1, 2 * page), (0, 5, page), (page - 1, 0, 1), (0, 0, tiling.kv_tile + 1)):
         requests = zip(problem.requests, lengths, strict=False)
         yield problem.with_requests(*(replace(request, encoder_len=length) for request, length in requests))
+
+
+def _splits(problem: Problem, tiling: Tiling) -> Iterable[Problem]:
+    """One request, where the first of its queries see nothing of the last split, and one beside a short neighbour."""
+    end = _MANY_SPLITS * tiling.kv_split
+    for lengths in (((6, end + 3),), ((1, end + 1), (1, 1))):
+        yield problem.with_requests(*(_ranging_over(problem, key, *length) for key, length in enumerate(lengths)))
+
+
+def _ranging_over(problem: Problem, key: int, query_len: int, kv_len: int) -> Request:
+    """A request whose queries range over `kv_len` keys under the problem's mask."""
+    if problem.mask is Mask.CROSS:
+        return Request(key, query_len, encoder_len=kv_len)
+    return Request(key, query_len, kv_len - query_len)
 
 
 def _strided(problem: Problem, tiling: Tiling) -> Iterable[Problem]:
@@ -160,6 +176,10 @@ _MEANINGS = (
             *(_case(_LLAMA, mask, "edges") for mask in (*_SELF_MASKS, Mask.CROSS)),
             _case(_WINDOWED, Mask.SLIDING_WINDOW, "edges"),
         ),
+    ),
+    Meaning(
+        _judging("splits", "few queries over many splits, some of which are empty for some of them", _splits),
+        tuple(_case(_LLAMA, mask, "draft") for mask in (*_SELF_MASKS, Mask.CROSS)),
     ),
     Meaning(
         _judging("strided", "queries sliced out of a projection, keys and values interleaved", _strided),

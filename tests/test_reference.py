@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 
 from samebits.backends.contract import DTYPES
 from samebits.backends.problem import Geometry, Mask, Problem, Request
-from samebits.harness.batch import request_keys_values, request_queries
+from samebits.harness.batch import request_keys_values, request_queries, sinks_of
 from samebits.harness.reference import budget_used, request_reference, visible_keys
 
 CPU = torch.device("cpu")
@@ -35,22 +36,28 @@ def attend_one_row_at_a_time(problem: Problem, request: Request) -> tuple[torch.
                     Mask.NON_CAUSAL: True,
                     Mask.SLIDING_WINDOW: position - 5 < j <= position,
                     Mask.CROSS: True,
+                    Mask.PER_REQUEST: j <= position or not request.causal,
                 }[problem.mask]
                 if seen:
                     dot = float(queries[row, head] @ keys[first + j, head // geometry.group_size])
                     weights[j] = math.exp(3.0 * math.tanh(dot * 64**-0.5 / 3.0))
-            if weights:
-                total = sum(weights.values())
+            sink = math.exp(float(sinks_of(problem)[head])) if geometry.sinks else 0.0
+            if weights or geometry.sinks:
+                total = sum(weights.values()) + sink
                 lse[head, row] = math.log(total)
                 for j, weight in weights.items():
                     output[row, head] += weight / total * values[first + j, head // geometry.group_size]
     return output, lse
 
 
+REQUESTS = (Request(1, 3, 9), Request(2, 4, -2), Request(3, 6, 0, 7), Request(4, 1, -1), Request(5, 3, 2, causal=False))
+
+
+@pytest.mark.parametrize("sinks", [False, True], ids=["plain", "sinks"])
 @pytest.mark.parametrize("mask", list(Mask))
-@pytest.mark.parametrize("request_", [Request(1, 3, 9), Request(2, 4, -2), Request(3, 6, 0, 7), Request(4, 1, -1)])
-def test_reference_follows_the_definition_of_attention(mask: Mask, request_: Request) -> None:
-    problem = Problem(GEOMETRY, mask, "bf16", (request_,))
+@pytest.mark.parametrize("request_", REQUESTS, ids=str)
+def test_reference_follows_the_definition_of_attention(mask: Mask, request_: Request, sinks: bool) -> None:
+    problem = Problem(replace(GEOMETRY, sinks=sinks), mask, "bf16", (request_,))
     reference = request_reference(problem, request_, CPU)
     output, lse = attend_one_row_at_a_time(problem, request_)
     torch.testing.assert_close(reference.output, output, rtol=1e-12, atol=1e-12)
@@ -157,3 +164,18 @@ def test_a_zero_in_place_of_a_small_value_is_wrong(dtype: str) -> None:
     small = output.abs() < 0.1 * output.float().std()
     used = worst(problem, output.masked_fill(small, 0.0))
     assert used > 1.0, f"a kernel that zeroes small outputs used only {used:.3g} of its budget"
+
+
+def test_a_nan_reaches_only_the_queries_that_see_it() -> None:
+    request = Request(1, 3, 9)
+    problem = Problem(GEOMETRY, Mask.CAUSAL, "bf16", (request,), data="hidden_nan")
+    reference = request_reference(problem, request, CPU)
+    assert bool(reference.output[:-1].isfinite().all()), "a query that does not see the last key is touched by its NaN"
+    assert bool(reference.output[-1].isnan().all())
+    assert bool(reference.output_bound[:-1].isfinite().all())
+
+
+def test_a_number_where_there_should_be_none_uses_everything() -> None:
+    expected, bound = torch.tensor([math.nan, math.nan, math.inf, 1.0], dtype=torch.float64), torch.ones(4)
+    actual = torch.tensor([math.nan, 1.0, math.inf, math.nan])
+    assert budget_used(actual, expected, bound.double()).tolist() == [0.0, math.inf, 0.0, math.inf]

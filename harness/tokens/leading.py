@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 
 from samebits.backends.token_problem import TokenProblem
+from samebits.harness.batch import poison_value
+from samebits.harness.tokens.placement import place
 
 
 def padded_rows(problem: TokenProblem) -> int:
@@ -19,3 +21,17 @@ def with_leading(rows: torch.Tensor, leading_dimensions: int) -> torch.Tensor:
     leading = [2] * (leading_dimensions - 1)
     # A view whatever the strides: each new dimension divides the first.
     return rows.view(*leading, rows.shape[0] // 2 ** len(leading), rows.shape[1])
+
+
+def placed_input(rows: torch.Tensor, problem: TokenProblem) -> torch.Tensor:
+    """Copies `[num_rows, width]` into an allocation of poison, and gives it the problem's leading dimensions.
+
+    Strided rows of several leading dimensions are spaced unevenly, as in a slice of longer sequences: after the last
+    row of the innermost one comes a row of poison, so that no single stride leads to all of them.
+    """
+    layout = problem.layout
+    dimensions = layout.leading_dimensions
+    if not layout.strided or dimensions == 1:
+        return with_leading(place(rows, problem).tensor, dimensions)
+    longer = torch.nn.functional.pad(with_leading(rows, dimensions), (0, 0, 0, 1), value=poison_value(layout.poison))
+    return with_leading(place(longer.flatten(0, -2), problem).tensor, dimensions)[..., :-1, :]

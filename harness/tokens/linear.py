@@ -11,7 +11,7 @@ from samebits.backends.token_problem import Linear, TokenProblem
 from samebits.harness.batch import LAYER_KEY, poison_value
 from samebits.harness.dataset import Role, values_at
 from samebits.harness.reference import DEVIATIONS, FLOAT32_ROUNDOFF, STRUCTURED, UNIFORM_VARIANCE
-from samebits.harness.tokens.leading import padded_rows, with_leading
+from samebits.harness.tokens.leading import padded_rows, placed_input, with_leading
 from samebits.harness.tokens.placement import place
 from samebits.harness.tokens.prepared import Expected, Prepared, all_values, request_values, token_rows
 
@@ -24,13 +24,13 @@ class PreparedLinear(Prepared[LinearTensors]):
         layout = problem.layout
         num_rows = padded_rows(problem)
         inputs = all_values(problem, Role.INPUT, (1, operation.in_features), device, num_rows).squeeze(1)
-        placed = place(inputs, problem).tensor
+        placed = placed_input(inputs, problem)
         empty = torch.full((num_rows, operation.out_features), poison_value(layout.poison), dtype=inputs.dtype)
         output = place(empty.to(device), problem, contiguous=True)
         self._weight = self._layer(Role.WEIGHT, operation.out_features, operation.in_features, device)
         self._bias = self._layer(Role.BIAS, 1, operation.out_features, device)[0] if operation.bias else None
         self.tensors = LinearTensors(
-            input=with_leading(placed, layout.leading_dimensions),
+            input=placed,
             weight=self._weight,
             bias=self._bias,
             output=with_leading(output.tensor, layout.leading_dimensions),

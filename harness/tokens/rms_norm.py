@@ -11,7 +11,7 @@ from samebits.backends.token_problem import RmsNorm, TokenProblem
 from samebits.harness.batch import LAYER_KEY, poison_value
 from samebits.harness.dataset import Role, values_at
 from samebits.harness.reference import DEVIATIONS, FLOAT32_ROUNDOFF, STRUCTURED, UNIFORM_VARIANCE
-from samebits.harness.tokens.leading import padded_rows, with_leading
+from samebits.harness.tokens.leading import padded_rows, placed_input, with_leading
 from samebits.harness.tokens.placement import place
 from samebits.harness.tokens.prepared import Expected, Prepared, all_values, request_values, token_rows
 
@@ -29,12 +29,12 @@ class PreparedRmsNorm(Prepared[RmsNormTensors]):
         layout = problem.layout
         num_rows = padded_rows(problem)
         inputs = all_values(problem, Role.INPUT, (1, operation.size), device, num_rows).squeeze(1)
-        placed = place(inputs, problem).tensor
+        placed = placed_input(inputs, problem)
         output = place(torch.full_like(inputs, poison_value(layout.poison)), problem, contiguous=True)
         weight = torch.tensor(values_at(problem.seed, LAYER_KEY, Role.WEIGHT, (1, operation.size), 0, 1)[0, 0])
         self._weight = (weight + 1.0).to(DTYPES[problem.dtype]).to(device)
         self.tensors = RmsNormTensors(
-            input=with_leading(placed, layout.leading_dimensions),
+            input=placed,
             weight=self._weight,
             output=with_leading(output.tensor, layout.leading_dimensions),
         )
