@@ -18,9 +18,9 @@ AnyProblem = Problem | TokenProblem
 
 # Keys of requests that a relation adds; a case's own are below.
 _NEIGHBOUR_KEY = 1000
-# What launch heuristics of public kernels go by: classes between powers of two, thresholds, of which the last are these,
-# and how evenly programs fill a machine, where AITER's flash_attn_with_kvcache takes 5, 10, 20 and 130 requests for one
-# kind and all powers of two for another. An interpreter takes seconds for all, so most cases have the shorter list.
+# What launch heuristics of public kernels use: classes between powers of two, thresholds, of which the last are below,
+# and how evenly programs fill a machine, where 5, 10 and 20 requests may stand out and no power of two does. An
+# interpreter takes seconds for all, so most cases have the shorter list.
 _BATCH_SIZES, _ALL_BATCH_SIZES = (2, 10, 64), (2, 3, 5, 10, 20, 40, 64, 130)
 _LONG_CONTEXT, _LONGEST_CONTEXT = 512, 4096
 _LONG_PROMPT, _MANY_TOKENS = 513, 2049

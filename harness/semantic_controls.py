@@ -182,8 +182,8 @@ MISREADINGS: tuple[Misreading, ...] = (
     Misreading(
         "later_splits_dropped",
         "splits",
-        "keys behind the fourth split are not read",
-        lambda reading, _: replace(reading, kv_len=min(reading.kv_len, 4 * PlainKernel.tiling.kv_split)),
+        "no more than 128 keys are read, four of the splits below",
+        lambda reading, _: replace(reading, kv_len=min(reading.kv_len, 128)),
     ),
     Misreading(
         "contiguous_assumed",

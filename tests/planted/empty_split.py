@@ -19,7 +19,7 @@ from samebits.kernels.cpu.build import SOURCE_DIRECTORY
 
 
 class MergedOnCpu(BundledAttention):
-    """The C++ kernel, whose merge takes every split of a tile, those that a row sees no key of among them."""
+    """The C++ kernel, whose second loop merges every split of a tile into every row."""
 
     name = "empty-split-merged"
 
@@ -27,10 +27,13 @@ class MergedOnCpu(BundledAttention):
         directory = Path(tempfile.mkdtemp())
         for source in (SOURCE_DIRECTORY / "attention.cpp", *SOURCE_DIRECTORY.glob("*.h")):
             shutil.copy(source, directory)
-        text = (directory / "attention.cpp").read_text()
-        (directory / "attention.cpp").write_text(
-            replaced(text, "if (visible_in_chunk(row, chunk).empty()) continue;", "")
-        )
+        kernel = directory / "attention.cpp"
+        planted = """
+            for (int64_t row = 0; row < task_.num_rows; ++row) {
+                merge_row(total, !row_begun_[row], partials_of(chunk), row, padded_dim_);
+                row_begun_[row] = true;
+            }"""
+        kernel.write_text(replaced(kernel.read_text(), "merge_chunk(chunk, partials_of(chunk), total);", planted))
         super().__init__(source_directory=directory)
 
 

@@ -1,0 +1,154 @@
+"""The bugs that this harness began with, planted again: the suite that users run names each, and passes its parent."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from samebits.harness.record_files import read_run
+from samebits.harness.records import Record, Verdict
+
+ROOT = Path(__file__).parent.parent
+PLANTED = Path(__file__).parent / "planted"
+
+
+@dataclass(frozen=True)
+class Bug:
+    """One mutant and who must see it.
+
+    Attributes:
+        file: that registers it, a key of `SUITES`.
+        name: of the mutant, with its backend.
+        parent: the implementation that it is a copy of.
+        seen_by: relations that are there for such a bug.
+        verdict: what the user sees.
+    """
+
+    file: str
+    name: str
+    parent: str
+    seen_by: frozenset[str]
+    verdict: Verdict = Verdict.FAIL
+
+    def __str__(self) -> str:
+        return self.name
+
+
+# The mark of the suite that sees a file's mutants, and what narrows it: to cases in a dtype, never to relations.
+SUITES: Mapping[str, tuple[str, ...]] = {
+    "rotary": ("rope", "--dtype", "bf16", "-k", "llama3-8b and not far"),
+    "metadata": ("semantics", "--dtype", "fp32", "-k", "vision or (llama3-8b and non_causal)"),
+    "empty_split": ("semantics", "--dtype", "fp32", "-k", "llama3-8b-causal"),
+    "linear": ("batch_invariant", "--dtype", "fp32", "-k", "linear-llama3-8b"),
+}
+
+
+def on_both(file: str, name: str, *seen_by: str) -> tuple[Bug, ...]:
+    """A bug of the C++ kernel, and of the Triton one."""
+    backends = ("CPU", "TRITON_ATTN")
+    return tuple(Bug(file, f"{backend}/{name}", f"{backend}/bundled", frozenset(seen_by)) for backend in backends)
+
+
+BUGS = (
+    Bug("rotary", "CPU/trusts-find-spec", "CPU/bundled", frozenset({"normal", "decode"}), Verdict.ERROR),
+    Bug("rotary", "CPU/cache-forced-to-float32", "CPU/bundled", frozenset({"cache_in_place"})),
+    Bug("rotary", "CPU/cache-kept-in-float32", "CPU/bundled", frozenset({"cache_in_place"})),
+    Bug("rotary", "CPU/cache-of-any-dtype", "CPU/torch", frozenset({"cache_dtype"})),
+    Bug("rotary", "CPU/cache-made-to-fit", "CPU/bundled", frozenset({"cache_dtype"})),
+    *on_both("metadata", "no-encoder-offset", "behind_encoder"),
+    *on_both("metadata", "offset-in-cross", "cross"),
+    *on_both("metadata", "first-encoder-for-all", "cross", "behind_encoder"),
+    *on_both("metadata", "always-causal", "block", "per_request"),
+    *on_both("empty_split", "empty-split-merged", "splits"),
+    *on_both("linear", "uninitialised-bias", "batch_size", "decode"),
+    *on_both("linear", "rows-of-first-dimension", "leading_dimensions"),
+    *on_both("linear", "evenly-spaced-rows", "leading_dimensions"),
+)
+
+
+@dataclass(frozen=True)
+class SuiteRun:
+    """What a run of a suite left.
+
+    Attributes:
+        exit_code: pytest's.
+        records: of every cell that is no control, by implementation.
+    """
+
+    exit_code: int
+    records: Mapping[str, list[Record]]
+
+
+@pytest.fixture(scope="module")
+def broken_flash_attn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a distribution of flash_attn that is listed as installed and does not import."""
+    folder = tmp_path_factory.mktemp("broken")
+    package, metadata = folder / "flash_attn", folder / "flash_attn-2.8.3.dist-info"
+    package.mkdir()
+    metadata.mkdir()
+    (package / "__init__.py").write_text('raise ImportError("libcudart.so.12: cannot open shared object file")\n')
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: flash_attn\nVersion: 2.8.3\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run_file(tmp_path_factory: pytest.TempPathFactory, broken_flash_attn: Path) -> Callable[[str], SuiteRun]:
+    """Runs the suite on a file's mutants and their parents once, where flash_attn is found and does not import."""
+    done: dict[str, SuiteRun] = {}
+
+    def run(file: str) -> SuiteRun:
+        if file not in done:
+            done[file] = run_suite(file, tmp_path_factory.mktemp(file), broken_flash_attn)
+        return done[file]
+
+    return run
+
+
+def run_suite(file: str, results: Path, first_on_path: Path) -> SuiteRun:
+    """Runs the suite as a user does."""
+    command = [sys.executable, "-m", "pytest", "--tier", "smoke", "--results", str(results), "-m", *SUITES[file]]
+    command += ["--load", str(PLANTED / f"{file}.py")]
+    for name in dict.fromkeys(name for bug in BUGS if bug.file == file for name in (bug.name, bug.parent)):
+        command += ["--implementation", name]
+    environment = os.environ | {"PYTHONPATH": str(first_on_path)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 1), f"pytest ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+    records: dict[str, list[Record]] = {}
+    for record in read_run(results).records:
+        if not record.control:
+            records.setdefault(record.label, []).append(record)
+    return SuiteRun(done.returncode, records)
+
+
+def cell_of(record: Record) -> tuple[str, str, str, str]:
+    """Names a cell but for its implementation."""
+    return record.operation, record.relation, record.case, record.dtype
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=str)
+def test_the_suite_names_the_bug(bug: Bug, run_file: Callable[[str], SuiteRun]) -> None:
+    run = run_file(bug.file)
+    assert run.exit_code == 1, "the run with planted bugs ended green"
+    seen = {record.relation for record in run.records[bug.name] if record.verdict is bug.verdict}
+    assert bug.seen_by <= seen, f"not seen by {set(bug.seen_by - seen)}, only by {seen}"
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=str)
+def test_the_parent_passes_the_same_cells(bug: Bug, run_file: Callable[[str], SuiteRun]) -> None:
+    run = run_file(bug.file)
+    parent = {cell_of(record): record for record in run.records[bug.parent]}
+    for record in run.records[bug.name]:
+        correct = parent[cell_of(record)]
+        assert correct.verdict is Verdict.PASS, f"{correct.cell_id} came to {correct.verdict}: {correct.reasons}"
+
+
+def test_a_user_reads_which_library_did_not_import(run_file: Callable[[str], SuiteRun]) -> None:
+    records = run_file("rotary").records["CPU/trusts-find-spec"]
+    told = {record.reasons for record in records if record.verdict is Verdict.ERROR}
+    assert told == {("ImportError: libcudart.so.12: cannot open shared object file",)}, f"the reasons were {told}"
