@@ -23,6 +23,7 @@ from samebits.harness.shrink import describe, shrink
 
 # Smaller batches to try for each difference: enough for the pairs of a case's requests, few enough for an interpreter.
 _SHRINK_ATTEMPTS = 12
+_COSTLY_SHRINK_ATTEMPTS = 4
 
 
 @dataclass(frozen=True)
@@ -282,4 +283,5 @@ def _smallest(findings: Findings, executor: Executor) -> str:
             # A smaller batch that raises is another matter, and must not hide the difference that was found.
             return False
 
-    return describe(shrink(findings.first.comparison, differs, _SHRINK_ATTEMPTS))
+    attempts = _COSTLY_SHRINK_ATTEMPTS if executor.subject.costly else _SHRINK_ATTEMPTS
+    return describe(shrink(findings.first.comparison, differs, attempts, findings.first.request_key))

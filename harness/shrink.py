@@ -14,22 +14,18 @@ _FEW_NEIGHBOURS = 6
 _TOLD = 8
 
 
-def shrink(
-    comparison: Comparison, differs: Callable[[Comparison], bool], attempts: int, victim: int | None = None
-) -> Comparison:
+def shrink(comparison: Comparison, differs: Callable[[Comparison], bool], attempts: int, victim: int) -> Comparison:
     """Drops steps and requests and shortens lengths while the difference stays.
 
     Args:
         comparison: shows a difference.
         differs: whether a comparison shows one.
         attempts: how many smaller comparisons to try at most.
-        victim: key of a request that differs; None for the first that both sides hold.
+        victim: key of a request that differs.
 
     Returns:
         The smallest comparison found; the given one where no smaller one differs.
     """
-    if victim is None:
-        victim = _shared_keys(comparison)[0]
     smallest = comparison
     tried = {comparison}
     progress = True

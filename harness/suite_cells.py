@@ -19,20 +19,20 @@ from samebits.backends.token_problem import (
     RmsNorm,
     RotaryEmbedding,
 )
-from samebits.harness.arithmetic_controls import DEGRADATIONS, TiledKernel
 from samebits.harness.cases import Case, cases
-from samebits.harness.controls import controls
+from samebits.harness.controls.arithmetic import DEGRADATIONS, TiledKernel
+from samebits.harness.controls.disturbances import DISTURBANCES, DisturbedKernel
+from samebits.harness.controls.operations import token_controls
+from samebits.harness.controls.readings import LEAKS, MISREADINGS, PlainKernel
+from samebits.harness.controls.schedules import controls
 from samebits.harness.geometries import GEOMETRIES
 from samebits.harness.inputs import INPUTS, TOKEN_INPUTS
 from samebits.harness.matrix import AnyCase, Cell, Selection
 from samebits.harness.not_offered import NotOffered
 from samebits.harness.relations import RELATIONS, Relation
-from samebits.harness.repeat_controls import DISTURBANCES, DisturbedKernel
 from samebits.harness.repeats import ATTEMPTS, THREADS, repeated
-from samebits.harness.semantic_controls import LEAKS, MISREADINGS, PlainKernel
 from samebits.harness.semantics import MEANINGS, semantic_cases
 from samebits.harness.tokens.cases import token_cases
-from samebits.harness.tokens.controls import token_controls
 from samebits.harness.tokens.relations import ROTARY_RULES, TOKEN_RELATIONS
 
 _CONTROL_CASE = Case(GEOMETRIES["llama3-8b"], Mask.CAUSAL, "mixed", "smoke", ("fp32",))

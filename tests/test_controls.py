@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from samebits.backends.contract import Availability
-from samebits.harness.controls import FLAWS, ChunkedKernel, Flaw
+from samebits.harness.controls.schedules import FLAWS, ChunkedKernel, Flaw
 from samebits.harness.executor import Executor
 from samebits.harness.judgement import judge
 from samebits.harness.matrix import Cell, Selection

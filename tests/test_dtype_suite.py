@@ -9,8 +9,9 @@ import torch
 
 from samebits.backends.contract import Availability
 from samebits.backends.problem import DATA_NAMES, Geometry, Mask, Problem, Request
-from samebits.harness.arithmetic_controls import DEGRADATIONS, TiledKernel
 from samebits.harness.batch import request_keys_values, request_queries
+from samebits.harness.controls.arithmetic import DEGRADATIONS, TiledKernel
+from samebits.harness.controls.readings import LEAKS
 from samebits.harness.execution import execute
 from samebits.harness.executor import Executor
 from samebits.harness.inputs import INPUTS
@@ -18,7 +19,6 @@ from samebits.harness.judgement import judge
 from samebits.harness.matrix import Cell, Selection
 from samebits.harness.records import Verdict
 from samebits.harness.reference import request_reference
-from samebits.harness.semantic_controls import LEAKS
 from samebits.harness.suite_cells import dtype_cells
 
 CPU = torch.device("cpu")

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from samebits.backends.contract import Availability
+from samebits.harness.controls.readings import MISREADINGS, PlainKernel
 from samebits.harness.executor import Executor
 from samebits.harness.judgement import judge
 from samebits.harness.matrix import Cell, Selection
 from samebits.harness.records import Verdict
-from samebits.harness.semantic_controls import MISREADINGS, PlainKernel
 from samebits.harness.semantics import MEANINGS, Meaning
 from samebits.harness.suite_cells import semantics_cells
 

@@ -10,6 +10,7 @@ import torch
 from samebits.backends.contract import Availability, Claims
 from samebits.backends.problem import Request
 from samebits.backends.token_problem import CacheWrite, Linear, RotaryEmbedding, TokenProblem
+from samebits.harness.controls.operations import FlawedOperation, TokenFlaw, correct_operations
 from samebits.harness.executor import Executor
 from samebits.harness.inputs import TOKEN_INPUTS
 from samebits.harness.judgement import judge
@@ -17,7 +18,6 @@ from samebits.harness.matrix import Cell, Selection
 from samebits.harness.records import Verdict
 from samebits.harness.suite_cells import SUITES
 from samebits.harness.tokens.cache_write import PreparedCacheWrite
-from samebits.harness.tokens.controls import FlawedOperation, TokenFlaw, correct_operations
 from samebits.harness.tokens.linear import PreparedLinear
 from samebits.harness.tokens.relations import ROTARY_RULES, TOKEN_RELATIONS
 from samebits.harness.tokens.rotary import PreparedRotary, cos_sin_cache
@@ -58,7 +58,7 @@ def test_every_check_of_rotary_embedding_has_a_control() -> None:
 
 
 def test_a_backend_without_an_operation_leaves_a_row() -> None:
-    from samebits.harness.semantic_controls import PlainKernel
+    from samebits.harness.controls.readings import PlainKernel
 
     cells = [cell for cell in SUITES["rope"](Selection((PlainKernel(),), (), "smoke")) if not cell.flaw]
     assert len(cells) == 1

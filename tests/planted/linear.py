@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-import torch
-
 from samebits.backends.cpu_operations import BundledLinear
 from samebits.backends.operations import LinearImplementation, LinearTensors
 from samebits.backends.token_problem import Linear
@@ -15,9 +13,7 @@ from samebits.backends.triton_operations import TritonLinear
 
 def uninitialised_bias(tensors: LinearTensors) -> LinearTensors:
     """Where there is no bias, memory that nobody has written is added in place of zeros."""
-    if tensors.bias is not None:
-        return tensors
-    return replace(tensors, bias=torch.empty(tensors.weight.shape[0], dtype=tensors.weight.dtype))
+    return tensors if tensors.bias is not None else replace(tensors, bias=tensors.weight.new_empty(len(tensors.weight)))
 
 
 def rows_of_first_dimension(tensors: LinearTensors) -> LinearTensors:

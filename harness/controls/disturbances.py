@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from samebits.harness.controls import ChunkedKernel, ChunkedPlan, RequestView, Schedule
+from samebits.harness.controls.schedules import ChunkedKernel, ChunkedPlan, RequestView, Schedule
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Controls: implementations broken on purpose, of which each suite must catch its own in every run."""
