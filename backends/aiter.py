@@ -81,7 +81,7 @@ _ROUNDED_QUERIES = "docs/aiter.md, queries are rounded after scaling"
 _KVCACHE_GAPS = (
     *(
         KnownGap(_ROUNDED_QUERIES, relation=relation, dtype=dtype)
-        for relation in ("large_scores", "lse_large_scores", "lse_ties")
+        for relation in ("large_scores", "huge_scores", "lse_large_scores", "lse_huge_scores", "lse_ties")
         for dtype in ("bf16", "fp16")
     ),
     KnownGap(_ROUNDED_QUERIES, relation="lse_negative_scores", dtype="bf16"),
@@ -89,7 +89,10 @@ _KVCACHE_GAPS = (
         KnownGap(_ROUNDED_QUERIES, relation="lse_negative_scores", mask=mask, dtype="fp16")
         for mask in (Mask.CAUSAL, Mask.CROSS)
     ),
-    KnownGap("docs/aiter.md, a log-sum-exp that hides NaN", relation="lse_seen_nan"),
+    *(
+        KnownGap("docs/aiter.md, a maximum that hides NaN", relation=relation)
+        for relation in ("lse_seen_nan", "all_nan", "lse_all_nan")
+    ),
 )
 
 

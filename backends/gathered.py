@@ -14,7 +14,10 @@ from dataclasses import dataclass
 
 import torch
 
-from samebits.backends.contract import AttentionConfig, AttentionMetadata
+from samebits.backends.contract import AttentionConfig, AttentionMetadata, KnownGap
+
+# Batches that hold a request of one key.
+_BATCHES_OF_ONE_KEY = ("edges", "splits")
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,18 @@ class GatheredRequest:
         diagonal = self.num_keys - self.num_rows
         visible = visible.tril(diagonal)
         return visible if self.window is None else visible.triu(diagonal - self.window + 1)
+
+
+def gaps_of_one_key(*relations: str) -> tuple[KnownGap, ...]:
+    """What ATen's flash kernel for the CPU gets wrong: of one key that is NaN it makes an output of 0.
+
+    Args:
+        relations: that see it.
+    """
+    issue = "docs/backends.md, ATen's flash kernel hides NaN"
+    return tuple(
+        KnownGap(issue, relation=relation, batch=batch) for relation in relations for batch in _BATCHES_OF_ONE_KEY
+    )
 
 
 def gathered_requests(config: AttentionConfig, metadata: AttentionMetadata) -> tuple[GatheredRequest, ...]:

@@ -11,10 +11,11 @@ from enum import StrEnum
 
 DTYPE_NAMES = ("fp32", "bf16", "fp16")
 POISON_NAMES = ("nan", "large")
-# Kinds of data; see `harness.dataset.shaped` for what each does to the values, and `harness.batch` for the last four.
+# Kinds of data; see `harness.dataset.shaped` for what each does to the values, and `harness.batch` for the last five.
 DATA_NAMES = (
     "normal",
     "large_scores",
+    "huge_scores",
     "negative_scores",
     "large_values",
     "huge_values",
@@ -23,6 +24,7 @@ DATA_NAMES = (
     "denormal_values",
     "seen_nan",
     "seen_inf",
+    "all_nan",
     "unseen_nan",
     "hidden_nan",
 )

@@ -77,16 +77,22 @@ class KnownGap:
     Attributes:
         issue: name or address of the issue.
         relation, mask, dtype: what the gap is confined to; None for any.
+        batch: name of the batch that it is confined to, as case ids end; None for any.
     """
 
     issue: str
     relation: str | None = None
     mask: Mask | None = None
     dtype: str | None = None
+    batch: str | None = None
 
-    def matches(self, relation: str, mask: Mask | None, dtype: str) -> bool:
+    def matches(self, relation: str, mask: Mask | None, dtype: str, case_id: str) -> bool:
         """Whether a cell lies inside the gap."""
-        return self.relation in (None, relation) and self.mask in (None, mask) and self.dtype in (None, dtype)
+        in_batch = self.batch is None or case_id.endswith(f"-{self.batch}")
+        return in_batch and all(
+            ours in (None, theirs)
+            for ours, theirs in ((self.relation, relation), (self.mask, mask), (self.dtype, dtype))
+        )
 
 
 class Subject(abc.ABC):

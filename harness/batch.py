@@ -200,6 +200,7 @@ def _plant(problem: Problem, request: Request, keys: torch.Tensor, values: torch
 
     * `seen_nan`: one NaN in a key, or in requests of odd keys in a value, that every query sees.
     * `seen_inf`: one infinity in a value that every query sees.
+    * `all_nan`: all keys, of requests of odd keys.
     * `unseen_nan`: all keys and values that no query sees.
     * `hidden_nan`: the last key and value, where the mask hides them from all queries but the last.
     """
@@ -209,6 +210,8 @@ def _plant(problem: Problem, request: Request, keys: torch.Tensor, values: torch
         (values if request.key % 2 else keys)[first + seen[len(seen) // 2], 0, 1] = torch.nan
     if problem.data == "seen_inf" and seen:
         values[first + seen[len(seen) // 2], 0, 1] = torch.inf
+    if problem.data == "all_nan" and request.key % 2:
+        keys.fill_(torch.nan)
     if problem.data == "unseen_nan":
         for hidden in problem.hidden_slots(request):
             keys[hidden.start : hidden.stop] = values[hidden.start : hidden.stop] = torch.nan

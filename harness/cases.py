@@ -104,6 +104,11 @@ def _behind_encoder(page: int, tiling: Tiling) -> list[Request]:
     ]
 
 
+def _splits(page: int, tiling: Tiling) -> list[Request]:
+    """Few queries over many splits: what a kernel shares among workers, and merges from scratch."""
+    return _numbered((6, 5 * tiling.kv_split + 3), (1, 2), (1, 1))
+
+
 def _long(page: int, tiling: Tiling) -> list[Request]:
     """Enough keys for what accumulates badly to show, whatever the tiling."""
     return _numbered((4, 1500), (1, 1027))
@@ -117,6 +122,7 @@ BATCHES: Mapping[str, _BatchMaker] = {
     "pair": _pair,
     "edges": _edges,
     "behind_encoder": _behind_encoder,
+    "splits": _splits,
     "long": _long,
 }
 

@@ -49,6 +49,7 @@ def shaped(
     """Turns normal values into another kind of data. What is said of values holds of every tensor that is summed up.
 
     * `large_scores`: queries 8 times as large, so that scores deviate by 8 and few keys carry the weight.
+    * `huge_scores`: queries 64 times as large, so that the exponential of a score alone would overflow.
     * `negative_scores`: positive queries on negative keys, so that 0 would be the largest score of all.
     * `large_values`: values 1000 times as large.
     * `huge_values`: values beyond what fp16 can hold, but in fp16.
@@ -67,6 +68,8 @@ def shaped(
     is_value = role in (Role.VALUE, Role.ENCODER_VALUE, Role.INPUT, Role.OTHER_INPUT)
     if data == "large_scores" and role is Role.QUERY:
         return values * np.float32(8.0)
+    if data == "huge_scores" and role is Role.QUERY:
+        return values * np.float32(64.0)
     if data == "negative_scores" and not is_value:
         return -np.abs(values) if is_key else np.abs(values)
     if data == "large_values" and is_value:

@@ -12,6 +12,7 @@ from samebits.harness.relations import AnyProblem, Comparison, Relation
 _DESCRIPTIONS = {
     "normal": "normal queries, keys and values",
     "large_scores": "scores that deviate by 8",
+    "huge_scores": "scores that deviate by 64",
     "negative_scores": "scores that are all below 0",
     "large_values": "values of 1000",
     "huge_values": "values beyond the range of fp16",
@@ -20,9 +21,10 @@ _DESCRIPTIONS = {
     "denormal_values": "values below the smallest normal number",
     "seen_nan": "one NaN that every query must see",
     "seen_inf": "one infinity that every query must see",
+    "all_nan": "keys that are all NaN",
 }
 # What a log-sum-exp depends on.
-_OF_SCORES = ("normal", "large_scores", "negative_scores", "ties", "seen_nan")
+_OF_SCORES = ("normal", "large_scores", "huge_scores", "negative_scores", "ties", "seen_nan", "all_nan")
 # What there is of kinds of data for operations on tokens.
 TOKEN_DATA = ("normal", "large_values", "huge_values", "offset_values", "denormal_values")
 

@@ -264,7 +264,7 @@ def _excused(cell: Cell, verdict: Verdict, reasons: tuple[str, ...]) -> tuple[Ve
 
 def _known_gap(cell: Cell) -> str:
     for gap in cell.implementation.known_gaps:
-        if gap.matches(cell.relation.name, cell.case.mask, cell.dtype):
+        if gap.matches(cell.relation.name, cell.case.mask, cell.dtype, cell.case.case_id):
             return gap.issue
     return ""
 

@@ -98,14 +98,6 @@ def _keys(comparison: Comparison) -> list[int]:
     return list(dict.fromkeys(request.key for problem in _problems(comparison) for request in problem.requests))
 
 
-def _shared_keys(comparison: Comparison) -> list[int]:
-    sides = [
-        {request.key for problem in side for request in problem.requests}
-        for side in (comparison.left, comparison.right)
-    ]
-    return [key for key in _keys(comparison) if all(key in side for side in sides)]
-
-
 def _fewer_steps(comparison: Comparison) -> Iterator[Comparison]:
     """The comparison with one step only of a side that has many."""
     if len(comparison.left) > 1:

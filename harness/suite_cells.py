@@ -37,10 +37,11 @@ from samebits.harness.tokens.relations import ROTARY_RULES, TOKEN_RELATIONS
 
 _CONTROL_CASE = Case(GEOMETRIES["llama3-8b"], Mask.CAUSAL, "mixed", "smoke", ("fp32",))
 _LONG_CONTROL_CASE = Case(GEOMETRIES["llama3-8b"], Mask.CAUSAL, "long", "smoke", ("fp32", "bf16"))
+_SPLITS_CASE = Case(GEOMETRIES["llama3-8b"], Mask.CAUSAL, "splits", "smoke", ("fp32", "bf16"))
 _WINDOW_CASE = Case(GEOMETRIES["mistral-7b"], Mask.SLIDING_WINDOW, "mixed", "smoke", ("fp32",))
 # Thirty calls of each: a few requests that cross splits, in one dtype, with and without a causal mask.
 _REPEATED_CASES = (
-    Case(GEOMETRIES["llama3-8b"], Mask.CAUSAL, "draft", "smoke", ("bf16",)),
+    Case(GEOMETRIES["llama3-8b"], Mask.CAUSAL, "splits", "smoke", ("bf16",)),
     Case(GEOMETRIES["llama3.2-11b-vision"], Mask.CROSS, "draft", "smoke", ("fp32",)),
 )
 # Rotary embedding has a suite of its own.
@@ -77,7 +78,7 @@ def dtype_cells(selection: Selection) -> Iterator[Cell]:
         yield Cell(suite, PlainKernel(leak), INPUTS[leak.check], _WINDOW_CASE, "fp32", "smoke", selection.seed, leak)
     yield from token_controls(suite, _SUMMING_OPERATIONS, TOKEN_INPUTS.values(), selection.seed)
     for implementation in selection.attention:
-        for case in cases("nightly" if selection.tier == "nightly" else "smoke"):
+        for case in _cases_of_data(selection.tier):
             # fp32 and bf16 leave rows even where they are not supported; fp16 is a dtype of those that have it.
             for dtype in selection.dtypes or dict.fromkeys(("fp32", "bf16", *implementation.support.dtypes)):
                 for check in INPUTS.values():
@@ -144,6 +145,15 @@ SUITES: Mapping[str, Callable[[Selection], Iterator[Cell]]] = {
     "rope": rope_cells,
     "run_to_run": run_to_run_cells,
 }
+
+
+def _cases_of_data(tier: str) -> Iterator[Case]:
+    """A case for each mask, and one of many splits; in the nightly tier all."""
+    if tier == "nightly":
+        yield from cases("nightly")
+    else:
+        yield from cases("smoke")
+        yield _SPLITS_CASE
 
 
 def _dtype_tier(case: Case) -> str:

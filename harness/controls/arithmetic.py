@@ -36,6 +36,10 @@ def _scaled_to_one(values: torch.Tensor) -> torch.Tensor:
     return values * (1.0 / largest) * largest
 
 
+def _hidden_where_nan(scores: torch.Tensor) -> torch.Tensor:
+    return torch.where(scores.isnan(), -torch.inf, scores)
+
+
 def _first_of_equals(weights: torch.Tensor) -> torch.Tensor:
     earlier = (weights.unsqueeze(3) == weights.unsqueeze(2)).tril(-1).any(dim=3)
     return weights.masked_fill(earlier, 0.0)
@@ -53,6 +57,7 @@ class Arithmetic:
         scores: applied to the scores before the softmax.
         weights: applied to the unnormalised weights, beyond their rounding to the dtype.
         total: applied to the denominator after each tile and each merge.
+        shifted: whether the maximum is subtracted from the scores before the exponential.
         hidden_score: score of keys that a row does not see.
         output: applied before the rounding to the dtype.
         base: of the exponential.
@@ -66,6 +71,7 @@ class Arithmetic:
     scores: Callable[[torch.Tensor], torch.Tensor] = _same
     weights: Callable[[torch.Tensor], torch.Tensor] = _same
     total: Callable[[torch.Tensor], torch.Tensor] = _same
+    shifted: bool = True
     hidden_score: float = -math.inf
     output: Callable[[torch.Tensor], torch.Tensor] = _same
     base: float = math.e
@@ -115,6 +121,20 @@ DEGRADATIONS: tuple[Degradation, ...] = (
         "bf16",
         "scores are rounded to bf16 before the softmax",
         Arithmetic(scores=_through(torch.bfloat16)),
+    ),
+    Degradation(
+        "no_maximum",
+        "huge_scores",
+        "fp32",
+        "exponentials are taken of scores without their maximum",
+        Arithmetic(shifted=False),
+    ),
+    Degradation(
+        "no_maximum_lse",
+        "lse_huge_scores",
+        "bf16",
+        "the log-sum-exp is that of scores without their maximum",
+        Arithmetic(shifted=False),
     ),
     Degradation(
         "hidden_score_0",
@@ -188,6 +208,20 @@ DEGRADATIONS: tuple[Degradation, ...] = (
         "bf16",
         "scores that are no numbers become 0",
         Arithmetic(scores=lambda scores: torch.where(scores.isnan(), 0.0, scores)),
+    ),
+    Degradation(
+        "nan_maximum_swallowed",
+        "all_nan",
+        "bf16",
+        "a row whose scores are no numbers counts as one that sees no key",
+        Arithmetic(scores=_hidden_where_nan, output=torch.nan_to_num),
+    ),
+    Degradation(
+        "nan_maximum_swallowed_lse",
+        "lse_all_nan",
+        "bf16",
+        "the log-sum-exp of scores that are no numbers is that of no key",
+        Arithmetic(scores=_hidden_where_nan),
     ),
     Degradation(
         "infinity_clamped",
@@ -270,6 +304,8 @@ class TiledKernel(Implementation[tuple[AttentionConfig, AttentionMetadata]]):
                 scores = (scores * (config.scale * factor)).masked_fill(hidden, arithmetic.hidden_score)
                 scores = arithmetic.scores(scores)
                 new = torch.maximum(split_maximum, scores.amax(dim=2))
+                if not arithmetic.shifted:
+                    new = torch.zeros_like(new)
                 weights = torch.exp(scores - _finite(new).unsqueeze(2))
                 rescale = torch.exp(split_maximum - _finite(new))
                 split_total = arithmetic.total(split_total * rescale + weights.sum(dim=2))

@@ -29,10 +29,8 @@ class PreparedCacheWrite(Prepared[CacheWriteTensors]):
         layout = problem.layout
         shape = (operation.num_kv_heads, operation.head_dim)
         num_rows = problem.num_tokens + layout.padding_tokens
-        keys, values = (
-            place(all_values(problem, role, shape, device, num_rows), problem).tensor for role in (Role.KEY, Role.VALUE)
-        )
         slots, num_pages = _scattered_slots(problem, operation.page_size)
+        keys, values = (self._given(role, shape, num_rows, slots) for role in (Role.KEY, Role.VALUE))
         self._slots = slots.to(device)
         slot_mapping = torch.cat([self._slots, torch.full((layout.padding_tokens,), -1, device=device)])
         key_cache, value_cache = (self._cache(num_pages) for _ in range(2))
@@ -56,7 +54,8 @@ class PreparedCacheWrite(Prepared[CacheWriteTensors]):
     def expected(self, request: Request) -> dict[str, Expected]:
         """The very bits that were given."""
         shape = (self._operation.num_kv_heads, self._operation.head_dim)
-        stored = torch.tensor([not _is_skipped(position) for position in _positions(request)]).view(-1, 1, 1)
+        stored = torch.tensor([not _is_skipped(position) for position in _positions(request)], dtype=torch.bool)
+        stored = stored.view(-1, 1, 1)
         found = {}
         for name, role in (("key", Role.KEY), ("value", Role.VALUE)):
             values = request_values(self._problem, request, role, shape).to(torch.float64)
