@@ -78,6 +78,7 @@ class KnownGap:
         issue: name or address of the issue.
         relation, mask, dtype: what the gap is confined to; None for any.
         batch: name of the batch that it is confined to, as case ids end; None for any.
+        always: whether every cell inside fails. Otherwise, as with an error about as large as its bound, some may pass.
     """
 
     issue: str
@@ -85,6 +86,7 @@ class KnownGap:
     mask: Mask | None = None
     dtype: str | None = None
     batch: str | None = None
+    always: bool = True
 
     def matches(self, relation: str, mask: Mask | None, dtype: str, case_id: str) -> bool:
         """Whether a cell lies inside the gap."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from samebits.backends.contract import Availability, Claims, Implementation
+from samebits.backends.contract import Availability, Claims, Implementation, KnownGap
 from samebits.backends.problem import Request
 from samebits.backends.subject import Subject
 from samebits.harness.comparison import Difference, compare_bits
@@ -243,8 +243,8 @@ def _conclude(cell: Cell, findings: Findings, claimed: bool) -> tuple[Verdict, t
     if wrong or (findings.first is not None and claimed):
         return _excused(cell, Verdict.FAIL, tuple(reasons))
     gap = _known_gap(cell)
-    if gap:
-        return Verdict.FAIL, (f"passes, though {gap} says that it is known to fail: remove the known gap",)
+    if gap and gap.always:
+        return Verdict.FAIL, (f"passes, though {gap.issue} says that it is known to fail: remove the known gap",)
     return (Verdict.VARIES if findings.first is not None else Verdict.PASS), tuple(reasons)
 
 
@@ -259,14 +259,14 @@ def _control_verdict(flaw: Fault, findings: Findings, reasons: tuple[str, ...]) 
 
 def _excused(cell: Cell, verdict: Verdict, reasons: tuple[str, ...]) -> tuple[Verdict, tuple[str, ...]]:
     gap = _known_gap(cell)
-    return (Verdict.KNOWN, (f"known: {gap}", *reasons)) if gap else (verdict, reasons)
+    return (Verdict.KNOWN, (f"known: {gap.issue}", *reasons)) if gap else (verdict, reasons)
 
 
-def _known_gap(cell: Cell) -> str:
+def _known_gap(cell: Cell) -> KnownGap | None:
     for gap in cell.implementation.known_gaps:
         if gap.matches(cell.relation.name, cell.case.mask, cell.dtype, cell.case.case_id):
-            return gap.issue
-    return ""
+            return gap
+    return None
 
 
 def _smallest(findings: Findings, executor: Executor) -> str:

@@ -1,7 +1,8 @@
 """Batch invariance: a request keeps its bits whatever its batch, its neighbours, its pages and its schedule.
 
 One test per cell of the matrix; the samebits plugin makes the cells from the selected implementations, and the controls
-beside them. See `samebits.harness.relations` for what each relation compares.
+beside them. See `samebits.harness.relations` for what each relation of attention compares, and
+`samebits.harness.tokens.relations` for those of KV-cache writes, merges, linear layers and norms.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Dtype: on each kind of data, every number is as right as arithmetic in its dtype allows.
 
-Outputs and log-sum-exps are judged against the fp64 reference, element by element; see `samebits.harness.reference` for
-the bound and `samebits.harness.dataset` for the data.
+Outputs and log-sum-exps are judged against the fp64 reference, element by element, and NaN must reach those rows that
+see it and no others. See `samebits.harness.inputs` for the checks, `samebits.harness.dataset` for the data and
+`samebits.harness.reference` for the bound.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Rotary embedding: right in every pairing and dtype, invariant, and by the rules of its cache.
 
-See `samebits.backends.operations` for the rules and `samebits.harness.tokens.rotary` for the reference.
+See `samebits.backends.operations` for the rules, `samebits.harness.tokens.relations` for the checks and
+`samebits.harness.tokens.rotary` for the reference.
 """
 
 from __future__ import annotations
