@@ -24,7 +24,7 @@ from samebits.backends.cpu_operations import operations
 from samebits.backends.gathered import (
     GatheredRequest,
     additive_mask,
-    gaps_of_one_key,
+    gaps_of_few_keys,
     gather_request,
     gathered_requests,
     write_blind_rows,
@@ -180,7 +180,7 @@ class SdpaAttention(Implementation[SdpaPlan]):
     )
     # What ATen's flash kernel tiles by: 512 keys, and 32 rows of a short query.
     tiling = Tiling(query_tile=32, kv_tile=512, kv_split=512)
-    known_gaps = gaps_of_one_key("all_nan")
+    known_gaps = gaps_of_few_keys("all_nan")
     configuration = MappingProxyType(
         {"api": "torch.nn.functional.scaled_dot_product_attention", "lse": "torch.logsumexp of float32 scores"}
     )

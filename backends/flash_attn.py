@@ -25,7 +25,7 @@ from samebits.backends.contract import (
 from samebits.backends.gathered import (
     GatheredRequest,
     additive_mask,
-    gaps_of_one_key,
+    gaps_of_few_keys,
     gather_request,
     gather_slots,
     gathered_requests,
@@ -77,7 +77,7 @@ class ProcessorFlash(Implementation[ProcessorPlan]):
         dtypes=("fp32", "bf16", "fp16"), masks=_MASKS, softcap=False, encoder_offset=True, lse=True, sinks=True
     )
     tiling = Tiling(query_tile=32, kv_tile=512, kv_split=512)
-    known_gaps = gaps_of_one_key("all_nan", "lse_all_nan")
+    known_gaps = gaps_of_few_keys("all_nan", "lse_all_nan")
 
     def probe(self) -> Availability:
         """Asks torch for the operator that `run` calls."""

@@ -16,8 +16,8 @@ import torch
 
 from samebits.backends.contract import AttentionConfig, AttentionMetadata, KnownGap
 
-# Batches that hold a request of one key.
-_BATCHES_OF_ONE_KEY = ("edges", "splits")
+# Batches in which a request whose keys are made NaN has fewer than a vector holds.
+_BATCHES_OF_FEW_KEYS = ("edges", "splits")
 
 
 @dataclass(frozen=True)
@@ -65,15 +65,15 @@ class GatheredRequest:
         return visible if self.window is None else visible.triu(diagonal - self.window + 1)
 
 
-def gaps_of_one_key(*relations: str) -> tuple[KnownGap, ...]:
-    """What ATen's flash kernel for the CPU gets wrong: of one key that is NaN it makes an output of 0.
+def gaps_of_few_keys(*relations: str) -> tuple[KnownGap, ...]:
+    """What ATen's flash kernel for the CPU gets wrong: keys that are all NaN, fewer than a vector holds, become 0.
 
     Args:
         relations: that see it.
     """
     issue = "docs/backends.md, ATen's flash kernel hides NaN"
     return tuple(
-        KnownGap(issue, relation=relation, batch=batch) for relation in relations for batch in _BATCHES_OF_ONE_KEY
+        KnownGap(issue, relation=relation, batch=batch) for relation in relations for batch in _BATCHES_OF_FEW_KEYS
     )
 
 

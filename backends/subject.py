@@ -72,7 +72,7 @@ class Tiling:
 
 @dataclass(frozen=True)
 class KnownGap:
-    """A failure that is known, by the issue that tracks it. A cell that matches and passes is red.
+    """A failure that is known, by the issue that tracks it. Unless it comes and goes, a cell in it that passes is red.
 
     Attributes:
         issue: name or address of the issue.

@@ -14,7 +14,15 @@ from samebits.harness.registry import Registry
 from samebits.reports import text
 from samebits.reports.columns import columns
 
-_CLAIMS = ("batch_invariant", "schedule_invariant", "ignores_unread_memory")
+# Each claim by its column; all of them are in the JSON.
+_CLAIMS = {
+    "batch_invariant": ("claims", "batch"),
+    "schedule_invariant": ("", "schedule"),
+    "thread_invariant": ("", "thread"),
+    "deterministic": ("determi-", "nistic"),
+    "ignores_unread_memory": ("unread", "memory"),
+    "ignores_hidden_keys": ("hidden", "keys"),
+}
 
 
 def as_json(registry: Registry) -> str:
@@ -61,8 +69,7 @@ def _supported(implementation: Subject) -> dict[str, list[str]]:
 
 
 def _table(registry: Registry) -> list[str]:
-    headings = [("", "implementation"), ("", "operation"), ("", "runs on"), ("", "version")]
-    headings += [(upper.replace("_", " "), lower) for upper, _, lower in (claim.rpartition("_") for claim in _CLAIMS)]
+    headings = [("", "implementation"), ("", "operation"), ("", "runs on"), ("", "version"), *_CLAIMS.values()]
     rows = []
     for implementation in registry.implementations:
         availability = registry.availability(implementation)
@@ -76,20 +83,21 @@ def _table(registry: Registry) -> list[str]:
 
 
 def _claimed(claims: Claims) -> list[str]:
-    return ["claimed" if getattr(claims, claim) else "-" for claim in _CLAIMS]
+    return ["yes" if getattr(claims, claim) else "-" for claim in _CLAIMS]
 
 
 def _reasons(registry: Registry) -> Iterator[str]:
     for implementation in registry.implementations:
         reason = registry.availability(implementation).reason
         if reason:
-            yield from text.wrapped(f"{implementation.label}: {reason}", "  ")
+            yield from text.wrapped(f"{implementation.label} {implementation.operation}: {reason}", "  ")
 
 
 def _sources(registry: Registry) -> Iterator[str]:
     for implementation in registry.implementations:
         if implementation.claims.source:
-            yield from text.wrapped(f"{implementation.label}: {implementation.claims.source}", "  ")
+            told = f"{implementation.label} {implementation.operation}: {implementation.claims.source}"
+            yield from text.wrapped(told, "  ")
 
 
 def _section(title: str, lines: Iterator[str]) -> list[str]:

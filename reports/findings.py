@@ -55,6 +55,7 @@ RELATION_ORDER = (
     "page_size",
     "cross",
     "behind_encoder",
+    "splits",
     "block",
     "per_request",
     "edges",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +13,11 @@ from samebits.harness.records import Verdict
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 
 
-def code_block(language: str, containing: str) -> str:
-    blocks = re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def code_block(language: str, containing: str, page: str = README) -> str:
+    blocks = re.findall(rf"```{language}\n(.*?)```", page, flags=re.DOTALL)
     (block,) = [block for block in blocks if containing in block]
     return str(block)
 
@@ -42,6 +44,24 @@ def test_the_example_backend_runs_as_printed(tmp_path: Path) -> None:
     assert {record.label for record in records} == {"MY_ATTN/sdpa"}
     held = {record.relation for record in records if record.verdict is Verdict.PASS and record.claimed}
     assert len(held) >= 9, f"the example's claims held on {sorted(held)} only"
+
+
+def test_the_example_operation_runs_as_printed(tmp_path: Path) -> None:
+    (tmp_path / "my_rotary.py").write_text(code_block("python", "class MyRotary", OPERATIONS))
+    command = code_block("console", "--load=my_rotary.py", OPERATIONS).strip().removeprefix("$ pytest ")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--pyargs", "samebits.suites", *shlex.split(command), "--results", "results"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, (
+        f"the example ended with {done.returncode}:\n{done.stdout[-3000:]}\n{done.stderr[-2000:]}"
+    )
+    records = [record for record in read_run(tmp_path / "results").records if not record.control]
+    assert {(record.label, record.operation) for record in records} == {("MY_OPS/plain", "rope")}
+    assert {record.suite for record in records} == {"rope", "run_to_run"}
 
 
 def test_every_page_that_the_readme_names_exists() -> None:
