@@ -62,6 +62,10 @@ class AttentionConfig:
         device: where the tensors are.
         sinks: float32 `[num_heads]`, representable in `dtype`, or None. The logit of a key that every query sees, in
             whatever mask, and that has no value: `exp(sink)` enters the denominator, and so the log-sum-exp, alone.
+
+    Raises:
+        ValueError: the mask, the window, the softcap or the sinks are outside of these rules, for every implementation
+            alike.
     """
 
     num_heads: int
@@ -75,6 +79,21 @@ class AttentionConfig:
     scale: float
     device: torch.device
     sinks: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.mask, Mask):
+            raise ValueError(f"mask is {self.mask!r}; it must be one of {', '.join(map(str, Mask))}")
+        windowed = self.mask is Mask.SLIDING_WINDOW
+        if windowed and (self.window is None or self.window < 1):
+            raise ValueError(f"window is {self.window} under mask {self.mask}; it must be at least 1")
+        if not windowed and self.window is not None:
+            raise ValueError(f"window is {self.window} under mask {self.mask}; only sliding_window has one")
+        if self.softcap is not None and not self.softcap > 0:
+            raise ValueError(f"softcap is {self.softcap}; it must be greater than 0, or None")
+        sinks = self.sinks
+        if sinks is not None and (sinks.dtype is not torch.float32 or sinks.shape != (self.num_heads,)):
+            given = f"{dtype_name(sinks.dtype)} {list(sinks.shape)}"
+            raise ValueError(f"sinks are {given}; they must be fp32 [{self.num_heads}], one for each head")
 
     @property
     def group_size(self) -> int:
