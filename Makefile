@@ -11,10 +11,13 @@ INSTALLED := $(VENV)/.installed
 # One worker for each processor this process may use; each computes with one thread.
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: matrix test lint format clean
+.PHONY: matrix suites test lint format clean
 
 matrix: $(INSTALLED)  ## Run the main job on what this machine has, and print the table.
 	$(BIN)/pytest -m batch_invariant -n $(WORKERS) -q $(PYTEST_ARGS)
+
+suites: $(INSTALLED)  ## Run the other suites: dtype, semantics, rope, run_to_run.
+	$(BIN)/pytest -m "not batch_invariant" -n $(WORKERS) -q $(PYTEST_ARGS)
 
 test: $(INSTALLED)  ## Run the project's own tests.
 	$(BIN)/pytest tests -n $(WORKERS) -q $(PYTEST_ARGS)
