@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.metadata
 import math
 from dataclasses import asdict, dataclass, replace
-from types import ModuleType
 
 import torch
 
@@ -18,10 +15,11 @@ from samebits.backends.contract import (
     Implementation,
     Tiling,
 )
-from samebits.backends.platform import accelerator, import_or_reason
+from samebits.backends.platform import accelerator
 from samebits.backends.problem import Mask
 from samebits.backends.subject import Subject
 from samebits.backends.support import Support
+from samebits.backends.triton_kernels import load_kernels, probe_kernels
 from samebits.backends.triton_operations import operations
 
 LOG2_E = math.log2(math.e)
@@ -148,16 +146,7 @@ class TritonAttention(Implementation[TritonPlan]):
 
     def probe(self) -> Availability:
         """Imports Triton, and the kernels as they will be run."""
-        needed = ["triton.language", self.kernels]
-        if self.interpreted:
-            needed.insert(1, "samebits.backends.triton_interpreter")
-        for name in needed:
-            _, reason = import_or_reason(name)
-            if reason:
-                return Availability(reason=reason, device=self.device)
-        triton_version = importlib.import_module("triton").__version__
-        version = f"{importlib.metadata.version('samebits')}+triton{triton_version}"
-        return Availability(version=version, device=self.device)
+        return probe_kernels(self.kernels, self.device)
 
     def plan(self, config: AttentionConfig, metadata: AttentionMetadata) -> TritonPlan:
         """Sizes the launch by upper bounds and decides how many programs share a tile's keys."""
@@ -207,7 +196,7 @@ class TritonAttention(Implementation[TritonPlan]):
             if tensor.stride(-1) != 1:
                 raise ValueError(f"{name} has a last stride of {tensor.stride(-1)}; it must be 1")
         config, metadata, configuration = plan.config, plan.metadata, plan.configuration
-        kernels = self._load_kernels()
+        kernels = load_kernels(self.kernels, self.device)
         partial_max, partial_sum, partial_output = plan.partials or (None, None, None)
         partial_chunks = 0 if partial_max is None else partial_max.shape[2]
         lse_strides = (0, 0) if lse is None else lse.stride()
@@ -282,14 +271,6 @@ class TritonAttention(Implementation[TritonPlan]):
         if config.dtype == torch.float32:
             return self._configurations["fp32"]
         return self._configurations["16-bit wide" if config.head_dim > 128 else "16-bit"]
-
-    def _load_kernels(self) -> ModuleType:
-        if not self.interpreted:
-            return importlib.import_module(self.kernels)
-        # Imported here, as it imports Triton, which may be missing.
-        from samebits.backends.triton_interpreter import import_interpreted
-
-        return import_interpreted(self.kernels)
 
     def _segments_for_load(self, config: AttentionConfig, num_tiles: int, partial_shape: tuple[int, int, int]) -> int:
         if math.prod(partial_shape) * (config.head_dim + 2) * 4 > MAX_PARTIAL_BYTES:

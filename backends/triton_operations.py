@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.metadata
 import math
 from dataclasses import asdict, dataclass
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -24,9 +21,10 @@ from samebits.backends.operations import (
     RotaryTensors,
     TokenImplementation,
 )
-from samebits.backends.platform import accelerator, import_or_reason
+from samebits.backends.platform import accelerator
 from samebits.backends.subject import Availability, Claims, Subject, Tiling
 from samebits.backends.token_problem import CacheWrite, Linear, MergeStates, RmsNorm, RotaryEmbedding
+from samebits.backends.triton_kernels import load_kernels, probe_kernels
 
 KERNELS = "samebits.kernels.triton"
 
@@ -107,24 +105,7 @@ class TritonOperation(Subject):
 
     def probe(self) -> Availability:
         """Imports Triton, and the kernel as it will be run."""
-        needed = ["triton.language", self.kernels]
-        if self.interpreted:
-            needed.insert(1, "samebits.backends.triton_interpreter")
-        for name in needed:
-            _, reason = import_or_reason(name)
-            if reason:
-                return Availability(reason=reason, device=self.device)
-        triton_version = importlib.import_module("triton").__version__
-        version = f"{importlib.metadata.version('samebits')}+triton{triton_version}"
-        return Availability(version=version, device=self.device)
-
-    def _load_kernels(self) -> ModuleType:
-        if not self.interpreted:
-            return importlib.import_module(self.kernels)
-        # Imported here, as it imports Triton, which may be missing.
-        from samebits.backends.triton_interpreter import import_interpreted
-
-        return import_interpreted(self.kernels)
+        return probe_kernels(self.kernels, self.device)
 
     def _block_rows(self, width: int) -> int:
         """Rows of a tile whose rows have `width` elements, a power of 2."""
@@ -146,7 +127,7 @@ class TritonRotary(TritonOperation, RotaryImplementation):
         pairs_padded = _next_power_of_two(operation.rotary_dim // 2)
         block_rows = self._block_rows(pairs_padded)
         num_tiles = sum(_ceil_div(num_tokens * heads, block_rows) for heads in (num_heads, num_kv_heads))
-        self._load_kernels().rotary_kernel[(num_tiles,)](
+        load_kernels(self.kernels, self.device).rotary_kernel[(num_tiles,)](
             query,
             key,
             tensors.positions,
@@ -179,7 +160,7 @@ class TritonCacheWrite(TritonOperation, CacheWriteImplementation):
             return
         head_dim_padded = _next_power_of_two(head_dim)
         block_rows = self._block_rows(head_dim_padded)
-        self._load_kernels().cache_write_kernel[(_ceil_div(num_tokens * num_kv_heads, block_rows),)](
+        load_kernels(self.kernels, self.device).cache_write_kernel[(_ceil_div(num_tokens * num_kv_heads, block_rows),)](
             key,
             value,
             tensors.key_cache,
@@ -212,7 +193,7 @@ class TritonMerge(TritonOperation, MergeImplementation):
             return
         head_dim_padded = _next_power_of_two(head_dim)
         block_rows = self._block_rows(head_dim_padded)
-        self._load_kernels().merge_states_kernel[(_ceil_div(num_tokens * num_heads, block_rows),)](
+        load_kernels(self.kernels, self.device).merge_states_kernel[(_ceil_div(num_tokens * num_heads, block_rows),)](
             tensors.prefix_output,
             tensors.prefix_lse,
             tensors.suffix_output,
@@ -262,7 +243,7 @@ class TritonLinear(TritonOperation, LinearImplementation):
             return
         configuration = self._configurations["fp32" if tensors.input.dtype == torch.float32 else "16-bit"]
         grid = (_ceil_div(num_rows, configuration.block_rows), _ceil_div(out_features, configuration.block_columns))
-        self._load_kernels().linear_kernel[grid](
+        load_kernels(self.kernels, self.device).linear_kernel[grid](
             tensors.input,
             tensors.weight,
             tensors.bias,
@@ -303,7 +284,7 @@ class TritonRmsNorm(TritonOperation, RmsNormImplementation):
             return
         lanes = min(self.lanes, _next_power_of_two(size))
         block_rows = self._block_rows(lanes)
-        self._load_kernels().rms_norm_kernel[(_ceil_div(num_rows, block_rows),)](
+        load_kernels(self.kernels, self.device).rms_norm_kernel[(_ceil_div(num_rows, block_rows),)](
             tensors.input,
             tensors.weight,
             tensors.output,

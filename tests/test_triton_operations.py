@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -470,8 +471,8 @@ def launches(num_tokens: int) -> Iterator[tuple[Any, tuple[Any, ...], dict[str, 
     ]
     for implementation, operation, tensors, module in batches:
         kernels = SimpleNamespace(**{name: Kernel(name) for name in vars(module) if name.endswith("_kernel")})
-        implementation._load_kernels = lambda kernels=kernels: kernels
-        implementation.run(operation, tensors)
+        with mock.patch("samebits.backends.triton_operations.load_kernels", return_value=kernels):
+            implementation.run(operation, tensors)
         name, arguments, constants = recorded.pop()
         yield getattr(module, name), arguments, constants
 
