@@ -61,7 +61,8 @@ class MergeTensors:
 
     With `m` the larger log-sum-exp, `w_i = exp(lse_i - m)` and `s = w_0 + w_1`: the output is
     `(w_0 o_0 + w_1 o_1) / s` and its log-sum-exp `m + log(s)`. A side whose log-sum-exp is `-inf` saw no key: whatever
-    its output holds, NaN included, is not used. Where neither saw one, the output is 0 and its log-sum-exp `-inf`.
+    its output holds, NaN included, is not used, and the other side's output passes through bit by bit. Where neither
+    saw one, the output is 0 and its log-sum-exp `-inf`.
 
     Attributes:
         prefix_output, suffix_output, output: `[num_tokens, num_heads, head_dim]`.

@@ -256,6 +256,10 @@ class Problem:
         first = 0 if self.window is None else max(0, request.seq_len - self.window)
         return range(first, min(kv_len, request.context_len + 1))
 
+    def hides_last_key(self, request: Request) -> bool:
+        """Whether the last key is hidden from some of the request's queries, and not from the last."""
+        return self.is_causal(request) and min(request.query_len, request.seq_len) > 1
+
     def hidden_slots(self, request: Request) -> tuple[range, ...]:
         """Slots of the request that none of its queries sees: of the other sequence, or left of all windows."""
         if self.mask is Mask.CROSS:

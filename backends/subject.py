@@ -78,6 +78,8 @@ class KnownGap:
         issue: name or address of the issue.
         relation, mask, dtype: what the gap is confined to; None for any.
         batch: name of the batch that it is confined to, as case ids end; None for any.
+        raises: name of the exception that it raises; None where what it computes is wrong. Nothing else is excused: no
+            other exception, and no write outside of the results.
         always: whether every cell inside fails. Otherwise, as with an error about as large as its bound, some may pass.
     """
 
@@ -86,6 +88,7 @@ class KnownGap:
     mask: Mask | None = None
     dtype: str | None = None
     batch: str | None = None
+    raises: str | None = None
     always: bool = True
 
     def matches(self, relation: str, mask: Mask | None, dtype: str, case_id: str) -> bool:

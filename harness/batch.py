@@ -159,7 +159,7 @@ def moved(tensor: torch.Tensor, shift: int) -> torch.Tensor:
         return tensor
     elements = shift // tensor.element_size()
     span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    allocation = torch.empty(max(span, 0) + elements, dtype=tensor.dtype, device=tensor.device)
+    allocation = torch.full((max(span, 0) + elements,), torch.nan, dtype=tensor.dtype, device=tensor.device)
     return allocation.as_strided(tensor.shape, tensor.stride(), elements).copy_(tensor)
 
 
@@ -215,7 +215,7 @@ def _plant(problem: Problem, request: Request, keys: torch.Tensor, values: torch
     if problem.data == "unseen_nan":
         for hidden in problem.hidden_slots(request):
             keys[hidden.start : hidden.stop] = values[hidden.start : hidden.stop] = torch.nan
-    if problem.data == "hidden_nan" and problem.is_causal(request) and min(request.query_len, request.seq_len) > 1:
+    if problem.data == "hidden_nan" and problem.hides_last_key(request):
         keys[-1] = values[-1] = torch.nan
 
 

@@ -13,6 +13,8 @@ from samebits.backends.problem import Circumstances
 from samebits.harness.scratch import give_back_poison, poisoned_scratch
 
 _WORK_SIZE = 256
+# Some tens of milliseconds, so that work is left when the call comes.
+_PRODUCTS_ON_DEVICE = 128
 
 
 @contextmanager
@@ -70,8 +72,11 @@ def _work_on_device(device: torch.device) -> Iterator[None]:
     """Products on a stream of their own."""
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     matrix = torch.ones((8 * _WORK_SIZE, 8 * _WORK_SIZE), device=device)
+    torch.cuda.synchronize(device)
     with torch.cuda.stream(stream):
-        for _ in range(8):
+        for _ in range(_PRODUCTS_ON_DEVICE):
             matrix @ matrix
-    yield
-    stream.synchronize()
+    try:
+        yield
+    finally:
+        stream.synchronize()

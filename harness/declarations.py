@@ -98,6 +98,8 @@ def _known_gaps(implementation: AnyImplementation) -> Iterator[str]:
             yield f".known_gaps has relation={gap.relation!r}; it must be the name of one, or None for any"
         if not isinstance(gap.mask, Mask | None):
             yield f".known_gaps has mask={gap.mask!r}; it must be a Mask, or None for any"
+        if not isinstance(gap.raises, str | None):
+            yield f".known_gaps has raises={gap.raises!r}; it must be the name of an exception, or None for none"
         if not isinstance(gap.always, bool):
             yield f".known_gaps has always={gap.always!r}; it must be True or False"
         if not isinstance(gap.batch, str | None):

@@ -46,7 +46,7 @@ def _unseen_nan(problem: AnyProblem, tiling: Tiling) -> Iterable[Comparison]:
 
 
 def _hidden_nan(problem: AnyProblem, tiling: Tiling) -> Iterable[Comparison]:
-    if not isinstance(problem, TokenProblem) and any(problem.is_causal(request) for request in problem.requests):
+    if not isinstance(problem, TokenProblem) and any(problem.hides_last_key(request) for request in problem.requests):
         yield Comparison((problem,), (replace(problem, data="hidden_nan"),), last_rows=1)
 
 

@@ -87,7 +87,8 @@ def judge(cell: Cell, availability: Availability, executor: Executor, command: s
         smallest = _smallest(findings, executor)
     except Exception as error:
         message = " ".join(str(error).split())[:2000]
-        verdict, reasons = _excused(cell, Verdict.ERROR, (f"{type(error).__name__}: {message}",))
+        raised = type(error).__name__
+        verdict, reasons = _excused(cell, Verdict.ERROR, (f"{raised}: {message}",), raised)
         return replace(record, verdict=verdict, reasons=reasons, seconds=time.perf_counter() - started)
     return replace(
         record,
@@ -165,13 +166,15 @@ def _find(cell: Cell, executor: Executor) -> Findings:
             digest.update(execution.digest.encode())
             if _is_withstood(problem, cell.implementation.claims):
                 judged[problem] = execution.judged(cell.relation.judged or execution.judgements)
-                faults |= dict.fromkeys(execution.faults)
+            faults |= dict.fromkeys(execution.faults)
         for located in _differences(comparison, executor):
             compared += located.difference.compared
             mismatches += located.difference.mismatches
             max_ulp = max(max_ulp, located.difference.max_ulp)
             if located.difference.mismatches and first is None:
                 first = located
+    if cell.relation.claim is not None and not compared:
+        raise RuntimeError(f"{cell.relation.name} compared nothing on {cell.case.case_id}; it must compare something")
     worst = max(judged.values(), key=lambda judgement: judgement.error_budget)
     if cell.relation.claim is None:
         max_ulp = max(judgement.max_ulp for judgement in judged.values())
@@ -240,6 +243,8 @@ def _conclude(cell: Cell, findings: Findings, claimed: bool) -> tuple[Verdict, t
         )
     if cell.flaw is not None:
         return _control_verdict(cell.flaw, findings, tuple(reasons))
+    if findings.faults:
+        return Verdict.FAIL, tuple(reasons)
     if wrong or (findings.first is not None and claimed):
         return _excused(cell, Verdict.FAIL, tuple(reasons))
     gap = _known_gap(cell)
@@ -249,17 +254,21 @@ def _conclude(cell: Cell, findings: Findings, claimed: bool) -> tuple[Verdict, t
 
 
 def _control_verdict(flaw: Fault, findings: Findings, reasons: tuple[str, ...]) -> tuple[Verdict, tuple[str, ...]]:
-    """A control is caught only by what it was made to break: bits, or the error budget and what else is no bit."""
+    """A control is caught only by what it was made to break: bits alone, or the error budget and other faults."""
     wrong = findings.error_budget > 1.0 or bool(findings.faults)
     differs = findings.mismatches > 0
-    if (wrong and not differs) if flaw.wrong_values else (differs and not wrong):
+    if wrong if flaw.wrong_values else differs and not wrong:
         return Verdict.FAIL, (f"control: {flaw.description}", *reasons)
     return Verdict.PASS, (f"control not caught: {flaw.description}", *reasons)
 
 
-def _excused(cell: Cell, verdict: Verdict, reasons: tuple[str, ...]) -> tuple[Verdict, tuple[str, ...]]:
+def _excused(
+    cell: Cell, verdict: Verdict, reasons: tuple[str, ...], raised: str | None = None
+) -> tuple[Verdict, tuple[str, ...]]:
     gap = _known_gap(cell)
-    return (Verdict.KNOWN, (f"known: {gap.issue}", *reasons)) if gap else (verdict, reasons)
+    if gap is None or gap.raises != raised:
+        return verdict, reasons
+    return Verdict.KNOWN, (f"known: {gap.issue}", *reasons)
 
 
 def _known_gap(cell: Cell) -> KnownGap | None:

@@ -55,6 +55,8 @@ EXPONENTIAL_ERROR_FLOAT32 = 2.0**-22
 _EXPONENTIAL_ERROR = {torch.float32: EXPONENTIAL_ERROR_FLOAT32, torch.bfloat16: 2.0**-13, torch.float16: 2.0**-13}
 # A tanh built from exponentials is good to a few units of 1, whatever its own size, and softcap scales that up.
 _TANH_UNITS = 4.0
+# Relative error of a tanh where the dtype has 16 bits anyway (PTX ISA: tanh.approx.f32, 2^-11): FlashAttention uses it.
+_TANH_ERROR = {torch.float32: 0.0, torch.bfloat16: 2.0**-11, torch.float16: 2.0**-11}
 # Roundings of the final quotient, and of the logarithm with its change of base.
 _FINAL_ROUNDINGS = 4.0
 
@@ -136,7 +138,7 @@ def _shared_reference(problem: Problem, device: torch.device) -> RequestReferenc
             .contiguous(),
             lse=lse,
             # Only ties are structure to a log-sum-exp, which does not look at the values.
-            lse_bound=_worst_lse_bound(weights, lse, score_error, key_count)
+            lse_bound=_worst_lse_bound(weights, lse, score_error, key_count, problem)
             if problem.data == "ties"
             else _lse_bound(weights, lse, score_variance, key_count, problem),
         )
@@ -189,6 +191,9 @@ def _score_variance(
     variance = accumulation * (scale * slope) ** 2 + _SCORE_ROUNDINGS * scores.nan_to_num(neginf=0.0) ** 2
     if softcap is not None:
         variance = variance + (_TANH_UNITS * softcap) ** 2
+        variance = (
+            variance + (_TANH_ERROR[DTYPES[problem.dtype]] / FLOAT32_ROUNDOFF * scores.nan_to_num(neginf=0.0)) ** 2
+        )
     distance = (scores.amax(dim=2, keepdim=True) if scores.shape[2] else scores) - scores
     variance = variance + distance.nan_to_num(nan=0.0, posinf=0.0) ** 2
     exponential = _EXPONENTIAL_ERROR[DTYPES[problem.dtype]] ** 2
@@ -239,6 +244,7 @@ def _worst_score_error(
     error = error + distance.nan_to_num(nan=0.0, posinf=0.0)
     if geometry.softcap is not None:
         error = error + _TANH_UNITS * geometry.softcap
+        error = error + _TANH_ERROR[DTYPES[problem.dtype]] / FLOAT32_ROUNDOFF * finite.abs()
     return error * FLOAT32_ROUNDOFF + _EXPONENTIAL_ERROR[DTYPES[problem.dtype]]
 
 
@@ -260,15 +266,20 @@ def _worst_output_bound(
     bound = scores + (2 * count + _FINAL_ROUNDINGS) * FLOAT32_ROUNDOFF * magnitude
     if dtype is not torch.float32:
         bound = bound + roundoff * magnitude
+        if problem.geometry.sinks:
+            # Equal scores are their own maximum, and their P is 1, unless a sink is larger.
+            bound = bound + roundoff * output.abs()
     return torch.where(count > 0, bound + torch.finfo(dtype).tiny, 0.0)
 
 
 def _worst_lse_bound(
-    weights: torch.Tensor, lse: torch.Tensor, score_error: torch.Tensor, key_count: torch.Tensor
+    weights: torch.Tensor, lse: torch.Tensor, score_error: torch.Tensor, key_count: torch.Tensor, problem: Problem
 ) -> torch.Tensor:
     count = key_count.unsqueeze(0)
     magnitude = lse.masked_fill(lse == -math.inf, 0.0).abs() + count.clamp(min=1.0).log() + 1.0
     bound = (weights * score_error).sum(dim=2) + (count + _FINAL_ROUNDINGS * magnitude) * FLOAT32_ROUNDOFF
+    if problem.geometry.sinks and problem.dtype != "fp32":
+        bound = bound + _UNIT_ROUNDOFF[DTYPES[problem.dtype]]
     return torch.where(count > 0, bound, 0.0)
 
 

@@ -59,7 +59,7 @@ class Relation:
     claim: str | None
     description: str
     compare: Callable[[Any, Tiling], Iterable[Comparison]]
-    judged: tuple[str, ...] = ("output",)
+    judged: tuple[str, ...] = ()
 
 
 def alone(problem: Problem, request: Request) -> Problem:

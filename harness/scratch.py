@@ -10,8 +10,10 @@ from unittest import mock
 
 import torch
 
+from samebits.backends.contract import DTYPES
 from samebits.harness.batch import poison_value
 
+_INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 # How Python asks torch for memory that nobody has written.
 _ALLOCATORS = (
     (torch, "empty"),
@@ -53,10 +55,11 @@ def _poisoning(allocate: Callable[..., torch.Tensor], poison: str) -> Callable[.
     @functools.wraps(allocate)
     def allocate_poison(*arguments: Any, **options: Any) -> torch.Tensor:  # noqa: ANN401 -- handed on to torch
         tensor = allocate(*arguments, **options)
-        if tensor.is_floating_point():
+        if tensor.dtype in DTYPES.values() or tensor.dtype == torch.float64:
             return tensor.fill_(poison_value(poison))
-        if tensor.dtype == torch.bool or tensor.is_complex():
-            return tensor.fill_(True)
-        return tensor.fill_(torch.iinfo(tensor.dtype).max)
+        if tensor.dtype in _INTEGERS:
+            return tensor.fill_(torch.iinfo(tensor.dtype).max)
+        # Of other dtypes not every kernel of torch's knows how to fill a tensor.
+        return tensor
 
     return allocate_poison

@@ -100,7 +100,7 @@ def _judging(name: str, description: str, variants: _Variants) -> Relation:
         for variant in variants(problem, tiling):
             yield Comparison((variant,), ())
 
-    return Relation(name, None, description, compare, judged=())
+    return Relation(name, None, description, compare)
 
 
 def _case(geometry: Geometry, mask: Mask, batch: str, dtypes: tuple[str, ...] = ("fp32", "bf16")) -> Case:

@@ -7,7 +7,6 @@ such a case.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
 
 from samebits.backends.problem import Mask
 from samebits.backends.subject import Subject
@@ -121,7 +120,7 @@ def run_to_run_cells(selection: Selection) -> Iterator[Cell]:
     for subject, case in _repeated(selection):
         for dtype in selection.dtypes_of(case):
             for check in checks.values():
-                yield _cell(suite, subject, replace(check, judged=()), case, dtype, selection)
+                yield _cell(suite, subject, check, case, dtype, selection)
 
 
 def _repeated(selection: Selection) -> Iterator[tuple[Subject, AnyCase]]:

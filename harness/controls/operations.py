@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -116,11 +116,16 @@ def _one_unit_up(rows: torch.Tensor, chosen: torch.Tensor) -> None:
 
 
 def _rows_of(tensors: TokenTensors) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of the result, and of the input that a flaw looks at, for the two operations that are spoiled."""
-    if isinstance(tensors, RotaryTensors):
-        return tensors.query, tensors.query
-    assert isinstance(tensors, LinearTensors), "only rotary embedding and linear are spoiled"
-    return tensors.output.flatten(0, -2), tensors.input
+    """Rows of the result, and of the input that a flaw looks at."""
+    match tensors:
+        case RotaryTensors():
+            return tensors.query, tensors.query
+        case CacheWriteTensors():
+            return tensors.key, tensors.key
+        case MergeTensors():
+            return tensors.output, tensors.prefix_output
+        case LinearTensors() | RmsNormTensors():
+            return tensors.output.flatten(0, -2), tensors.input
 
 
 def _half_of(count: int, seed: int) -> torch.Tensor:
@@ -157,10 +162,38 @@ def _spoiled(run: _Run, relation: str) -> _Run:
     def spoil(operation: TokenOperation, tensors: TokenTensors) -> None:
         result, seen = _rows_of(tensors)
         chosen = _LEAKS[relation][1](seen.clone() if seen.is_contiguous() else seen, result.shape[0])
+        if isinstance(tensors, MergeTensors):
+            # A side alone passes through bit by bit, so that another unit would be wrong.
+            chosen &= (tensors.prefix_lse.isfinite() & tensors.suffix_lse.isfinite()).all(dim=0)
         run(operation, tensors)
         _one_unit_up(result, chosen)
 
     return spoil
+
+
+def _without(chosen: Callable[[CacheWriteTensors], torch.Tensor]) -> _Run:
+    """A cache write that leaves out some tokens: to be exact is all that it can get wrong."""
+
+    def leave_out(operation: CacheWrite, tensors: CacheWriteTensors) -> None:
+        kept = tensors.slot_mapping.masked_fill(chosen(tensors), -1)
+        _write(operation, replace(tensors, slot_mapping=kept))
+
+    return leave_out
+
+
+def _cache_write_flaws() -> Iterator[TokenFlaw]:
+    def of(relation: str) -> Callable[[CacheWriteTensors], torch.Tensor]:
+        return lambda tensors: _LEAKS[relation][1](tensors.key, len(tensors.slot_mapping))
+
+    said_nothing_of = ("leading_dimensions",)
+    chosen = {relation: of(relation) for relation in _LEAKS if relation not in said_nothing_of}
+    chosen["unread_memory"] = lambda tensors: tensors.slot_mapping.ge(0) & tensors.key_cache.isnan().any()
+    chosen["pages"] = lambda tensors: tensors.slot_mapping // tensors.key_cache.shape[1] % 2 == 0
+    for relation, tokens in chosen.items():
+        what = _LEAKS[relation][0] if relation in _LEAKS else "tokens of even pages are left out"
+        yield TokenFlaw(
+            f"cache_write_{relation}", CacheWrite, relation, f"not all is written: {what}", _without(tokens)
+        )
 
 
 def _invariance_flaws(operation: type[TokenOperation], run: _Run, left_out: frozenset[str]) -> Iterator[TokenFlaw]:
@@ -168,6 +201,34 @@ def _invariance_flaws(operation: type[TokenOperation], run: _Run, left_out: froz
         if relation not in left_out:
             name = f"{operation.operation}_{relation}"
             yield TokenFlaw(name, operation, relation, description, _spoiled(run, relation), wrong_values=False)
+
+
+def _with_inputs(run: _Run, through: Callable[[torch.Tensor], torch.Tensor]) -> _Run:
+    """The operation on inputs that lost something on their way."""
+
+    def lossy(operation: TokenOperation, tensors: Any) -> None:  # noqa: ANN401 -- of any operation
+        names = ("prefix_output", "suffix_output") if isinstance(tensors, MergeTensors) else ("input",)
+        run(operation, replace(tensors, **{name: through(getattr(tensors, name)) for name in names}))
+
+    return lossy
+
+
+# What each kind of data must show, in float32.
+_LOSSES: dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor]]] = {
+    "normal": ("inputs are rounded to bf16", lambda values: values.bfloat16().float()),
+    "large_values": ("inputs are rounded to bf16", lambda values: values.bfloat16().float()),
+    "offset_values": ("inputs are rounded to bf16", lambda values: values.bfloat16().float()),
+    "huge_values": ("inputs pass through fp16", lambda values: values.half().float()),
+    "denormal_values": (
+        "inputs are scaled by the reciprocal of the largest, which overflows",
+        lambda values: _scaled_to_one(values),
+    ),
+}
+
+
+def _arithmetic_flaws(operation: type[TokenOperation], run: _Run) -> Iterator[TokenFlaw]:
+    for data, (description, through) in _LOSSES.items():
+        yield TokenFlaw(f"{operation.operation}_{data}", operation, data, description, _with_inputs(run, through))
 
 
 def _half_rotated(operation: RotaryEmbedding, tensors: RotaryTensors) -> None:
@@ -197,10 +258,12 @@ def _scaled_to_one(values: torch.Tensor) -> torch.Tensor:
     return values * (1.0 / largest) * largest
 
 
-def _converts_cache(operation: RotaryEmbedding, tensors: RotaryTensors) -> None:
+def _copies_cache(operation: RotaryEmbedding, tensors: RotaryTensors) -> None:
     refuse_cache(tensors.query, tensors.cos_sin_cache)
-    converted = tensors.cos_sin_cache.float().clone()
-    _rotate(operation, RotaryTensors(tensors.query, tensors.key, tensors.positions, converted))
+    halves = [half.contiguous() for half in tensors.cos_sin_cache.chunk(2, dim=1)]
+    cache = torch.cat([half[tensors.positions] for half in halves], dim=1)
+    places = torch.arange(len(tensors.positions))
+    _rotate(operation, RotaryTensors(tensors.query, tensors.key, places, cache))
 
 
 def _rounded_sums(operation: Linear, tensors: LinearTensors) -> None:
@@ -259,14 +322,20 @@ _FLAWS: tuple[TokenFlaw, ...] = (
         "any_cache", RotaryEmbedding, "cache_dtype", "a cache of any dtype is let through", _rotate, dtype="bf16"
     ),
     TokenFlaw(
-        "cache_converted",
+        "cache_copied",
         RotaryEmbedding,
         "cache_in_place",
-        "the whole cache is converted to float32",
-        _converts_cache,
+        "all cosines and all sines are copied apart",
+        _copies_cache,
         dtype="bf16",
     ),
     *_invariance_flaws(Linear, _linear, frozenset()),
+    *_invariance_flaws(RmsNorm, _normalise, frozenset()),
+    *_invariance_flaws(MergeStates, _merge, frozenset({"leading_dimensions"})),
+    *_cache_write_flaws(),
+    *_arithmetic_flaws(Linear, _linear),
+    *_arithmetic_flaws(RmsNorm, _normalise),
+    *_arithmetic_flaws(MergeStates, _merge),
     TokenFlaw("tf32_linear", Linear, "normal", "products of TF32 where fp32 was asked for", _tf32_linear),
     TokenFlaw("bf16_linear", Linear, "offset_values", "the sum is accumulated in bf16", _rounded_sums, dtype="bf16"),
     TokenFlaw("square_in_bf16", RmsNorm, "large_values", "squares are rounded to bf16", _square_in_dtype, dtype="bf16"),

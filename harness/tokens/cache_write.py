@@ -11,6 +11,7 @@ from samebits.backends.problem import Request
 from samebits.backends.token_problem import CacheWrite, TokenProblem
 from samebits.harness.batch import poison_value
 from samebits.harness.dataset import Role
+from samebits.harness.execution import digest_of
 from samebits.harness.tokens.placement import Placed, place
 from samebits.harness.tokens.prepared import Expected, Prepared, all_values, request_values, token_rows
 
@@ -51,6 +52,20 @@ class PreparedCacheWrite(Prepared[CacheWriteTensors]):
             }
         return found
 
+    def faults(self) -> list[str]:
+        """Whether stored bits are those that were given: a value alone would not tell -0.0 or one NaN from another."""
+        stored = self._slots >= 0
+        slots = self._slots[stored]
+        tensors, page_size = self.tensors, self._operation.page_size
+        return [
+            f"run stored other bits than those of its {name}"
+            for name, given, cache in (
+                ("key", tensors.key, tensors.key_cache),
+                ("value", tensors.value, tensors.value_cache),
+            )
+            if digest_of(given[: len(stored)][stored]) != digest_of(cache[slots // page_size, slots % page_size])
+        ]
+
     def expected(self, request: Request) -> dict[str, Expected]:
         """The very bits that were given."""
         shape = (self._operation.num_kv_heads, self._operation.head_dim)
@@ -58,14 +73,14 @@ class PreparedCacheWrite(Prepared[CacheWriteTensors]):
         stored = stored.view(-1, 1, 1)
         found = {}
         for name, role in (("key", Role.KEY), ("value", Role.VALUE)):
-            values = request_values(self._problem, request, role, shape).to(torch.float64)
+            values = _easily_lost(request_values(self._problem, request, role, shape)).to(torch.float64)
             kept = torch.where(stored, values, 0.0).to(self._device)
             found[name] = Expected(kept, torch.zeros_like(kept))
         return found
 
     def _given(self, role: Role, shape: tuple[int, int], num_rows: int, slots: torch.Tensor) -> torch.Tensor:
         """Keys or values; rows without a slot hold what the cache does not, so that storing one shows."""
-        rows = all_values(self._problem, role, shape, self._device, num_rows)
+        rows = _easily_lost(all_values(self._problem, role, shape, self._device, num_rows))
         rows[len(slots) :] = _WITHOUT_SLOT
         rows[: len(slots)][slots.to(self._device) < 0] = _WITHOUT_SLOT
         return place(rows, self._problem).tensor
@@ -82,6 +97,13 @@ class PreparedCacheWrite(Prepared[CacheWriteTensors]):
         stored = self._slots[self._slots >= 0]
         slots[stored // operation.page_size, stored % operation.page_size] = True
         return Placed(placed.tensor, placed.allocation, writable, placed.before)
+
+
+def _easily_lost(values: torch.Tensor) -> torch.Tensor:
+    """Puts into each head what a copy by way of arithmetic may lose: the sign of 0, a number below the normal ones."""
+    values[..., 0] = -0.0
+    values[..., 1] = torch.finfo(values.dtype).smallest_normal / 4
+    return values
 
 
 def _scattered_slots(problem: TokenProblem, page_size: int) -> tuple[torch.Tensor, int]:

@@ -46,6 +46,9 @@ _PREPARED: Mapping[type[TokenOperation], Callable[[TokenProblem, Any, torch.devi
 }
 
 
+_SMALLEST_ELEMENT_BYTES = 2
+
+
 @torch.no_grad()
 def execute_tokens(
     implementation: TokenImplementation[Any, Any], problem: TokenProblem, device: torch.device
@@ -69,6 +72,7 @@ def execute_tokens(
             implementation.run(problem.operation, prepared.tensors)
     results = {key: RequestResult(tensors) for key, tensors in prepared.results().items()}
     faults += [f"run wrote outside of its {name}" for name, placed in prepared.written.items() if not placed.intact()]
+    faults += prepared.faults()
     if digest_of(*prepared.read.values()) != inputs:
         faults.append(f"run changed one of {', '.join(prepared.read)}")
     worst: dict[str, Judgement] = {}
@@ -81,20 +85,14 @@ def execute_tokens(
 
 
 def _watched(implementation: TokenImplementation[Any, Any], problem: TokenProblem, tensors: TokenTensors) -> list[str]:
-    """Runs while allocations are watched: none may be as large as the rotary cache."""
+    """Runs while allocations are watched: none may hold the cosines or the sines of a rotary cache, in any dtype."""
     assert isinstance(tensors, RotaryTensors), "only the rotary cache is watched"
-    # Of a cache that calls before have seen, a copy may have been made then, and kept.
-    unseen = replace(tensors, cos_sin_cache=tensors.cos_sin_cache.clone())
-    largest = largest_allocation(lambda: implementation.run(problem.operation, unseen), tensors_device(tensors))
-    size = tensors.cos_sin_cache.nbytes
-    if largest < size:
+    largest = largest_allocation(lambda: implementation.run(problem.operation, tensors), tensors.query.device)
+    half = tensors.cos_sin_cache.numel() // 2 * _SMALLEST_ELEMENT_BYTES
+    if largest < half:
         return []
-    return [f"run allocated {largest} bytes at once where cos_sin_cache has {size}: it converts or copies the cache"]
-
-
-def tensors_device(tensors: TokenTensors) -> torch.device:
-    """Where the tensors of an operation are."""
-    return next(value.device for value in vars(tensors).values() if isinstance(value, torch.Tensor))
+    size = tensors.cos_sin_cache.nbytes
+    return [f"run allocated {largest} bytes where cos_sin_cache has {size}: it converts or copies the cache"]
 
 
 def _faults_of_refusal(

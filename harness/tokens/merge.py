@@ -88,7 +88,7 @@ class PreparedMerge(Prepared[MergeTensors]):
         lse_bound = magnitude * 3 * FLOAT32_ROUNDOFF + EXPONENTIAL_ERROR_FLOAT32
         return {
             "output": Expected(terms.sum(dim=0), bound),
-            "lse": Expected(lse, torch.where(both.squeeze(2), lse_bound, 0.0)),
+            "lse": Expected(lse, torch.where(lse > -math.inf, lse_bound, 0.0)),
         }
 
     def _all_lses(self, role: Role) -> torch.Tensor:

@@ -49,6 +49,10 @@ class Prepared(abc.ABC, Generic[TensorsT]):
     def results(self) -> dict[int, dict[str, torch.Tensor]]:
         """What came of each request: by name, copies with a row for each of its tokens first."""
 
+    def faults(self) -> list[str]:
+        """What went wrong apart from the results; called after the run."""
+        return []
+
     @abc.abstractmethod
     def expected(self, request: Request) -> dict[str, Expected]:
         """What should have come of it."""

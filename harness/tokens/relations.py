@@ -12,6 +12,7 @@ from samebits.harness.relations import Comparison, Relation
 from samebits.harness.tokens.execution import outlawed
 
 _NEIGHBOUR_KEY = 1000
+_WATCHED_POSITIONS = 32768
 _BATCH_SIZES = (2, 3, 8, 16, 17, 64)
 # Rows beside the victim: at and around the tiles of matrix units, and where libraries change kernels.
 _NEIGHBOUR_ROWS = (1, 15, 16, 31, 63, 64, 127, 128, 255, 512)
@@ -93,13 +94,15 @@ def _cache_dtype(problem: TokenProblem, tiling: Tiling) -> Iterable[Comparison]:
 
 def _cache_in_place(problem: TokenProblem, tiling: Tiling) -> Iterable[Comparison]:
     if isinstance(problem.operation, RotaryEmbedding):
-        yield Comparison((problem.with_layout(watched=True),), ())
+        # Long, so that half of the cache is more than anything else that may be allocated.
+        longer = replace(problem.operation, max_position=max(problem.operation.max_position, _WATCHED_POSITIONS))
+        yield Comparison((replace(problem, operation=longer).with_layout(watched=True),), ())
 
 
 def _invariant(
     name: str, description: str, compare: Callable[[TokenProblem, Tiling], Iterable[Comparison]]
 ) -> Relation:
-    return Relation(name, "batch_invariant", description, compare, judged=())
+    return Relation(name, "batch_invariant", description, compare)
 
 
 _RELATIONS = (
@@ -110,19 +113,15 @@ _RELATIONS = (
     _invariant("pages", "on other physical pages", _pages),
     _invariant("padding", "with padding rows", _padding),
     Relation(
-        "unread_memory",
-        "ignores_unread_memory",
-        "with NaN or large values in memory it owns not",
-        _unread_memory,
-        judged=(),
+        "unread_memory", "ignores_unread_memory", "with NaN or large values in memory it owns not", _unread_memory
     ),
     _invariant("strided", "from views of wider tensors", _strided),
     _invariant("leading_dimensions", "seen through two and three leading dimensions", _leading_dimensions),
-    Relation("decode", "schedule_invariant", "alone and as a row of many", _decode, judged=()),
+    Relation("decode", "schedule_invariant", "alone and as a row of many", _decode),
 )
 _ROTARY_RULES = (
-    Relation("cache_dtype", None, "a rotary cache of a third dtype is refused", _cache_dtype, judged=()),
-    Relation("cache_in_place", None, "the rotary cache is neither converted nor copied", _cache_in_place, judged=()),
+    Relation("cache_dtype", None, "a rotary cache of a third dtype is refused", _cache_dtype),
+    Relation("cache_in_place", None, "the rotary cache is neither converted nor copied", _cache_in_place),
 )
 
 TOKEN_RELATIONS: Mapping[str, Relation] = {relation.name: relation for relation in _RELATIONS}

@@ -60,5 +60,8 @@ class PreparedRmsNorm(Prepared[RmsNormTensors]):
             summing = size * FLOAT32_ROUNDOFF
         else:
             summing = DEVIATIONS * FLOAT32_ROUNDOFF * ((size / 3 + 1) * UNIFORM_VARIANCE) ** 0.5
+        # What is below the smallest normal number may be taken for 0, and comes out as many times larger as the rest.
+        flushed = torch.finfo(inputs.dtype).tiny / (mean_square + self._operation.epsilon).sqrt()
+        flushed = flushed * self._weight.to(torch.float64).abs()
         relative = summing / 2 + _RECIPROCAL_ROOT_ERROR + _ROUNDINGS * FLOAT32_ROUNDOFF
-        return {"output": Expected(values, values.abs() * relative + torch.finfo(inputs.dtype).tiny)}
+        return {"output": Expected(values, values.abs() * relative + flushed + torch.finfo(inputs.dtype).tiny)}

@@ -17,7 +17,6 @@ from samebits.harness.tokens.prepared import Expected, Prepared, all_values, req
 
 # Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", 2021, section 3.2.2.
 _BASE = 10000.0
-_SAMPLED_POSITIONS = 1024
 
 
 class PreparedRotary(Prepared[RotaryTensors]):
@@ -37,17 +36,17 @@ class PreparedRotary(Prepared[RotaryTensors]):
         positions = [torch.arange(request.context_len, request.seq_len) for request in problem.requests]
         # Engines give padding rows a position that exists.
         padding = torch.zeros(layout.padding_tokens, dtype=torch.int64)
+        self._cache = cos_sin_cache(
+            operation.max_position, operation.rotary_dim, operation.cache_dtype or problem.dtype, device
+        )
         self.tensors = RotaryTensors(
             query=query.tensor,
             key=key.tensor,
             positions=torch.cat([*positions, padding]).to(device),
-            cos_sin_cache=cos_sin_cache(
-                operation.max_position, operation.rotary_dim, operation.cache_dtype or problem.dtype, device
-            ),
+            # A copy, which no call has seen, and of which none can have kept another.
+            cos_sin_cache=self._cache.clone(),
         )
-        # Of a long cache every so many rows: to read all of it each time would take longer than everything else.
-        sampled = self.tensors.cos_sin_cache[:: max(1, operation.max_position // _SAMPLED_POSITIONS)]
-        self.read = {"positions": self.tensors.positions, "cos_sin_cache": sampled}
+        self.read = {"positions": self.tensors.positions}
         self.written = {"query": query, "key": key}
 
     def results(self) -> dict[int, dict[str, torch.Tensor]]:
@@ -57,10 +56,17 @@ class PreparedRotary(Prepared[RotaryTensors]):
             for request, rows in zip(self._problem.requests, token_rows(self._problem), strict=True)
         }
 
+    def faults(self) -> list[str]:
+        """Whether the cache is what it was."""
+        cache = self.tensors.cos_sin_cache
+        # As integers: torch compares those several times as fast.
+        bits = torch.int32 if cache.element_size() == 4 else torch.int16
+        return [] if torch.equal(cache.view(bits), self._cache.view(bits)) else ["run changed its cos_sin_cache"]
+
     def expected(self, request: Request) -> dict[str, Expected]:
         """Both rotated in float64, by the cosines and sines of the cache as they are."""
         operation = self._operation
-        cached = self.tensors.cos_sin_cache[request.context_len : request.seq_len].to(torch.float64)
+        cached = self._cache[request.context_len : request.seq_len].to(torch.float64)
         cosines, sines = cached.unsqueeze(1).chunk(2, dim=2)
         if operation.inverse:
             sines = -sines
