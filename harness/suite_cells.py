@@ -117,6 +117,8 @@ def run_to_run_cells(selection: Selection) -> Iterator[Cell]:
     for flaw in DISTURBANCES:
         check = checks[flaw.check]
         yield Cell(suite, DisturbedKernel(flaw), check, _CONTROL_CASE, "fp32", "smoke", selection.seed, flaw)
+    operations = [operation.operation for operation in TOKEN_OPERATIONS]
+    yield from token_controls(suite, operations, checks.values(), selection.seed)
     for subject, case in _repeated(selection):
         for dtype in selection.dtypes_of(case):
             for check in checks.values():

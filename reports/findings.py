@@ -125,18 +125,24 @@ class Gap:
 
 @dataclass(frozen=True)
 class Guard:
-    """The controls of a relation.
+    """The controls of a relation of one operation.
 
     Attributes:
-        suite, relation: what they guard.
+        suite, operation, relation: what they guard.
         caught: ids of the controls that were reported broken.
         missed: ids of those that were not.
     """
 
     suite: str
+    operation: str
     relation: str
     caught: tuple[str, ...]
     missed: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The relation, and of what where that is not attention."""
+        return self.relation if self.operation == "attention" else f"{self.relation} of {self.operation}"
 
     @property
     def holds(self) -> bool:
@@ -185,11 +191,15 @@ def gaps(records: Iterable[Record]) -> list[Gap]:
 
 
 def guards(run: Run) -> list[Guard]:
-    """The controls of every relation that was checked."""
-    relations = dict.fromkeys((record.suite, record.relation) for record in run.records)
+    """The controls of every relation that was checked, operation by operation."""
+    controls: dict[tuple[str, str, str], list[Record]] = {}
+    for record in run.records:
+        of_guard = controls.setdefault((record.suite, record.operation, record.relation), [])
+        if record.control:
+            of_guard.append(record)
     return [
-        Guard(suite, relation, *(_controls(run.records, suite, relation, caught) for caught in (True, False)))
-        for suite, relation in sorted(relations, key=lambda key: (key[0], relation_place(key[1])))
+        Guard(*key, *(tuple(sorted(r.cell_id for r in controls[key] if r.red is missed)) for missed in (False, True)))
+        for key in sorted(controls, key=lambda key: (*key[:2], relation_place(key[2])))
     ]
 
 
@@ -206,7 +216,7 @@ def red_reasons(run: Run) -> list[str]:
     missed = [cell_id for guard in guards(run) for cell_id in guard.missed]
     if missed:
         reasons.append(f"{text.counted(len(missed), 'control')} not caught")
-    unguarded = [guard.relation for guard in guards(run) if not (guard.caught or guard.missed)]
+    unguarded = [guard.name for guard in guards(run) if not (guard.caught or guard.missed)]
     if unguarded and not (run.header.narrowed or run.truncated):
         reasons.append(f"no control for {', '.join(unguarded)}")
     return reasons + [f"{name} was asked for and cannot run: {reason}" for name, reason in not_run(run).items()]
@@ -234,13 +244,3 @@ def relation_place(relation: str) -> tuple[int, str]:
     """Sorts relations into the order in which they are told."""
     known = relation in RELATION_ORDER
     return (RELATION_ORDER.index(relation) if known else len(RELATION_ORDER)), relation
-
-
-def _controls(records: Sequence[Record], suite: str, relation: str, caught: bool) -> tuple[str, ...]:
-    return tuple(
-        sorted(
-            record.cell_id
-            for record in records
-            if record.control and (record.suite, record.relation) == (suite, relation) and record.red is not caught
-        )
-    )

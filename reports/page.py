@@ -151,7 +151,7 @@ def _controls(comparison: Comparison) -> Iterator[str]:
     rows = [
         [
             text.markdown(guard.suite),
-            text.markdown(guard.relation),
+            text.markdown(guard.name),
             f"{len(guard.caught)}/{len(guard.caught) + len(guard.missed)}",
             text.markdown(", ".join(guard.missed)),
         ]

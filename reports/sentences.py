@@ -63,7 +63,7 @@ def controls_sentence(comparison: Comparison) -> str:
         return "Controls: none ran."
     sentence = f"Controls: {caught} of {caught + missed} caught, over {text.counted(len(every), 'relation')}"
     open_ones = [
-        f"{guard.relation} {len(guard.caught)} of {len(guard.caught) + len(guard.missed)}"
+        f"{guard.name} {len(guard.caught)} of {len(guard.caught) + len(guard.missed)}"
         for guard in every
         if not guard.holds
     ]

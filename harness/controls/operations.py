@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -128,6 +129,9 @@ def _rows_of(tensors: TokenTensors) -> tuple[torch.Tensor, torch.Tensor]:
             return tensors.output.flatten(0, -2), tensors.input
 
 
+_CALLS = itertools.count()
+
+
 def _half_of(count: int, seed: int) -> torch.Tensor:
     return torch.rand(count, generator=torch.Generator().manual_seed(seed)) < 0.5
 
@@ -155,6 +159,14 @@ _LEAKS: dict[str, tuple[str, Callable[[torch.Tensor, int], torch.Tensor]]] = {
         lambda rows, count: torch.full((count,), rows.dim() > 2),
     ),
     "decode": ("a single row takes another kernel", lambda rows, count: torch.full((count,), count == 1)),
+    "repeated": (
+        "every second call takes another kernel",
+        lambda rows, count: torch.full((count,), next(_CALLS) % 2 == 1),
+    ),
+    "threads": (
+        "two threads take another kernel",
+        lambda rows, count: torch.full((count,), torch.get_num_threads() == 2),
+    ),
 }
 
 
