@@ -10,6 +10,9 @@ CONSTRAINTS := ci/constraints.txt
 INSTALLED := $(VENV)/.installed
 # One worker for each processor this process may use; each computes with one thread.
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
+# Torch's threads are samebits' to set; those of the libraries below numpy are not, once it is imported.
+export OMP_NUM_THREADS := 1
+export OPENBLAS_NUM_THREADS := 1
 
 .PHONY: matrix suites test lint format clean
 

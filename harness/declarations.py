@@ -11,6 +11,7 @@ from samebits.backends.contract import Claims, Implementation, KnownGap, Tiling
 from samebits.backends.operations import TokenImplementation
 from samebits.backends.problem import DTYPE_NAMES, Geometry, Mask, Problem, Request
 from samebits.backends.support import Support
+from samebits.backends.token_problem import TOKEN_OPERATIONS
 
 # What the controls run as; see `harness.controls`.
 CONTROL_BACKEND = "CONTROL"
@@ -34,11 +35,21 @@ def complaint(implementation: object) -> str:
             f"implementations() returned {implementation!r}, which is no instance of samebits' Implementation, nor of "
             "a class in samebits.backends.operations"
         )
+    if isinstance(implementation, TokenImplementation) and _operation(implementation) is None:
+        known = ", ".join(operation.operation for operation in TOKEN_OPERATIONS)
+        given = getattr(implementation, "operation", None)
+        return f"{type(implementation).__name__}.operation is {given!r}; it must be one of {known}"
     # Each check relies on those before it, which is why the first complaint ends them.
     checks: list[Callable[[Any], Iterator[str]]] = [_names, _kinds, _claims, _tiling, _configuration, _known_gaps]
     checks += [_support, _answers] if isinstance(implementation, Implementation) else [_token_dtypes]
     found = (told for check in checks for told in check(implementation))
     return next((f"{type(implementation).__name__}{told}" for told in found), "")
+
+
+def _operation(implementation: TokenImplementation[Any, Any]) -> str | None:
+    """The operation on tokens that an implementation names; None where there is none of that name."""
+    given = getattr(implementation, "operation", None)
+    return next((kind.operation for kind in TOKEN_OPERATIONS if kind.operation == given), None)
 
 
 def _names(implementation: AnyImplementation) -> Iterator[str]:

@@ -55,5 +55,5 @@ def reasons_against(subject: Subject, problem: AnyProblem) -> list[str]:
     if isinstance(subject, Implementation) and isinstance(problem, Problem):
         return subject.reasons(problem)
     if isinstance(subject, TokenImplementation) and not isinstance(problem, Problem):
-        return list(subject.reasons(problem.operation, problem.dtype))
+        return subject.reasons(problem.operation, problem.dtype)
     return [f"it computes {subject.operation}"]

@@ -175,8 +175,8 @@ def _probe(implementation: Subject) -> Availability:
         if not isinstance(value, str):
             return Availability(reason=f"its probe gives the {fact} {value!r}, which must be a string")
     try:
-        torch.device(availability.device)
-    except (RuntimeError, TypeError) as error:
+        torch.empty(0, device=availability.device)
+    except (AssertionError, RuntimeError, TypeError) as error:
         return Availability(reason=f"its probe names the device {availability.device!r}: {_told(error)}")
     return availability
 

@@ -64,8 +64,14 @@ _CASES: Mapping[str, tuple[TokenCase, ...]] = {
         TokenCase(RotaryEmbedding("llama3-8b-cache32", 4, 1, 128, 128, cache_dtype="fp32"), "smoke", _BF16),
         # 64 of 256, in neighbouring pairs.
         TokenCase(RotaryEmbedding("gpt-j-6b", 4, 4, 256, 64, interleaved=True), "smoke", _BOTH),
-        # 32 of 80.
-        TokenCase(RotaryEmbedding("phi-2", 3, 3, 80, 32), "default", _BOTH),
+        # 24 of 96, twelve pairs, on two key heads.
+        TokenCase(RotaryEmbedding("gpt-neox-20b", 6, 2, 96, 24), "smoke", _BOTH),
+        # Half of a head in neighbouring pairs, on two key heads, back again, by a cache of float32.
+        TokenCase(
+            RotaryEmbedding("glm-4-inverse", 8, 2, 128, 64, interleaved=True, inverse=True, cache_dtype="fp32"),
+            "default",
+            _BF16,
+        ),
         TokenCase(
             RotaryEmbedding("deepseek-v3.2-inverse", 8, 1, 64, 64, interleaved=True, inverse=True), "smoke", _BOTH
         ),
@@ -88,11 +94,12 @@ _CASES: Mapping[str, tuple[TokenCase, ...]] = {
     Linear.operation: (
         TokenCase(Linear("llama3-8b-qkv", 512, 192), "smoke", _BOTH),
         # A bias, and sizes that fill no tile.
-        TokenCase(Linear("qwen2.5-0.5b-qkv", 224, 80, bias=True), "smoke", _BOTH),
+        TokenCase(Linear("odd-qkv", 1030, 77, bias=True), "smoke", _BOTH),
     ),
     RmsNorm.operation: (
         TokenCase(RmsNorm("llama3-8b", 512), "smoke", _BOTH),
-        TokenCase(RmsNorm("qwen2.5-0.5b", 896), "default", _BF16),
+        # A size that fills no tile, and another epsilon.
+        TokenCase(RmsNorm("odd", 1031, epsilon=1e-5), "smoke", _BF16),
     ),
 }
 

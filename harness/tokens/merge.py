@@ -17,6 +17,7 @@ from samebits.harness.tokens.prepared import Expected, Prepared, all_values, req
 
 # Deviation of the log-sum-exps, so that now one side carries the weight and now both do.
 _LSE_DEVIATION = 4.0
+_LARGE_LSE = 30.0
 # Roundings of a weighted sum of two outputs: of the weights, the products, the sum, the divisor and the quotient.
 _OUTPUT_ROUNDINGS = 6.0
 
@@ -105,6 +106,8 @@ class PreparedMerge(Prepared[MergeTensors]):
         shape = (self._operation.num_heads, 1)
         values = values_at(self._problem.seed, request.key, role, shape, request.context_len, request.seq_len)
         lse = torch.tensor(values[:, :, 0]) * _LSE_DEVIATION
+        # Every third token's are so large that the exponential of one alone would overflow.
+        lse[torch.arange(request.context_len, request.seq_len) % 3 == 0] *= _LARGE_LSE
         position = torch.arange(request.context_len, request.seq_len).unsqueeze(1)
         # Every seventh token has no prefix, every fifth no suffix; so some have neither.
         return lse.masked_fill(position % (7 if role is Role.LSE else 5) == 1, -math.inf)
