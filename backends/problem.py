@@ -185,6 +185,7 @@ class Circumstances:
         shift: bytes by which tensors lie behind the start of their allocation, a multiple of 16.
         beside_work: whether other work runs at the same time.
         threads: threads within one operation on a processor; None for those of the session.
+        calls: how often the batch is computed with one plan; the last time counts.
     """
 
     attempt: int = 0
@@ -192,6 +193,7 @@ class Circumstances:
     shift: int = 0
     beside_work: bool = False
     threads: int | None = None
+    calls: int = 1
 
 
 @dataclass(frozen=True)

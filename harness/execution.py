@@ -11,7 +11,7 @@ import torch
 
 from samebits.backends.contract import Implementation
 from samebits.backends.problem import Problem, Request
-from samebits.harness.batch import Batch, GuardedTensor, guarded, make_batch
+from samebits.harness.batch import Batch, GuardedTensor, guarded, make_batch, poison_value
 from samebits.harness.circumstances import in_circumstances
 from samebits.harness.comparison import ulp_distance
 from samebits.harness.reference import budget_used, request_reference
@@ -110,9 +110,18 @@ def execute(implementation: Implementation[Any], problem: Problem, device: torch
     inputs = _digest_inputs(batch)
     with in_circumstances(problem.circumstances, poison, device):
         plan = implementation.plan(batch.config, batch.metadata)
-        implementation.run(
-            plan, batch.query, batch.key_cache, batch.value_cache, output.tensor, None if lse is None else lse.tensor
-        )
+        for _ in range(problem.circumstances.calls):
+            for written in (output, lse):
+                if written is not None:
+                    written.tensor.fill_(poison_value(poison))
+            implementation.run(
+                plan,
+                batch.query,
+                batch.key_cache,
+                batch.value_cache,
+                output.tensor,
+                None if lse is None else lse.tensor,
+            )
     results = _collect(batch, output, lse)
     faults = [
         f"run wrote outside the {name} tensor"

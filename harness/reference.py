@@ -14,7 +14,7 @@ Stability of Numerical Algorithms", 2nd ed., sections 3.1 and 4.2, for the sums;
 `do/ds_j = w_j (v_j - o)`):
 
     scores                   sum_j w_j (v_j - o) d_j                            d_j: error of s_j and of exp
-    probabilities            sum_j w_j max(|v_j|, |v_j - o|) r_j                r_j: rounding of P to a 16-bit dtype
+    probabilities            sum_j w_j |v_j| r_j or sum_j w_j |v_j - o| r_j    r_j: rounding of P to a 16-bit dtype
     accumulation             errors of n additions of P V and of n of the denominator
 
 Rounding errors of unrelated operations are modelled as independent with mean 0 and the deviation of a uniform error,

@@ -29,10 +29,14 @@ def repeated(attempts: int) -> Relation:
                 scratch=("nan", "large")[attempt % 2],
                 shift=_ALIGNMENT * (attempt % _SHIFTS),
                 beside_work=attempt % 4 >= 2,
+                # An engine plans a step once and computes every layer with it.
+                calls=2 if attempt % 8 == 1 else 1,
             )
             yield Comparison((problem,), (replace(problem, circumstances=circumstances),))
 
-    description = f"{attempts} times, on other addresses, with other scratch, beside other work"
+    description = (
+        f"{attempts} times, on other addresses, with other scratch, beside other work, with a plan used before"
+    )
     return Relation("repeated", "deterministic", description, compare)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from samebits.backends.contract import AttentionConfig, AttentionMetadata
 from samebits.harness.controls.schedules import ChunkedKernel, ChunkedPlan, RequestView, Schedule
 
 
@@ -19,18 +20,18 @@ class Disturbance:
         name: of the control.
         check: the check that must see it.
         description: what it does wrong, in a line.
-        chunk: keys per chunk, from the queries and the number of the call.
+        chunk: keys per chunk, from the queries, the number of the call, and its number among those with the same plan.
         wrong_values: False: bits differ.
     """
 
     name: str
     check: str
     description: str
-    chunk: Callable[[torch.Tensor, int], int]
+    chunk: Callable[[torch.Tensor, int, int], int]
     wrong_values: bool = False
 
 
-def _from_scratch(query: torch.Tensor, call: int) -> int:
+def _from_scratch(query: torch.Tensor, call: int, call_of_plan: int) -> int:
     # As a counter that nobody set to 0: what it holds is whatever was there.
     return 32 if torch.empty(1).isnan() else 48
 
@@ -41,19 +42,25 @@ DISTURBANCES = (
         "reads_address",
         "repeated",
         "the chunk follows the alignment of the queries",
-        lambda query, call: 32 if query.data_ptr() % 64 == 0 else 48,
+        lambda query, call, call_of_plan: 32 if query.data_ptr() % 64 == 0 else 48,
     ),
     Disturbance(
         "order_of_arrival",
         "repeated",
         "parts are added in the order in which they happen to arrive",
-        lambda query, call: 32 + 16 * (call % 2),
+        lambda query, call, call_of_plan: 32 + 16 * (call % 2),
+    ),
+    Disturbance(
+        "worn_plan",
+        "repeated",
+        "a plan serves for one call only",
+        lambda query, call, call_of_plan: 32 + 16 * call_of_plan,
     ),
     Disturbance(
         "chunk_from_threads",
         "threads",
         "the chunk follows the number of threads",
-        lambda query, call: 16 + 16 * torch.get_num_threads(),
+        lambda query, call, call_of_plan: 16 + 16 * torch.get_num_threads(),
     ),
 )
 
@@ -67,10 +74,16 @@ class DisturbedKernel(ChunkedKernel):
         self.disturbance, self.name = flaw, flaw.name
         self._chunk = 0
         self._calls = itertools.count()
+        self._calls_of_plan = itertools.count()
 
     def schedule_of(self, view: RequestView) -> Schedule:
         """The chunks that were decided on."""
         return Schedule(chunk=self._chunk)
+
+    def plan(self, config: AttentionConfig, metadata: AttentionMetadata) -> ChunkedPlan:
+        """Begins to count the plan's calls."""
+        self._calls_of_plan = itertools.count()
+        return super().plan(config, metadata)
 
     def run(
         self,
@@ -82,5 +95,5 @@ class DisturbedKernel(ChunkedKernel):
         lse: torch.Tensor | None,
     ) -> None:
         """Decides on the chunks, and computes."""
-        self._chunk = self.disturbance.chunk(query, next(self._calls))
+        self._chunk = self.disturbance.chunk(query, next(self._calls), next(self._calls_of_plan))
         super().run(plan, query, key_cache, value_cache, output, lse)
