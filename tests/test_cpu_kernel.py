@@ -421,24 +421,10 @@ def test_run_refuses_tensors_that_it_would_leave_the_bounds_of(
         kernel.run(kernel.plan(batch.config, batch.metadata), **tensors)
 
 
-@pytest.mark.parametrize(
-    ("sinks", "message"),
-    [
-        (torch.zeros(2), r"sinks is torch.float32 \[2\] on cpu; it must be torch.float32 \[4\] on the cpu"),
-        (torch.zeros(4).bfloat16(), "sinks is torch.bfloat16"),
-        (torch.zeros(8)[::2], "the last one must be 1"),
-    ],
-)
-def test_plan_refuses_sinks_that_it_would_misread(kernel: BundledAttention, sinks: torch.Tensor, message: str) -> None:
+def test_plan_refuses_sinks_that_it_would_misread(kernel: BundledAttention) -> None:
     batch = make_batch(Problem(geometry(), Mask.CAUSAL, "fp32", (Request(1, 1),)), CPU)
-    with pytest.raises(ValueError, match=message):
-        kernel.plan(dataclasses.replace(batch.config, sinks=sinks), batch.metadata)
-
-
-def test_window_over_a_request_that_is_not_causal_is_refused(kernel: BundledAttention) -> None:
-    batch = make_batch(Problem(geometry(), Mask.PER_REQUEST, "fp32", (Request(1, 1), Request(2, 1, causal=False))), CPU)
-    with pytest.raises(ValueError, match=r"not all are causal, \[1, 0\]; only a causal mask can have a window"):
-        kernel.plan(dataclasses.replace(batch.config, window=4), batch.metadata)
+    with pytest.raises(ValueError, match="the last one must be 1"):
+        kernel.plan(dataclasses.replace(batch.config, sinks=torch.zeros(8)[::2]), batch.metadata)
 
 
 def test_chunk_size_that_is_no_multiple_of_the_lanes_is_refused(kernel: BundledAttention) -> None:
