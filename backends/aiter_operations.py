@@ -8,13 +8,13 @@ See docs/aiter.md for what it has of the other operations, and how the kernels a
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Mapping
 
 from samebits.backends.aiter_adapter import EntryPoint, availability, reach, substitutions
-from samebits.backends.contract import DTYPES
+from samebits.backends.contract import DTYPES, dtype_name
 from samebits.backends.operations import RmsNormImplementation, RmsNormTensors, RotaryImplementation, RotaryTensors
-from samebits.backends.subject import Availability, Claims, Subject, Tiling
-from samebits.backends.token_problem import RmsNorm, RotaryEmbedding
+from samebits.backends.subject import Availability, Claims, GraphSupport, Subject, Tiling
+from samebits.backends.token_problem import RmsNorm, RotaryEmbedding, TokenProblem
 
 _ROTARY_PARAMETERS = (
     "x",
@@ -33,14 +33,15 @@ _NORMALIZE = EntryPoint("aiter.ops.triton.rmsnorm", "rms_norm", ("input", "weigh
 _NEOX, _GPTJ = 0, 1
 # `_rms_norm_kernel` tells the compiler that every row begins at a multiple of this many bytes.
 _ROW_ALIGNMENT = 16
-_NO_CLAIMS = Claims(source="amd-aiter declares no batch invariance")
+# Launches only: sizes come from shapes, and positions are read on the device.
+_NO_CLAIMS = Claims(cuda_graph=GraphSupport.ALWAYS, source="amd-aiter declares no batch invariance")
 
 
 class Rotary(RotaryImplementation):
     """AITER's rotary embedding of queries and keys in one launch.
 
     A part of a head is rotated by handing over a view of that part, as AITER's users do: its own layouts for that know
-    halves only.
+    halves only. On a GPU its kernels read wherever a position points, also outside of the cache.
     """
 
     backend = "AITER"
@@ -48,6 +49,7 @@ class Rotary(RotaryImplementation):
     claims = _NO_CLAIMS
     # Tokens per program.
     tiling = Tiling(query_tile=32)
+    triton_kernels: Mapping[str, tuple[str, ...]] = {"tokens": ("_rope_kernel_cached_thd_2c_gqa_onehead_fwd",)}
 
     def __init__(self) -> None:
         """Records what the adapter substitutes."""
@@ -57,9 +59,14 @@ class Rotary(RotaryImplementation):
         """Imports the kernels of both directions."""
         return availability(_ROTATE, _ROTATE_BACK)
 
-    def reasons(self, operation: RotaryEmbedding, dtype: str) -> list[str]:
-        """Why a rotary embedding cannot be computed in a dtype, one sentence each; empty when it can."""
-        found = super().reasons(operation, dtype)
+    def reasons(self, problem: TokenProblem) -> list[str]:
+        """Why this problem cannot be computed, one sentence each; empty when it can."""
+        assert isinstance(problem.operation, RotaryEmbedding), "it computes no other operation"
+        return [*super().reasons(problem), *self.refusals(problem.operation, problem.dtype)]
+
+    def refusals(self, operation: RotaryEmbedding, dtype: str) -> list[str]:
+        """What AITER's kernels compute wrongly, or write outside of the tensors for, one sentence each."""
+        found: list[str] = []
         cache_dtype = operation.cache_dtype or dtype
         # The kernels multiply and add in the wider of the two dtypes.
         if cache_dtype == dtype != "fp32":
@@ -80,16 +87,16 @@ class Rotary(RotaryImplementation):
             )
         return found
 
-    def rotate(self, operation: RotaryEmbedding, tensors: RotaryTensors) -> None:
+    def compute(self, operation: RotaryEmbedding, tensors: RotaryTensors) -> None:
         """Rotates the first `rotary_dim` elements of each head in place; the inverse through a copy of them.
 
         Raises:
             ValueError: AITER's kernels compute this wrongly, or write outside of the tensors.
         """
+        refusals = self.refusals(operation, dtype_name(tensors.query.dtype))
+        if refusals:
+            raise ValueError(f"{self.label} cannot compute {operation}: {'; '.join(refusals)}")
         query, key = (tensor[..., : operation.rotary_dim] for tensor in (tensors.query, tensors.key))
-        reasons = self.reasons(operation, _dtype_name(query))
-        if reasons:
-            raise ValueError(f"{self.label} cannot compute {operation}: {'; '.join(reasons)}")
         cos, sin = tensors.cos_sin_cache.chunk(2, dim=1)
         kernel = reach(_ROTATE_BACK if operation.inverse else _ROTATE)
         with kernel.launching():
@@ -115,6 +122,7 @@ class RootMeanSquareNorm(RmsNormImplementation):
     name = "triton"
     claims = _NO_CLAIMS
     tiling = Tiling(query_tile=1)
+    triton_kernels: Mapping[str, tuple[str, ...]] = {"tokens": ("_rms_norm_kernel",)}
 
     def __init__(self) -> None:
         """Records what the adapter substitutes."""
@@ -124,18 +132,20 @@ class RootMeanSquareNorm(RmsNormImplementation):
         """Imports `rms_norm`."""
         return availability(_NORMALIZE)
 
-    def reasons(self, operation: RmsNorm, dtype: str) -> list[str]:
-        """Why a norm cannot be computed in a dtype, one sentence each; empty when it can."""
-        found = super().reasons(operation, dtype)
-        row_bytes = operation.size * DTYPES[dtype].itemsize
+    def reasons(self, problem: TokenProblem) -> list[str]:
+        """Why this problem cannot be computed, one sentence each; empty when it can."""
+        assert isinstance(problem.operation, RmsNorm), "it computes no other operation"
+        found = super().reasons(problem)
+        size = problem.operation.size
+        row_bytes = size * DTYPES[problem.dtype].itemsize
         if row_bytes % _ROW_ALIGNMENT:
             found.append(
-                f"size {operation.size} in {dtype} is not supported: a row has {row_bytes} bytes, "
+                f"size {size} in {problem.dtype} is not supported: a row has {row_bytes} bytes, "
                 f"which must be a multiple of {_ROW_ALIGNMENT}"
             )
         return found
 
-    def run(self, operation: RmsNorm, tensors: RmsNormTensors) -> None:
+    def compute(self, operation: RmsNorm, tensors: RmsNormTensors) -> None:
         """Normalises each row; AITER allocates its output, which is then copied."""
         kernel = reach(_NORMALIZE)
         with kernel.launching():
@@ -152,7 +162,3 @@ def operations() -> list[Subject]:
 
 def _is_power_of_two(number: int) -> bool:
     return number & (number - 1) == 0
-
-
-def _dtype_name(tensor: torch.Tensor) -> str:
-    return next(name for name, dtype in DTYPES.items() if dtype == tensor.dtype)

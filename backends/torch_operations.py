@@ -5,6 +5,7 @@ Nothing but torch is imported, and every operation only launches: indices and ma
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from types import MappingProxyType
 from typing import Any
@@ -20,8 +21,18 @@ from samebits.backends.operations import (
     RotaryTensors,
     TokenImplementation,
 )
-from samebits.backends.subject import Availability, Claims, Subject
+from samebits.backends.subject import Availability, Claims, GraphSupport, Subject
 from samebits.backends.token_problem import CacheWrite, MergeStates, RotaryEmbedding
+
+
+def _invariant(reason: str) -> Claims:
+    return Claims(
+        batch_invariant=True,
+        schedule_invariant=True,
+        # Indices and masks stay on the device.
+        cuda_graph=GraphSupport.ALWAYS,
+        source=f"backends/torch_operations.py: {reason}",
+    )
 
 
 class OnTorch(Subject):
@@ -46,16 +57,16 @@ class OnTorch(Subject):
 class TorchRotary(OnTorch, RotaryImplementation):
     """Rotary embedding by torch's elementwise kernels, from the tokens' own rows of the cache."""
 
-    claims = Claims(
-        batch_invariant=True,
-        schedule_invariant=True,
-        source="backends/torch_operations.py: IEEE products and sums of single elements; no reduction",
-    )
+    claims = _invariant("IEEE products and sums of single elements; no reduction")
     configuration = MappingProxyType({"api": "torch.index_select, elementwise in float32"})
 
-    def rotate(self, operation: RotaryEmbedding, tensors: RotaryTensors) -> None:
+    def compute(self, operation: RotaryEmbedding, tensors: RotaryTensors) -> None:
         """Gathers a row of cosines and sines for each token, and turns all heads by it."""
-        angles = tensors.cos_sin_cache.index_select(0, tensors.positions).float()
+        cache, positions = tensors.cos_sin_cache, tensors.positions
+        # A GPU's kernels would end the process where an index is outside.
+        outside = (positions < 0) | (positions >= cache.shape[0])
+        angles = cache.index_select(0, positions.masked_fill(outside, 0)).float()
+        angles.masked_fill_(outside.unsqueeze(1), math.nan)
         cosines, sines = angles.unsqueeze(1).chunk(2, dim=2)
         if operation.inverse:
             sines = -sines
@@ -75,26 +86,23 @@ class TorchRotary(OnTorch, RotaryImplementation):
 class TorchCacheWrite(OnTorch, CacheWriteImplementation):
     """A cache write by one `index_put` each for keys and values."""
 
-    claims = Claims(
-        batch_invariant=True,
-        schedule_invariant=True,
-        source="backends/torch_operations.py: elements are copied, none is computed",
-    )
+    claims = _invariant("elements are copied, none is computed")
     configuration = MappingProxyType({"api": "torch.Tensor.index_put_"})
 
-    def run(self, operation: CacheWrite, tensors: CacheWriteTensors) -> None:
+    def compute(self, operation: CacheWrite, tensors: CacheWriteTensors) -> None:
         """Writes each token's key and value, and a padding token's nowhere."""
         slots = tensors.slot_mapping
         if not len(slots):
             return
         # Dropping the padding tokens would make their number known to the host, which waits for the device. Instead
         # each of them repeats the first token that is none, to the same slot: whichever comes last, the bits are those.
-        written = slots >= 0
+        num_slots = tensors.key_cache.shape[0] * operation.page_size
+        written = (slots >= 0) & (slots < num_slots)
         tokens = torch.where(written, torch.arange(len(slots), device=slots.device), written.to(torch.int8).argmax())
         # Where all are padding, slot 0 is given what it holds.
-        slots = slots[tokens].clamp_min(0)
-        pages, offsets = slots // operation.page_size, slots % operation.page_size
         any_written = written.any()
+        slots = slots[tokens].masked_fill(~any_written, 0)
+        pages, offsets = slots // operation.page_size, slots % operation.page_size
         for new, cache in ((tensors.key, tensors.key_cache), (tensors.value, tensors.value_cache)):
             cache[pages, offsets] = torch.where(any_written, new[tokens], cache[pages, offsets])
 
@@ -102,14 +110,10 @@ class TorchCacheWrite(OnTorch, CacheWriteImplementation):
 class TorchMerge(OnTorch, MergeImplementation):
     """A merge of partial results by torch's elementwise kernels."""
 
-    claims = Claims(
-        batch_invariant=True,
-        schedule_invariant=True,
-        source="backends/torch_operations.py: elementwise, and exp and log of an element by themselves",
-    )
+    claims = _invariant("elementwise, and exp and log of an element by themselves")
     configuration = MappingProxyType({"api": "torch.exp, torch.log and elementwise in float32"})
 
-    def run(self, operation: MergeStates, tensors: MergeTensors) -> None:
+    def compute(self, operation: MergeStates, tensors: MergeTensors) -> None:
         """Weighs both sides, and passes on the bits of one whose other side saw no key."""
         prefix_lse, suffix_lse = tensors.prefix_lse, tensors.suffix_lse
         prefix_empty, suffix_empty = torch.isneginf(prefix_lse), torch.isneginf(suffix_lse)

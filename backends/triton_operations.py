@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,9 +23,9 @@ from samebits.backends.operations import (
     TokenImplementation,
 )
 from samebits.backends.platform import accelerator
-from samebits.backends.subject import Availability, Claims, Subject, Tiling
+from samebits.backends.subject import Availability, Claims, GraphSupport, Subject, Tiling
 from samebits.backends.token_problem import CacheWrite, Linear, MergeStates, RmsNorm, RotaryEmbedding
-from samebits.backends.triton_kernels import load_kernels, probe_kernels
+from samebits.backends.triton_kernels import load_kernels, next_power_of_two, probe_kernels
 
 KERNELS = "samebits.kernels.triton"
 
@@ -95,6 +96,7 @@ class TritonOperation(Subject):
         self.claims = Claims(
             batch_invariant=True,
             schedule_invariant=True,
+            cuda_graph=GraphSupport.ALWAYS,
             source=f"docstring of samebits/kernels/triton/{self.module}.py",
         )
 
@@ -116,15 +118,16 @@ class TritonRotary(TritonOperation, RotaryImplementation):
     """Rotary embedding by our Triton kernel."""
 
     module = "rotary"
+    triton_kernels: Mapping[str, tuple[str, ...]] = {"tokens": ("rotary_kernel",)}
 
-    def rotate(self, operation: RotaryEmbedding, tensors: RotaryTensors) -> None:
+    def compute(self, operation: RotaryEmbedding, tensors: RotaryTensors) -> None:
         """Rotates queries and keys in one launch."""
         query, key = tensors.query, tensors.key
         num_tokens, num_heads, _ = query.shape
         num_kv_heads = key.shape[1]
         if num_tokens == 0:
             return
-        pairs_padded = _next_power_of_two(operation.rotary_dim // 2)
+        pairs_padded = next_power_of_two(operation.rotary_dim // 2)
         block_rows = self._block_rows(pairs_padded)
         num_tiles = sum(_ceil_div(num_tokens * heads, block_rows) for heads in (num_heads, num_kv_heads))
         load_kernels(self.kernels, self.device).rotary_kernel[(num_tiles,)](
@@ -133,6 +136,7 @@ class TritonRotary(TritonOperation, RotaryImplementation):
             tensors.positions,
             tensors.cos_sin_cache,
             num_tokens,
+            tensors.cos_sin_cache.shape[0],
             *query.stride()[:2],
             *key.stride()[:2],
             tensors.cos_sin_cache.stride(0),
@@ -151,14 +155,15 @@ class TritonCacheWrite(TritonOperation, CacheWriteImplementation):
     """Cache write by our Triton kernel."""
 
     module = "cache_write"
+    triton_kernels: Mapping[str, tuple[str, ...]] = {"tokens": ("cache_write_kernel",)}
 
-    def run(self, operation: CacheWrite, tensors: CacheWriteTensors) -> None:
+    def compute(self, operation: CacheWrite, tensors: CacheWriteTensors) -> None:
         """Stores keys and values in one launch."""
         key, value = tensors.key, tensors.value
         num_tokens, num_kv_heads, head_dim = key.shape
         if num_tokens == 0:
             return
-        head_dim_padded = _next_power_of_two(head_dim)
+        head_dim_padded = next_power_of_two(head_dim)
         block_rows = self._block_rows(head_dim_padded)
         load_kernels(self.kernels, self.device).cache_write_kernel[(_ceil_div(num_tokens * num_kv_heads, block_rows),)](
             key,
@@ -167,13 +172,14 @@ class TritonCacheWrite(TritonOperation, CacheWriteImplementation):
             tensors.value_cache,
             tensors.slot_mapping,
             num_tokens,
+            tensors.key_cache.shape[0] * operation.page_size,
             *key.stride()[:2],
             *value.stride()[:2],
             *tensors.key_cache.stride()[:3],
             *tensors.value_cache.stride()[:3],
             NUM_KV_HEADS=num_kv_heads,
             HEAD_DIM=head_dim,
-            PAGE_SIZE=tensors.key_cache.shape[1],
+            PAGE_SIZE=operation.page_size,
             BLOCK_ROWS=block_rows,
             HEAD_DIM_PADDED=head_dim_padded,
             **OPTIONS,
@@ -184,14 +190,15 @@ class TritonMerge(TritonOperation, MergeImplementation):
     """Merge by log-sum-exp by our Triton kernel."""
 
     module = "merge"
+    triton_kernels: Mapping[str, tuple[str, ...]] = {"tokens": ("merge_states_kernel",)}
 
-    def run(self, operation: MergeStates, tensors: MergeTensors) -> None:
+    def compute(self, operation: MergeStates, tensors: MergeTensors) -> None:
         """Merges all rows in one launch."""
         output = tensors.output
         num_tokens, num_heads, head_dim = output.shape
         if num_tokens == 0:
             return
-        head_dim_padded = _next_power_of_two(head_dim)
+        head_dim_padded = next_power_of_two(head_dim)
         block_rows = self._block_rows(head_dim_padded)
         load_kernels(self.kernels, self.device).merge_states_kernel[(_ceil_div(num_tokens * num_heads, block_rows),)](
             tensors.prefix_output,
@@ -224,6 +231,7 @@ class TritonLinear(TritonOperation, LinearImplementation):
     """
 
     module = "linear"
+    triton_kernels: Mapping[str, tuple[str, ...]] = {"tokens": ("linear_kernel",)}
 
     def __init__(self, kernel_configuration: LinearConfiguration | None = None, kernels: str | None = None) -> None:
         super().__init__(kernels)
@@ -235,7 +243,7 @@ class TritonLinear(TritonOperation, LinearImplementation):
         self.tiling = Tiling(query_tile=usual.block_rows)
         self.configuration = {name: str(settings) for name, settings in self._configurations.items()}
 
-    def run(self, operation: Linear, tensors: LinearTensors) -> None:
+    def compute(self, operation: Linear, tensors: LinearTensors) -> None:
         """Computes all rows in one launch."""
         out_features, in_features = tensors.weight.shape
         num_rows = tensors.output.numel() // out_features
@@ -270,19 +278,20 @@ class TritonRmsNorm(TritonOperation, RmsNormImplementation):
     """
 
     module = "rms_norm"
+    triton_kernels: Mapping[str, tuple[str, ...]] = {"tokens": ("rms_norm_kernel",)}
 
     def __init__(self, lanes: int | None = None, kernels: str | None = None) -> None:
         super().__init__(kernels)
         self.lanes = lanes or (INTERPRETED_LANES if self.interpreted else COMPILED_LANES)
         self.configuration = {"all": f"lanes={self.lanes}"}
 
-    def run(self, operation: RmsNorm, tensors: RmsNormTensors) -> None:
+    def compute(self, operation: RmsNorm, tensors: RmsNormTensors) -> None:
         """Normalises all rows in one launch."""
         size = tensors.input.shape[-1]
         num_rows = tensors.input.numel() // size
         if num_rows == 0:
             return
-        lanes = min(self.lanes, _next_power_of_two(size))
+        lanes = min(self.lanes, next_power_of_two(size))
         block_rows = self._block_rows(lanes)
         load_kernels(self.kernels, self.device).rms_norm_kernel[(_ceil_div(num_rows, block_rows),)](
             tensors.input,
@@ -304,11 +313,11 @@ def _row_layout(tensor: torch.Tensor) -> tuple[int, int, int, int, int]:
     Dimensions whose rows are evenly spaced together become one. So a contiguous tensor has one, whatever its shape, and
     no stride that follows the number of tokens makes Triton compile another variant.
 
+    Args:
+        tensor: `[..., row]`, with one to three leading dimensions.
+
     Returns:
         Sizes of the second and the third dimension, and strides of all three.
-
-    Raises:
-        ValueError: the rows cannot be described so.
     """
     dimensions: list[tuple[int, int]] = []
     for size, stride in zip(tensor.shape[:-1], tensor.stride()[:-1], strict=True):
@@ -316,21 +325,12 @@ def _row_layout(tensor: torch.Tensor) -> tuple[int, int, int, int, int]:
             dimensions[-1] = (dimensions[-1][0] * size, stride)
         else:
             dimensions.append((size, stride))
-    if len(dimensions) > 3:
-        raise ValueError(
-            f"input has shape {tuple(tensor.shape)} and strides {tensor.stride()}; its rows must lie in at most 3 "
-            "dimensions of even spacing"
-        )
     (_, stride_0), (size_1, stride_1), (size_2, stride_2) = [(1, 0)] * (3 - len(dimensions)) + dimensions
     return size_1, size_2, stride_0, stride_1, stride_2
 
 
 def _ceil_div(dividend: int, divisor: int) -> int:
     return math.ceil(dividend / divisor)
-
-
-def _next_power_of_two(value: int) -> int:
-    return 1 << (value - 1).bit_length()
 
 
 def operations() -> list[TokenImplementation[Any, Any]]:

@@ -12,7 +12,7 @@ from samebits.backends.aiter_adapter import DISTRIBUTION, TESTED_VERSION
 from samebits.backends.aiter_operations import RootMeanSquareNorm, Rotary
 from samebits.backends.operations import TokenImplementation
 from samebits.backends.platform import accelerator
-from samebits.backends.problem import Request
+from samebits.backends.problem import Request, Strides
 from samebits.backends.token_problem import RmsNorm, RotaryEmbedding, TokenLayout, TokenProblem
 from samebits.harness.comparison import compare_bits
 from samebits.harness.tokens.execution import execute_tokens
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def assert_correct(implementation: TokenImplementation, problem: TokenProblem) -> None:  # type: ignore[type-arg]
-    assert implementation.reasons(problem.operation, problem.dtype) == [], f"{problem} should be supported"
+    assert implementation.reasons(problem) == [], f"{problem} should be supported"
     execution = execute_tokens(implementation, problem, DEVICE)
     assert execution.error_budget <= 1.0, f"{execution.error_budget:.3g} of the error budget at {execution.worst}"
     assert execution.faults == (), f"{implementation.label} did more than compute {problem}"
@@ -59,12 +59,12 @@ class TestRotary:
     @pytest.mark.parametrize("rotary_dim", [16, 32])
     def test_rotates_any_part_of_a_head_whose_size_is_a_power_of_two(self, rotary_dim: int, inverse: bool) -> None:
         operation = replace(HEAD, head_dim=80, rotary_dim=rotary_dim, inverse=inverse)
-        strided = TokenLayout(strided=True, padding_tokens=3)
+        strided = TokenLayout(strides=Strides.INTERLEAVED, padding_tokens=3)
         assert_correct(Rotary(), TokenProblem(operation, "fp32", REQUESTS, strided))
 
     def test_a_cache_of_16_bits_would_be_rounded_with(self) -> None:
-        assert any("only one of fp32" in reason for reason in Rotary().reasons(HEAD, "bf16"))
         problem = TokenProblem(HEAD, "bf16", REQUESTS)
+        assert any("only one of fp32" in reason for reason in Rotary().reasons(problem))
         execution = execute_tokens(_Unrefused(), problem, DEVICE)
         assert execution.error_budget > 1000, "AITER rounds each product to bf16; if no more, support follows"
 
@@ -89,7 +89,7 @@ class TestRotary:
         ids=["rotary_dim", "groups", "heads"],
     )
     def test_names_what_it_cannot_compute(self, operation: RotaryEmbedding, reason: str) -> None:
-        (told,) = Rotary().reasons(operation, "fp32")
+        (told,) = Rotary().reasons(TokenProblem(operation, "fp32", REQUESTS))
         assert told.startswith(reason)
 
     def test_as_many_key_heads_as_query_heads_are_rotated_past_the_last(self) -> None:
@@ -113,22 +113,22 @@ class TestRotary:
 class _Unrefused(Rotary):
     """What AITER computes whatever this package says of it."""
 
-    def reasons(self, operation: RotaryEmbedding, dtype: str) -> list[str]:
+    def refusals(self, operation: RotaryEmbedding, dtype: str) -> list[str]:
         return []
 
 
 class TestRmsNorm:
     @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
     @pytest.mark.parametrize("leading_dimensions", [1, 3])
-    @pytest.mark.parametrize("strided", [False, True], ids=["contiguous", "strided"])
-    def test_agrees_with_the_reference(self, dtype: str, leading_dimensions: int, strided: bool) -> None:
-        layout = TokenLayout(strided=strided, leading_dimensions=leading_dimensions)
+    @pytest.mark.parametrize("strides", [Strides.CONTIGUOUS, Strides.INTERLEAVED])
+    def test_agrees_with_the_reference(self, dtype: str, leading_dimensions: int, strides: Strides) -> None:
+        layout = TokenLayout(strides=strides, leading_dimensions=leading_dimensions)
         assert_correct(RootMeanSquareNorm(), TokenProblem(RmsNorm("row", 80), dtype, REQUESTS, layout))
 
     def test_a_row_of_more_than_one_block_agrees_with_the_reference(self) -> None:
         assert_correct(RootMeanSquareNorm(), TokenProblem(RmsNorm("long", 17000), "fp32", REQUESTS[:1]))
 
     def test_rows_that_are_not_aligned_are_refused(self) -> None:
-        assert RootMeanSquareNorm().reasons(RmsNorm("odd", 7), "bf16") == [
+        assert RootMeanSquareNorm().reasons(TokenProblem(RmsNorm("odd", 7), "bf16", REQUESTS)) == [
             "size 7 in bf16 is not supported: a row has 14 bytes, which must be a multiple of 16"
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -9,24 +10,31 @@ import pytest
 import torch
 
 from samebits.backends.contract import Implementation
-from samebits.backends.operations import RotaryImplementation, RotaryTensors
+from samebits.backends.operations import CheckedImplementation
 from samebits.backends.problem import Geometry, Mask, Problem, Request
-from samebits.backends.token_problem import RotaryEmbedding
 from samebits.harness.batch import make_batch
 from samebits.harness.registry import load_registry
 
-CPU = torch.device("cpu")
+from .token_operations import CPU, OPERATIONS, assert_same_bits, tensors_of
+
 REGISTRY = load_registry()
-HERE = [subject for subject in REGISTRY.implementations if REGISTRY.availability(subject).device == "cpu"]
-ATTENTION = [subject for subject in HERE if isinstance(subject, Implementation)]
-ROTARY = [subject for subject in HERE if isinstance(subject, RotaryImplementation)]
+AVAILABLE = [subject for subject in REGISTRY.implementations if REGISTRY.availability(subject).available]
+ATTENTION = [
+    subject
+    for subject in AVAILABLE
+    if isinstance(subject, Implementation) and REGISTRY.availability(subject).device == "cpu"
+]
+# Wherever they compute: what is refused does not arrive there.
+ON_TOKENS = [subject for subject in AVAILABLE if isinstance(subject, CheckedImplementation)]
 GEOMETRY = Geometry("test", num_heads=2, num_kv_heads=1, head_dim=64, window=8)
 CONFIG = make_batch(Problem(GEOMETRY, Mask.CAUSAL, "bf16", (Request(1, 4, 3),)), CPU).config
 
 
 def test_all_five_backends_are_asked() -> None:
     assert {subject.backend for subject in ATTENTION} == {"FLASH_ATTN", "TRITON_ATTN", "FLEX_ATTENTION", "AITER", "CPU"}
-    assert {subject.backend for subject in ROTARY} == {subject.backend for subject in ATTENTION}
+    rotary = {subject.backend for subject in ON_TOKENS if subject.operation == "rope"}
+    assert rotary == {subject.backend for subject in ATTENTION}, f"only {rotary} refuse rotary embeddings"
+    assert {subject.operation for subject in ON_TOKENS} == set(OPERATIONS)
 
 
 @pytest.mark.parametrize(
@@ -64,36 +72,127 @@ def test_a_mask_is_planned_or_refused_in_the_same_words(subject: Implementation[
     supported = ", ".join(map(str, subject.support.masks))
     wanted = f"{subject.label} cannot compute this layer: mask {mask} is not supported, only {supported}"
     assert str(refused.value) == wanted
+    assert wanted.split(": ", 1)[1] in subject.reasons(problem), "its reasons have other words"
+
+
+Change = Callable[[torch.Tensor], torch.Tensor]
+
+
+def as_dtype(dtype: torch.dtype) -> Change:
+    return lambda tensor: tensor.to(dtype)
+
+
+def spread(tensor: torch.Tensor) -> torch.Tensor:
+    """The same elements, two apart."""
+    return tensor.repeat_interleave(2, dim=-1)[..., ::2]
+
+
+def with_gaps(tensor: torch.Tensor) -> torch.Tensor:
+    """The same rows, twice as far apart."""
+    return torch.cat([tensor, tensor], dim=-1)[..., : tensor.shape[-1]]
+
+
+def placed(*numbers: int) -> Change:
+    return lambda tensor: torch.tensor(numbers)
+
+
+THREE_DIMENSIONS = "it must have one to three dimensions before the last"
+REFUSED: dict[str, list[tuple[dict[str, Change], str]]] = {
+    "rope": [
+        ({"query": as_dtype(torch.float64)}, "query is float64; it must be one of fp32, bf16, fp16"),
+        ({"query": lambda t: t[:, :1]}, "query is fp32 [3, 1, 32] on cpu; it must be fp32 [3, 2, 32] on cpu"),
+        ({"query": spread}, "query has strides [128, 64, 2]; the last one must be 1"),
+        ({"key": lambda t: t[:-1]}, "key is fp32 [2, 1, 32] on cpu; it must be fp32 [3, 1, 32] on cpu"),
+        (
+            {"query": as_dtype(torch.bfloat16)},
+            "key is fp32 [3, 1, 32] on cpu; it must be bf16 [3, 1, 32] on cpu",
+        ),
+        ({"key": lambda t: t.to("meta")}, "key is fp32 [3, 1, 32] on meta; it must be fp32 [3, 1, 32] on cpu"),
+        ({"positions": as_dtype(torch.int32)}, "positions is int32 [3] on cpu; it must be int64 [3] on cpu"),
+        ({"positions": placed(0, 1, -1)}, "token 2 has position -1; the cache holds 0 to 15"),
+        ({"positions": placed(0, 16, 99)}, "token 1 has position 16; the cache holds 0 to 15"),
+        (
+            {"cos_sin_cache": lambda t: t[:, :-1]},
+            "cos_sin_cache is fp32 [16, 31] on cpu; it must be fp32 [16, 32] on cpu",
+        ),
+        (
+            {"cos_sin_cache": lambda t: t.repeat(1, 2)},
+            "cos_sin_cache is fp32 [16, 64] on cpu; it must be fp32 [16, 32] on cpu",
+        ),
+        ({"cos_sin_cache": spread}, "cos_sin_cache has strides [64, 2]; the last one must be 1"),
+        *(
+            (
+                {"query": as_dtype(queries), "key": as_dtype(queries), "cos_sin_cache": as_dtype(cache)},
+                f"cos_sin_cache is {names[1]} beside queries of {names[0]}; it must be of the queries' dtype or fp32",
+            )
+            for queries, cache, names in (
+                (torch.bfloat16, torch.float16, ("bf16", "fp16")),
+                (torch.float16, torch.bfloat16, ("fp16", "bf16")),
+                (torch.float32, torch.bfloat16, ("fp32", "bf16")),
+                (torch.bfloat16, torch.float64, ("bf16", "float64")),
+            )
+        ),
+    ],
+    "cache_write": [
+        ({"key": spread}, "key has strides [64, 64, 2]; the last one must be 1"),
+        ({"value": lambda t: t[:2]}, "value is fp32 [2, 1, 32] on cpu; it must be fp32 [3, 1, 32] on cpu"),
+        (
+            {"key_cache": as_dtype(torch.float16)},
+            "key_cache is fp16 [1, 4, 1, 32] on cpu; it must be fp32 [1, 4, 1, 32] on cpu",
+        ),
+        (
+            {"value_cache": lambda t: t[1:]},
+            "value_cache is fp32 [0, 4, 1, 32] on cpu; it must be fp32 [1, 4, 1, 32] on cpu",
+        ),
+        ({"slot_mapping": as_dtype(torch.int32)}, "slot_mapping is int32 [3] on cpu; it must be int64 [3] on cpu"),
+        ({"slot_mapping": placed(1, 4, -1)}, "token 1 has slot 4; the cache has 0 to 3, and -1 is padding"),
+        ({"slot_mapping": placed(1, 0, -2)}, "token 2 has slot -2; the cache has 0 to 3, and -1 is padding"),
+    ],
+    "merge": [
+        ({"prefix_output": as_dtype(torch.int32)}, "prefix_output is int32; it must be one of fp32, bf16, fp16"),
+        ({"suffix_lse": lambda t: t.T.contiguous().T}, "suffix_lse has strides [1, 2]; the last one must be 1"),
+        ({"lse": as_dtype(torch.float64)}, "lse is float64 [2, 3] on cpu; it must be fp32 [2, 3] on cpu"),
+        ({"output": lambda t: t[:, :1]}, "output is fp32 [3, 1, 32] on cpu; it must be fp32 [3, 2, 32] on cpu"),
+    ],
+    "linear": [
+        ({"input": lambda t: t[0]}, f"input has shape [32]; {THREE_DIMENSIONS}"),
+        ({"input": lambda t: t.view(3, 1, 1, 1, 32)}, f"input has shape [3, 1, 1, 1, 32]; {THREE_DIMENSIONS}"),
+        ({"input": lambda t: t[:, :-1]}, "input is fp32 [3, 31] on cpu; it must be fp32 [3, 32] on cpu"),
+        ({"weight": with_gaps}, "weight has strides [64, 1]; it must be contiguous"),
+        ({"bias": lambda t: t[:-1]}, "bias is fp32 [7] on cpu; it must be fp32 [8] on cpu"),
+        ({"output": lambda t: t[:-1]}, "output is fp32 [2, 8] on cpu; it must be fp32 [3, 8] on cpu"),
+        ({"output": with_gaps}, "output has strides [16, 1]; it must be contiguous"),
+    ],
+    "rms_norm": [
+        ({"input": lambda t: t.view(3, 1, 1, 1, 32)}, f"input has shape [3, 1, 1, 1, 32]; {THREE_DIMENSIONS}"),
+        ({"weight": as_dtype(torch.float16)}, "weight is fp16 [32] on cpu; it must be fp32 [32] on cpu"),
+        ({"output": lambda t: t.T.contiguous().T}, "output has strides [1, 3]; the last one must be 1"),
+        ({"output": with_gaps}, "output has strides [64, 1]; it must be contiguous"),
+    ],
+}
 
 
 @pytest.mark.parametrize(
-    ("queries", "cache"),
+    ("subject", "changes", "sentence"),
     [
-        (torch.bfloat16, torch.float16),
-        (torch.float16, torch.bfloat16),
-        (torch.float32, torch.bfloat16),
-        (torch.bfloat16, torch.float64),
+        pytest.param(subject, changes, sentence, id=f"{subject.label}-{subject.operation}-{sentence}")
+        for subject in ON_TOKENS
+        for changes, sentence in REFUSED[subject.operation]
     ],
-    ids=str,
 )
-@pytest.mark.parametrize("subject", ROTARY, ids=lambda subject: subject.label)
-def test_a_rotary_cache_of_a_third_dtype_is_refused_in_the_same_words(
-    subject: RotaryImplementation, queries: torch.dtype, cache: torch.dtype
+def test_tensors_that_break_a_rule_are_refused_in_the_same_words_and_nothing_is_written(
+    subject: CheckedImplementation[Any, Any], changes: dict[str, Change], sentence: str
 ) -> None:
-    tensors = RotaryTensors(
-        query=torch.ones(3, 2, 64, dtype=queries),
-        key=torch.ones(3, 1, 64, dtype=queries),
-        positions=torch.arange(3),
-        cos_sin_cache=torch.ones(16, 64, dtype=cache),
-    )
-    names = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "float64"}
+    tensors = tensors_of(subject.operation, 3)
+    changed: dict[str, Any] = {name: change(getattr(tensors, name)) for name, change in changes.items()}
+    given = replace(tensors, **changed)
+    before = {name: tensor.clone() for name, tensor in vars(given).items()}
     with pytest.raises(ValueError) as refused:  # noqa: PT011 -- the whole sentence is compared below
-        subject.run(RotaryEmbedding("test", 2, 1, 64, 64), tensors)
-    wanted = (
-        f"cos_sin_cache is {names[cache]} beside queries of {names[queries]}; it must be of the queries' dtype or fp32"
-    )
-    assert str(refused.value) == wanted
-    assert bool((tensors.query == 1).all()), "a refused call has rotated something"
+        subject.run(OPERATIONS[subject.operation], given)
+    assert str(refused.value) == sentence
+    for name, tensor in vars(given).items():
+        if tensor.device == CPU and tensor.is_floating_point() and tensor.element_size() < 8:
+            assert_same_bits(tensor, before[name], f"{name} after a refusal")
 
 
 def test_a_layer_in_a_dtype_that_has_no_name_is_refused_by_its_own() -> None:

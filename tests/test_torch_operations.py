@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import importlib.metadata
-import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-from samebits.backends.contract import DTYPES
-from samebits.backends.operations import (
-    CacheWriteTensors,
-    MergeTensors,
-    RotaryImplementation,
-    RotaryTensors,
-)
-from samebits.backends.token_problem import CacheWrite, MergeStates, RotaryEmbedding
-from samebits.backends.torch_operations import TorchCacheWrite, TorchMerge, TorchRotary
+from samebits.backends.cpu_operations import TorchLinear, TorchRmsNorm
+from samebits.backends.operations import MergeTensors, RotaryImplementation, RotaryTensors, TokenImplementation
+from samebits.backends.token_problem import MergeStates, RotaryEmbedding
+from samebits.backends.torch_operations import OnTorch, TorchCacheWrite, TorchMerge, TorchRotary
+
+from .token_operations import OPERATIONS, drawn, tensors_of
 
 ROTARY = RotaryEmbedding("test", 4, 2, 64, 64)
 BACKENDS = importlib.metadata.entry_points(group="samebits.backends")
@@ -52,17 +46,8 @@ assert not [name for name in sys.modules if name.split(".")[0] == "flash_attn"],
 """
 
 
-def drawn(*shape: int, dtype: str = "fp32", seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DTYPES[dtype])
-
-
-def rotary_tensors(tokens: int, dtype: str, cache_dtype: str) -> RotaryTensors:
-    return RotaryTensors(
-        drawn(tokens, 4, 64, dtype=dtype),
-        drawn(tokens, 2, 64, dtype=dtype, seed=1),
-        torch.arange(tokens),
-        drawn(tokens, 64, dtype=cache_dtype, seed=2),
-    )
+def rotary_tensors(tokens: int) -> RotaryTensors:
+    return RotaryTensors(drawn(tokens, 4, 64), drawn(tokens, 2, 64, seed=1), torch.arange(tokens), drawn(tokens, 64))
 
 
 def merge_tensors(tokens: int) -> MergeTensors:
@@ -82,21 +67,6 @@ def test_every_backend_rotates() -> None:
     rotating = {implementation.backend for implementation in EVERY_ROTARY}
     missing = {entry.name for entry in BACKENDS} - rotating
     assert not missing, f"no rotary embedding can run for {', '.join(sorted(missing))}"
-
-
-@pytest.mark.parametrize("implementation", EVERY_ROTARY, ids=lambda each: each.label)
-@pytest.mark.parametrize(("dtype", "cache_dtype"), [("bf16", "fp16"), ("fp16", "bf16"), ("fp32", "bf16")])
-def test_every_rotary_refuses_a_cache_of_a_third_dtype_in_the_same_words(
-    implementation: RotaryImplementation, dtype: str, cache_dtype: str
-) -> None:
-    tensors = rotary_tensors(3, dtype, cache_dtype)
-    before = tensors.query.clone()
-    with pytest.raises(ValueError, match="cos_sin_cache") as refusal:
-        implementation.run(ROTARY, tensors)
-    assert str(refusal.value) == (
-        f"cos_sin_cache is {cache_dtype} beside queries of {dtype}; it must be of the queries' dtype or fp32"
-    )
-    assert torch.equal(tensors.query, before), "queries were rotated before the refusal"
 
 
 def test_no_rotary_touches_an_installed_flash_attn(tmp_path: Path) -> None:
@@ -122,26 +92,19 @@ def test_no_rotary_touches_an_installed_flash_attn(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "run",
-    [
-        lambda: TorchRotary("TEST", "cpu").run(ROTARY, rotary_tensors(5, "bf16", "fp32")),
-        lambda: TorchCacheWrite("TEST", "cpu").run(
-            CacheWrite("test", 2, 8, 4),
-            CacheWriteTensors(*(torch.ones(5, 2, 8),) * 2, *(torch.ones(3, 4, 2, 8),) * 2, torch.arange(-1, 4)),
-        ),
-        lambda: TorchMerge("TEST", "cpu").run(MergeStates("test", 3, 16), merge_tensors(5)),
-    ],
-    ids=["rope", "cache_write", "merge"],
+    "kind", [TorchRotary, TorchCacheWrite, TorchMerge, TorchLinear, TorchRmsNorm], ids=lambda kind: kind.operation
 )
-def test_running_needs_no_value_on_the_host(run: Callable[[], None]) -> None:
-    """A fake tensor has no values: whatever would wait for a device to give one raises."""
-    with FakeTensorMode():
-        run()
+def test_running_needs_no_value_on_the_host(kind: type[OnTorch]) -> None:
+    """Tensors on the device `meta` have no values: whatever would wait for a device to give one raises."""
+    implementation = kind("TEST", "meta")
+    assert isinstance(implementation, TokenImplementation)
+    tensors = tensors_of(implementation.operation, 5, device=torch.device("meta"))
+    implementation.run(OPERATIONS[implementation.operation], tensors)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_tokens_bits_are_those_of_any_number_of_tokens(threads: int) -> None:
-    rotary, merge = rotary_tensors(600, "fp32", "fp32"), merge_tensors(600)
+    rotary, merge = rotary_tensors(600), merge_tensors(600)
 
     def rotated(tokens: int) -> tuple[torch.Tensor, ...]:
         query, key = rotary.query[:tokens].clone(), rotary.key[:tokens].clone()
@@ -169,12 +132,3 @@ def test_a_tokens_bits_are_those_of_any_number_of_tokens(threads: int) -> None:
                     assert alike.all(), f"{compute.__name__}: the first {tokens} of 600 tokens have other bits alone"
     finally:
         torch.set_num_threads(before)
-
-
-def test_a_nan_among_the_log_sum_exps_stays_one_in_its_own_token() -> None:
-    tensors = merge_tensors(2)
-    tensors.suffix_lse[:, 1] = math.nan
-    TorchMerge("TEST", "cpu").run(MergeStates("test", 3, 16), tensors)
-    assert tensors.output[1].isnan().all(), "a NaN among the log-sum-exps was lost in the output"
-    assert tensors.lse[:, 1].isnan().all(), "a NaN among the log-sum-exps was lost"
-    assert tensors.output[0].isfinite().all(), "another token's NaN arrived here"

@@ -1,4 +1,7 @@
-"""What is checked and derived for every call of a compiled kernel that treats tokens by themselves."""
+"""What every call of a compiled kernel that treats tokens by themselves is told of its tensors.
+
+Nothing is checked here or in the calls: they take what `samebits.backends.operations` has found to keep the rules.
+"""
 
 from __future__ import annotations
 
@@ -12,61 +15,49 @@ from samebits.kernels.cpu.attention import ELEMENTS
 _ELEMENTS_PER_THREAD = 1 << 14
 
 
+class Heads(ctypes.Structure):
+    """`Heads` in rows.h."""
+
+    _fields_ = [("elements", ctypes.c_void_p), ("token_stride", ctypes.c_int64), ("head_stride", ctypes.c_int64)]
+
+
+class Pages(ctypes.Structure):
+    """`Pages` in rows.h."""
+
+    _fields_ = [
+        ("elements", ctypes.c_void_p),
+        *((f"{axis}_stride", ctypes.c_int64) for axis in ("page", "slot", "head")),
+    ]
+
+
 class LeadingDimensions(ctypes.Structure):
     """`LeadingDimensions` in rows.h: those before a tensor's last, filled up in front with sizes of 1."""
 
     _fields_ = [("sizes", ctypes.c_int64 * 3), ("strides", ctypes.c_int64 * 3)]
 
 
-def leading_dimensions(name: str, tensor: torch.Tensor) -> LeadingDimensions:
-    """Sizes and strides of a tensor's dimensions but the last.
+def heads_of(tensor: torch.Tensor) -> Heads:
+    """Where the heads of `[num_tokens, num_heads, head_dim]` lie."""
+    return Heads(tensor.data_ptr(), *tensor.stride()[:2])
 
-    Raises:
-        ValueError: there are none, or more than three.
-    """
+
+def pages_of(cache: torch.Tensor) -> Pages:
+    """Where the heads of `[num_pages, page_size, num_kv_heads, head_dim]` lie."""
+    return Pages(cache.data_ptr(), *cache.stride()[:3])
+
+
+def leading_dimensions(tensor: torch.Tensor) -> LeadingDimensions:
+    """Sizes and strides of a tensor's dimensions but the last, of which there are one to three."""
     sizes, strides = tensor.shape[:-1], tensor.stride()[:-1]
-    if not 1 <= len(sizes) <= 3:
-        raise ValueError(f"{name} has shape {list(tensor.shape)}; it must have one to three dimensions before the last")
     missing = 3 - len(sizes)
     return LeadingDimensions(
         (ctypes.c_int64 * 3)(*[1] * missing, *sizes), (ctypes.c_int64 * 3)(*[0] * missing, *strides)
     )
 
 
-def element_of(name: str, tensor: torch.Tensor) -> int:
-    """The dtype of a tensor as the kernels number it.
-
-    Raises:
-        ValueError: they do not know it.
-    """
-    if tensor.dtype not in ELEMENTS:
-        raise ValueError(f"{name} has dtype {tensor.dtype}; it must be one of {', '.join(map(str, ELEMENTS))}")
+def element_of(tensor: torch.Tensor) -> int:
+    """The dtype of a tensor as the kernels number it."""
     return ELEMENTS[tensor.dtype]
-
-
-def check_tensor(name: str, tensor: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """Refuses a tensor that a kernel would leave the bounds of.
-
-    Raises:
-        ValueError: its shape or dtype is another, it is not on the CPU, or its last stride is not 1.
-    """
-    if tuple(tensor.shape) != shape or tensor.dtype != dtype or tensor.device.type != "cpu":
-        raise ValueError(
-            f"{name} is {tensor.dtype} {list(tensor.shape)} on {tensor.device}; it must be {dtype} {list(shape)} "
-            "on the cpu"
-        )
-    if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
-        raise ValueError(f"{name} has strides {tensor.stride()}; the last one must be 1")
-
-
-def check_contiguous(name: str, tensor: torch.Tensor) -> None:
-    """Refuses a tensor that does not lie densely in memory.
-
-    Raises:
-        ValueError: it does not.
-    """
-    if not tensor.is_contiguous():
-        raise ValueError(f"{name} has shape {list(tensor.shape)} and strides {tensor.stride()}; it must be contiguous")
 
 
 def num_threads(elements: int) -> int:

@@ -138,8 +138,7 @@ def schedule_batch(
         num_threads: how many threads will probably run it.
 
     Raises:
-        ValueError: when the lengths do not fit one another or the block table, or a request has a window and no causal
-            mask.
+        ValueError: when the lengths do not fit one another or the block table.
     """
     query_lens = np.diff(query_start_loc)
     _check_lengths(parameters, block_table, query_start_loc, kv_starts, kv_lens, causal)
@@ -304,11 +303,6 @@ def _check_lengths(
         raise ValueError(
             f"query_start_loc is for {num_requests} requests, seq_lens for {len(kv_lens)}, causal for {len(causal)} "
             f"and block_table for {block_table.shape[0]}; they must agree"
-        )
-    if parameters.window is not None and not causal.all():
-        raise ValueError(
-            f"window is {parameters.window} for requests of which not all are causal, {causal.tolist()}; "
-            "only a causal mask can have a window"
         )
     if query_start_loc[0] < 0 or (np.diff(query_start_loc) < 0).any():
         raise ValueError(f"query_start_loc is {query_start_loc.tolist()}; it must not be negative or descend")

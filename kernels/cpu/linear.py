@@ -6,14 +6,7 @@ import ctypes
 
 import torch
 
-from samebits.kernels.cpu.arguments import (
-    LeadingDimensions,
-    check_contiguous,
-    check_tensor,
-    element_of,
-    leading_dimensions,
-    num_threads,
-)
+from samebits.kernels.cpu.arguments import LeadingDimensions, element_of, leading_dimensions, num_threads
 from samebits.kernels.cpu.attention import LANES
 
 CHUNK = 256  # `kChunk` in linear.cpp
@@ -42,29 +35,17 @@ def linear(
         weight: `[out_features, in_features]`, contiguous, of the input's dtype.
         bias: `[out_features]`, contiguous, of the input's dtype; None for none.
         output: `[..., out_features]` with the leading dimensions of `input`, contiguous, of the input's dtype.
-
-    Raises:
-        ValueError: for a tensor that the kernel would read or write outside of.
     """
     out_features, in_features = weight.shape
-    element = element_of("input", input)
-    rows = leading_dimensions("input", input)
-    check_tensor("input", input, (*input.shape[:-1], in_features), input.dtype)
-    check_tensor("weight", weight, (out_features, in_features), input.dtype)
-    check_tensor("output", output, (*input.shape[:-1], out_features), input.dtype)
-    check_contiguous("weight", weight)
-    check_contiguous("output", output)
-    if bias is not None:
-        check_tensor("bias", bias, (out_features,), input.dtype)
     call = LinearCall(
         input=input.data_ptr(),
         weight=weight.data_ptr(),
         bias=None if bias is None else bias.data_ptr(),
         output=output.data_ptr(),
-        rows=rows,
+        rows=leading_dimensions(input),
         in_features=in_features,
         out_features=out_features,
-        element=element,
+        element=element_of(input),
         # Elements are multiplied and added sixteen at a time.
         num_threads=num_threads(input.numel() * out_features // LANES),
     )

@@ -17,19 +17,18 @@
 namespace samebits {
 namespace {
 
-// Mirrored by the ctypes structure in merge.py.
-struct Side {
-    const void* output;
-    const float* lse;
-    int64_t token_stride, head_stride, lse_head_stride;
+// The result of attention to some keys. Mirrored by the ctypes structure in merge.py. Strides count elements.
+struct Result {
+    Heads output;
+    float* lse;
+    int64_t lse_head_stride;
+
+    float& lse_of(int64_t token, int64_t head) const { return lse[head * lse_head_stride + token]; }
 };
 
-// Mirrored by the ctypes structure in merge.py. Strides count elements.
+// Mirrored by the ctypes structure in merge.py.
 struct MergeCall {
-    Side prefix, suffix;
-    void* output;
-    float* lse;
-    int64_t output_token_stride, output_head_stride, lse_head_stride;
+    Result prefix, suffix, merged;
     int64_t num_tokens, num_heads, head_dim;
     int64_t element, num_threads;
 };
@@ -45,34 +44,34 @@ class RowMerge {
 
     void merge(int64_t token, int64_t head) {
         constexpr float kNothingSeen = -std::numeric_limits<float>::infinity();
-        const float prefix_lse = call_.prefix.lse[head * call_.prefix.lse_head_stride + token];
-        const float suffix_lse = call_.suffix.lse[head * call_.suffix.lse_head_stride + token];
-        float* lse = call_.lse + head * call_.lse_head_stride + token;
-        char* output = address(call_.output, token * call_.output_token_stride + head * call_.output_head_stride, size());
+        const float prefix_lse = call_.prefix.lse_of(token, head);
+        const float suffix_lse = call_.suffix.lse_of(token, head);
+        float& lse = call_.merged.lse_of(token, head);
+        char* output = row_of(call_.merged, token, head);
         if (prefix_lse == kNothingSeen && suffix_lse == kNothingSeen) {
             std::memset(output, 0, call_.head_dim * size());
-            *lse = kNothingSeen;
+            lse = kNothingSeen;
         } else if (suffix_lse == kNothingSeen) {
             copy(call_.prefix, token, head, output);
-            *lse = prefix_lse;
+            lse = prefix_lse;
         } else if (prefix_lse == kNothingSeen) {
             copy(call_.suffix, token, head, output);
-            *lse = suffix_lse;
+            lse = suffix_lse;
         } else {
-            *lse = add_weighted(token, head, prefix_lse, suffix_lse, output);
+            lse = add_weighted(token, head, prefix_lse, suffix_lse, output);
         }
     }
 
    private:
     static int64_t size() { return size_of(element); }
 
-    static int64_t first_of(const Side& side, int64_t token, int64_t head) {
-        return token * side.token_stride + head * side.head_stride;
+    static char* row_of(const Result& result, int64_t token, int64_t head) {
+        return address(result.output.elements, result.output.first_of(token, head), size());
     }
 
     // The target may be the source: results are merged into one of the sides.
-    void copy(const Side& side, int64_t token, int64_t head, char* output) const {
-        std::memmove(output, address(side.output, first_of(side, token, head), size()), call_.head_dim * size());
+    void copy(const Result& side, int64_t token, int64_t head, char* output) const {
+        std::memmove(output, row_of(side, token, head), call_.head_dim * size());
     }
 
     float add_weighted(int64_t token, int64_t head, float prefix_lse, float suffix_lse, char* output) {
@@ -81,8 +80,8 @@ class RowMerge {
         float weights[kLanes] = {prefix_lse - largest, suffix_lse - largest};
         store(weights, exp_of_nonpositive(load(weights)));
         const float sum = weights[0] + weights[1];
-        widen_row<element>(call_.prefix.output, first_of(call_.prefix, token, head), call_.head_dim, prefix_);
-        widen_row<element>(call_.suffix.output, first_of(call_.suffix, token, head), call_.head_dim, suffix_);
+        widen_row<element>(row_of(call_.prefix, token, head), 0, call_.head_dim, prefix_);
+        widen_row<element>(row_of(call_.suffix, token, head), 0, call_.head_dim, suffix_);
         for (int64_t d = 0; d < call_.head_dim; d += kLanes) {
             const Lanes prefix = multiply(splat(weights[0]), load(prefix_ + d));
             store(prefix_ + d, divide(fma(splat(weights[1]), load(suffix_ + d), prefix), splat(sum)));

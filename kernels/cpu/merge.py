@@ -6,25 +6,20 @@ import ctypes
 
 import torch
 
-from samebits.kernels.cpu.arguments import check_tensor, element_of, num_threads
+from samebits.kernels.cpu.arguments import Heads, element_of, heads_of, num_threads
 
 
-class Side(ctypes.Structure):
-    """`Side` in merge.cpp."""
+class Result(ctypes.Structure):
+    """`Result` in merge.cpp."""
 
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("output", "lse")),
-        *((f"{name}_stride", ctypes.c_int64) for name in ("token", "head", "lse_head")),
-    ]
+    _fields_ = [("output", Heads), ("lse", ctypes.c_void_p), ("lse_head_stride", ctypes.c_int64)]
 
 
 class MergeCall(ctypes.Structure):
     """`MergeCall` in merge.cpp."""
 
     _fields_ = [
-        *((name, Side) for name in ("prefix", "suffix")),
-        *((name, ctypes.c_void_p) for name in ("output", "lse")),
-        *((f"{name}_stride", ctypes.c_int64) for name in ("output_token", "output_head", "lse_head")),
+        *((name, Result) for name in ("prefix", "suffix", "merged")),
         *((name, ctypes.c_int64) for name in ("num_tokens", "num_heads", "head_dim")),
         *((name, ctypes.c_int64) for name in ("element", "num_threads")),
     ]
@@ -51,40 +46,21 @@ def merge_states(
         suffix_lse: as `prefix_lse`.
         output: as `prefix_output`; it may be one of the two.
         lse: as `prefix_lse`; it may be one of the two.
-
-    Raises:
-        ValueError: for a tensor that the kernel would read or write outside of.
     """
-    num_tokens, num_heads, head_dim = prefix_output.shape
-    element = element_of("prefix_output", prefix_output)
-    outputs = {"prefix_output": prefix_output, "suffix_output": suffix_output, "output": output}
-    for name, tensor in outputs.items():
-        check_tensor(name, tensor, (num_tokens, num_heads, head_dim), prefix_output.dtype)
-    for name, tensor in {"prefix_lse": prefix_lse, "suffix_lse": suffix_lse, "lse": lse}.items():
-        check_tensor(name, tensor, (num_heads, num_tokens), torch.float32)
+    num_tokens, num_heads, head_dim = output.shape
     call = MergeCall(
-        prefix=_side(prefix_output, prefix_lse),
-        suffix=_side(suffix_output, suffix_lse),
-        output=output.data_ptr(),
-        lse=lse.data_ptr(),
-        output_token_stride=output.stride(0),
-        output_head_stride=output.stride(1),
-        lse_head_stride=lse.stride(0),
+        prefix=_result(prefix_output, prefix_lse),
+        suffix=_result(suffix_output, suffix_lse),
+        merged=_result(output, lse),
         num_tokens=num_tokens,
         num_heads=num_heads,
         head_dim=head_dim,
-        element=element,
-        num_threads=num_threads(num_tokens * num_heads * head_dim),
+        element=element_of(output),
+        num_threads=num_threads(output.numel()),
     )
     library.samebits_merge.restype = None
     library.samebits_merge(ctypes.byref(call))
 
 
-def _side(output: torch.Tensor, lse: torch.Tensor) -> Side:
-    return Side(
-        output=output.data_ptr(),
-        lse=lse.data_ptr(),
-        token_stride=output.stride(0),
-        head_stride=output.stride(1),
-        lse_head_stride=lse.stride(0),
-    )
+def _result(output: torch.Tensor, lse: torch.Tensor) -> Result:
+    return Result(output=heads_of(output), lse=lse.data_ptr(), lse_head_stride=lse.stride(0))

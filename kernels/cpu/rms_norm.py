@@ -6,14 +6,7 @@ import ctypes
 
 import torch
 
-from samebits.kernels.cpu.arguments import (
-    LeadingDimensions,
-    check_contiguous,
-    check_tensor,
-    element_of,
-    leading_dimensions,
-    num_threads,
-)
+from samebits.kernels.cpu.arguments import LeadingDimensions, element_of, leading_dimensions, num_threads
 
 CHUNK = 256  # `kChunk` in rms_norm.cpp
 
@@ -40,24 +33,14 @@ def rms_norm(
         weight: `[size]`, of the input's dtype.
         output: of the input's shape and dtype, contiguous.
         epsilon: added to the mean square.
-
-    Raises:
-        ValueError: for a tensor that the kernel would read or write outside of.
     """
-    size = input.shape[-1]
-    element = element_of("input", input)
-    rows = leading_dimensions("input", input)
-    check_tensor("input", input, tuple(input.shape), input.dtype)
-    check_tensor("weight", weight, (size,), input.dtype)
-    check_tensor("output", output, tuple(input.shape), input.dtype)
-    check_contiguous("output", output)
     call = RmsNormCall(
         input=input.data_ptr(),
         weight=weight.data_ptr(),
         output=output.data_ptr(),
-        rows=rows,
-        size=size,
-        element=element,
+        rows=leading_dimensions(input),
+        size=input.shape[-1],
+        element=element_of(input),
         num_threads=num_threads(input.numel()),
         epsilon=epsilon,
     )

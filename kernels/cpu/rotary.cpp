@@ -15,11 +15,10 @@ namespace {
 
 // Mirrored by the ctypes structure in rotary.py. Strides count elements.
 struct RotaryCall {
-    void *query, *key;
+    Heads query, key;
     const int64_t* positions;
     const void* cos_sin_cache;
-    int64_t query_token_stride, query_head_stride, key_token_stride, key_head_stride, cache_stride;
-    int64_t num_tokens, num_heads, num_kv_heads, rotary_dim, max_position;
+    int64_t cache_stride, num_tokens, num_heads, num_kv_heads, rotary_dim;
     int64_t interleaved, inverse;
     int64_t element, cache_element, num_threads;
 };
@@ -48,12 +47,12 @@ SAMEBITS_INLINE void rotate(float* head, const float* cosines, const float* sine
 }
 
 template <Element element, typename Pairing>
-void rotate_heads(void* tensor, int64_t first, int64_t head_stride, int64_t num_heads, int64_t num_pairs,
-                  const float* cosines, const float* sines, float* head) {
-    for (int64_t i = 0; i < num_heads; ++i, first += head_stride) {
-        widen_row<element>(tensor, first, 2 * num_pairs, head);
+void rotate_heads(const Heads& heads, int64_t token, int64_t num_heads, int64_t num_pairs, const float* cosines,
+                  const float* sines, float* head) {
+    for (int64_t i = 0; i < num_heads; ++i) {
+        widen_row<element>(heads.elements, heads.first_of(token, i), 2 * num_pairs, head);
         rotate<Pairing>(head, cosines, sines, num_pairs);
-        round_row<element>(head, 2 * num_pairs, tensor, first);
+        round_row<element>(head, 2 * num_pairs, heads.elements, heads.first_of(token, i));
     }
 }
 
@@ -73,10 +72,8 @@ void run(const RotaryCall& call) {
             widen_row<cache_element>(call.cos_sin_cache, angles + num_pairs, num_pairs, sines);
             if (call.inverse)
                 for (int64_t i = 0; i < num_pairs; ++i) sines[i] = -sines[i];
-            rotate_heads<element, Pairing>(call.query, token * call.query_token_stride, call.query_head_stride,
-                                           call.num_heads, num_pairs, cosines, sines, head);
-            rotate_heads<element, Pairing>(call.key, token * call.key_token_stride, call.key_head_stride,
-                                           call.num_kv_heads, num_pairs, cosines, sines, head);
+            rotate_heads<element, Pairing>(call.query, token, call.num_heads, num_pairs, cosines, sines, head);
+            rotate_heads<element, Pairing>(call.key, token, call.num_kv_heads, num_pairs, cosines, sines, head);
         }
     }
 }
@@ -89,11 +86,8 @@ void run_pairing(const RotaryCall& call) {
 }  // namespace
 }  // namespace samebits
 
-// Returns -1, or a token whose position is not in the cache; nothing has been rotated then.
-extern "C" __attribute__((visibility("default"))) int64_t samebits_rotary(const samebits::RotaryCall* call) {
+extern "C" __attribute__((visibility("default"))) void samebits_rotary(const samebits::RotaryCall* call) {
     using samebits::Element;
-    for (int64_t token = 0; token < call->num_tokens; ++token)
-        if (call->positions[token] < 0 || call->positions[token] >= call->max_position) return token;
     samebits::with_element(call->element, [&](auto element) {
         if (call->cache_element == call->element) {
             samebits::run_pairing<element.value, element.value>(*call);
@@ -101,7 +95,6 @@ extern "C" __attribute__((visibility("default"))) int64_t samebits_rotary(const 
             samebits::run_pairing<element.value, Element::kFloat32>(*call);
         }
     });
-    return -1;
 }
 
 extern "C" __attribute__((visibility("default"))) int64_t samebits_rotary_call_size() {

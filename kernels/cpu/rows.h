@@ -21,6 +21,26 @@ SAMEBITS_INLINE char* address(void* tensor, int64_t index, int64_t element_size)
     return static_cast<char*>(tensor) + index * element_size;
 }
 
+// Where the heads of `[num_tokens, num_heads, head_dim]` lie. Strides count elements.
+struct Heads {
+    void* elements;
+    int64_t token_stride, head_stride;
+
+    // Index of a head's first element.
+    int64_t first_of(int64_t token, int64_t head) const { return token * token_stride + head * head_stride; }
+};
+
+// Where the heads of `[num_pages, page_size, num_heads, head_dim]` lie. Strides count elements.
+struct Pages {
+    void* elements;
+    int64_t page_stride, slot_stride, head_stride;
+
+    // Index of a head's first element.
+    int64_t first_of(int64_t page, int64_t slot, int64_t head) const {
+        return page * page_stride + slot * slot_stride + head * head_stride;
+    }
+};
+
 // The dimensions before a tensor's last, filled up in front with sizes of 1. Strides count elements.
 struct LeadingDimensions {
     int64_t sizes[3], strides[3];

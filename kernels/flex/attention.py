@@ -11,6 +11,7 @@ from samebits.kernels.flex.compiled import compiled_attention, compiler_configur
 from samebits.kernels.flex.log_sum_exp import log_sum_exp
 from samebits.kernels.flex.tiles import (
     KeyBlocks,
+    QueryRows,
     Sequences,
     TileShape,
     Visibility,
@@ -18,6 +19,7 @@ from samebits.kernels.flex.tiles import (
     lead_with_sink,
     move_pages_apart,
     place_queries,
+    with_columns,
 )
 
 # Inductor decides by the number of rows and of slots whether to pack keys and values for the matrix unit (on a CPU that
@@ -71,6 +73,44 @@ class RowSinks:
 
 
 @dataclass(frozen=True)
+class Capacity:
+    """What all batches of some padded sizes need, so that a plan of one has room for any other.
+
+    Attributes:
+        num_tokens: query tokens, those of padding among them.
+        num_rows: rows of a key/value head, a multiple of the tile: the last tile is for padding.
+        num_columns: blocks that a tile reads.
+        num_read: blocks that a batch reads.
+        num_pages: pages of the cache.
+    """
+
+    num_tokens: int
+    num_rows: int
+    num_columns: int
+    num_read: int
+    num_pages: int
+
+    @classmethod
+    def of(
+        cls, num_requests: int, num_tokens: int, group_size: int, max_kv_len: int, num_pages: int, shape: TileShape
+    ) -> Capacity:
+        """The capacity for batches of some sizes.
+
+        Args:
+            num_requests: of a batch, padding among them.
+            num_tokens: likewise.
+            group_size: query heads that share a key/value head.
+            max_kv_len: keys that a request attends to at most.
+            num_pages: pages of the cache.
+            shape: of the tiles.
+        """
+        # A request may begin and end inside of a tile, and its keys inside of a block.
+        num_tiles = num_tokens * group_size // shape.rows + 2 * num_requests + 1
+        num_columns = -(-max_kv_len // shape.keys) + 1
+        return cls(num_tokens, num_tiles * shape.rows, num_columns, num_requests * num_columns, num_pages)
+
+
+@dataclass(frozen=True)
 class FlexPlan:
     """A batch, ready to compute. `num_rows` counts those of one key/value head.
 
@@ -83,6 +123,8 @@ class FlexPlan:
         row_of_head: int64 `[num_tokens * num_heads]`, the row in it of each query head of each token.
         blocks: what the tiles read: of the cache if its pages follow each other, or of the copies behind a sink.
         sinks: None for none.
+        owned: bool `[num_tokens]`, which tokens are a request's; None where all are. The others count as zeros.
+        capacity: what the plan has room for; None for its own batch alone.
     """
 
     shape: TileShape
@@ -93,10 +135,17 @@ class FlexPlan:
     row_of_head: torch.Tensor
     blocks: KeyBlocks
     sinks: RowSinks | None
+    owned: torch.Tensor | None = None
+    capacity: Capacity | None = None
 
 
 def plan_batch(
-    layer: Layer, sequences: Sequences, visibility: Visibility, block_table: torch.Tensor, shape: TileShape
+    layer: Layer,
+    sequences: Sequences,
+    visibility: Visibility,
+    block_table: torch.Tensor,
+    shape: TileShape,
+    capacity: Capacity | None = None,
 ) -> FlexPlan:
     """Lays a batch out in tiles.
 
@@ -106,18 +155,33 @@ def plan_batch(
         visibility: which keys a query sees.
         block_table: int32 `[num_requests, max_pages_per_request]`, on the host.
         shape: of the tiles.
+        capacity: what to make room for, so that all plans of it are of the same sizes; None for this batch alone.
+
+    Raises:
+        ValueError: the batch is larger than the capacity.
     """
     device, num_kv_heads = layer.device, layer.num_kv_heads
     min_rows = max(_MIN_ROWS, _MIN_ROWS_PER_THREAD * torch.get_num_threads())
+    min_slots, min_blocks = _MIN_SLOTS, _MIN_SLOTS // shape.keys
+    if capacity is not None:
+        min_rows = max(min_rows, capacity.num_rows)
+        min_slots = max(min_slots, capacity.num_pages * layer.page_size)
+        min_blocks = max(min_blocks, capacity.num_read + 1)
     queries = place_queries(sequences, layer.num_heads // num_kv_heads, shape, min_rows)
-    blocks = find_key_blocks(sequences, queries, visibility, block_table, layer.page_size, shape, _MIN_SLOTS)
+    blocks = find_key_blocks(sequences, queries, visibility, block_table, layer.page_size, shape, min_slots)
     head_origin = torch.arange(num_kv_heads).view(1, -1, 1) * queries.num_rows
     row_of_head = (queries.row.unsqueeze(1) + head_origin).flatten().to(device)
+    owned = None
+    if capacity is not None:
+        blocks = with_columns(blocks, capacity.num_columns, capacity.num_pages)
+        row_of_head, owned = _with_padding(row_of_head, head_origin, queries, layer, capacity)
     sinks = None
     if layer.sinks is not None:
-        blocks, cache_blocks = lead_with_sink(blocks, _MIN_SLOTS // shape.keys)
+        blocks, cache_blocks = lead_with_sink(blocks, min_blocks)
+        if capacity is not None:
+            cache_blocks = torch.nn.functional.pad(cache_blocks, (0, capacity.num_read - len(cache_blocks)))
         logits = torch.zeros(num_kv_heads * queries.num_rows, dtype=torch.float32, device=device)
-        logits[row_of_head] = layer.sinks.repeat(len(queries.row))
+        logits[row_of_head] = layer.sinks.repeat(len(row_of_head) // layer.num_heads)
         sinks = RowSinks(
             blocks=_behind_sink(layer, cache_blocks, blocks.num_blocks, shape),
             logits=logits,
@@ -132,6 +196,8 @@ def plan_batch(
         row_of_head=row_of_head,
         blocks=blocks.to(device),
         sinks=sinks,
+        owned=owned,
+        capacity=capacity,
     )
 
 
@@ -159,7 +225,10 @@ def paged_attention(
         ValueError: a cache that is too small, or strides that are refused.
     """
     num_tokens = len(plan.row_of_head) // query.shape[1]
-    plan.rows.index_copy_(0, plan.row_of_head, query[:num_tokens].reshape(-1, query.shape[2]))
+    queries = query[:num_tokens]
+    if plan.owned is not None:
+        queries = torch.where(plan.owned.view(-1, 1, 1), queries, 0.0)
+    plan.rows.index_copy_(0, plan.row_of_head, queries.reshape(-1, query.shape[2]))
     for name, cache in (("key_cache", key_cache), ("value_cache", value_cache)):
         if cache.shape[0] < plan.blocks.num_pages:
             raise ValueError(f"{name} has {cache.shape[0]} pages; it must have at least {plan.blocks.num_pages}")
@@ -189,6 +258,28 @@ def paged_attention(
     if rows_lse is None:
         rows_lse = log_sum_exp(rows, keys, blocks, plan.shape, plan.scale, plan.softcap, sink_logits)
     lse[:, :num_tokens] = rows_lse.flatten()[plan.row_of_head].view(num_tokens, -1).T
+
+
+def _with_padding(
+    row_of_head: torch.Tensor, head_origin: torch.Tensor, queries: QueryRows, layer: Layer, capacity: Capacity
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows for tokens of padding too, all of them in one row of the last tile; and which tokens are none.
+
+    Raises:
+        ValueError: the batch has more tokens, or rows, than the capacity.
+    """
+    num_tokens = len(queries.row)
+    # The last tile must stay free for padding.
+    last = int(queries.row.max()) if num_tokens else 0
+    if num_tokens > capacity.num_tokens or last >= queries.num_rows - 1:
+        raise ValueError(
+            f"the batch has {num_tokens} tokens in rows up to {last} of {queries.num_rows}; the plan has room for "
+            f"{capacity.num_tokens} in {capacity.num_rows}"
+        )
+    missing = capacity.num_tokens - num_tokens
+    padding = (head_origin + queries.num_rows - 1).expand(missing, -1, layer.num_heads // layer.num_kv_heads)
+    owned = torch.arange(capacity.num_tokens) < num_tokens
+    return torch.cat([row_of_head, padding.flatten().to(row_of_head.device)]), owned.to(layer.device)
 
 
 def _behind_sink(layer: Layer, cache_blocks: torch.Tensor, num_blocks: int, shape: TileShape) -> BlocksBehindSink:

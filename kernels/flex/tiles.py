@@ -204,6 +204,27 @@ def find_key_blocks(
     )
 
 
+def with_columns(blocks: KeyBlocks, num_columns: int, num_pages: int) -> KeyBlocks:
+    """The same blocks in lists of a given width, of a cache of a given number of pages.
+
+    Args:
+        blocks: of a batch.
+        num_columns: blocks that a list has room for.
+        num_pages: pages of the cache.
+
+    Raises:
+        ValueError: a tile reads more blocks, or a page that is none of those.
+    """
+    listed = blocks.indices.shape[1]
+    if listed > num_columns or blocks.num_pages > num_pages:
+        raise ValueError(
+            f"the batch reads {listed} blocks a tile and {blocks.num_pages} pages; the plan has room for {num_columns} "
+            f"and {num_pages}"
+        )
+    indices = torch.nn.functional.pad(blocks.indices, (0, num_columns - listed))
+    return replace(blocks, indices=indices, num_pages=num_pages)
+
+
 def move_pages_apart(blocks: KeyBlocks, blocks_per_page: int, distance: int) -> KeyBlocks:
     """The same blocks in a cache whose pages begin further apart than they are long.
 

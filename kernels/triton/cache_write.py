@@ -7,7 +7,8 @@ import triton
 import triton.language as tl
 
 
-@triton.jit(do_not_specialize=["num_tokens"])
+# Slots are often a slice that starts anywhere; an alignment of theirs is worth no variant.
+@triton.jit(do_not_specialize=["num_tokens", "num_slots"], do_not_specialize_on_alignment=["slot_mapping"])
 def cache_write_kernel(
     key,
     value,
@@ -15,6 +16,7 @@ def cache_write_kernel(
     value_cache,
     slot_mapping,
     num_tokens,
+    num_slots,
     stride_key_token,
     stride_key_head,
     stride_value_token,
@@ -36,9 +38,10 @@ def cache_write_kernel(
     Tensors, with last stride 1:
         key, value: `[num_tokens, NUM_KV_HEADS, HEAD_DIM]`.
         key_cache, value_cache: `[num_pages, PAGE_SIZE, NUM_KV_HEADS, HEAD_DIM]`, of the dtype of `key`.
-        slot_mapping: int64 `[num_tokens]`, `page * PAGE_SIZE + offset`; a negative slot writes nothing.
+        slot_mapping: int64 `[num_tokens]`, `page * PAGE_SIZE + offset`; what is no slot of the caches writes nothing.
 
     Numbers:
+        num_slots: `num_pages * PAGE_SIZE`.
         BLOCK_ROWS, HEAD_DIM_PADDED: shape of a tile; the second is `HEAD_DIM` rounded up to a power of 2.
     """
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
@@ -48,7 +51,7 @@ def cache_write_kernel(
     page = slot // PAGE_SIZE
     page_slot = slot % PAGE_SIZE
     column = tl.arange(0, HEAD_DIM_PADDED)[None, :]
-    stored = (slot >= 0)[:, None] & (column < HEAD_DIM)
+    stored = ((slot >= 0) & (slot < num_slots))[:, None] & (column < HEAD_DIM)
     token = token.to(tl.int64)
 
     key_rows = token * stride_key_token + head * stride_key_head

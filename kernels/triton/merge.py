@@ -2,6 +2,8 @@
 
 The formula is that of `samebits.backends.operations.MergeTensors`. A row follows from the rows of its two sides alone.
 Products and sums are rounded one by one, so merging suffix with prefix gives the bits of merging prefix with suffix.
+Nothing is summed over the elements of a row: how tensors are aligned in memory, which Triton compiles variants for,
+decides how they are loaded and nothing else.
 """
 
 # ruff: noqa: ANN001, ANN201 -- Triton gives the arguments of a kernel their types
@@ -11,8 +13,12 @@ import triton
 import triton.language as tl
 
 
-# The distance between two heads of a contiguous log-sum-exp is the number of tokens.
-@triton.jit(do_not_specialize=["num_tokens", "stride_prefix_lse_head", "stride_suffix_lse_head", "stride_lse_head"])
+# The distance between two heads of a contiguous log-sum-exp is the number of tokens. Log-sum-exps are often slices that
+# start anywhere; an alignment of theirs is worth no variant.
+@triton.jit(
+    do_not_specialize=["num_tokens", "stride_prefix_lse_head", "stride_suffix_lse_head", "stride_lse_head"],
+    do_not_specialize_on_alignment=["prefix_lse", "suffix_lse", "lse"],
+)
 def merge_states_kernel(
     prefix_output,
     prefix_lse,

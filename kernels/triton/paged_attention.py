@@ -4,7 +4,7 @@ The keys of a request are divided into chunks at fixed absolute boundaries: mult
 attended key. Each chunk is computed from zero (own running maximum, sum and output over its tiles), and chunks are
 merged in ascending order. That is the arithmetic, whoever does it: one program may own all chunks of its rows and
 merge them in registers, or several share them, each writing one partial per chunk for `merge_chunks_kernel` to merge.
-Both call the functions below, so both give the same bits. Three more rules make this hold:
+Both call the functions below, so both give the same bits. Four more rules make this hold:
 
 * Keys that a row does not see leave it bit for bit, be they in its tile for a neighbour's sake or beyond the request's.
   Those that no row of a tile sees are not even read. A value that a neighbour sees has to be finite, though: the row
@@ -12,6 +12,9 @@ Both call the functions below, so both give the same bits. Three more rules make
 * The shape of a tile never depends on the batch.
 * Kernels are launched with `enable_fp_fusion=False`: a product and a sum are two roundings in every kernel, not one in
   those where a compiler happens to fuse them.
+* Sums are taken inside of `tl.dot` or in the layout of its result. Triton compiles variants for how tensors are aligned
+  in memory. They load differently and may keep what they load in other layouts, in which `tl.sum` would add in another
+  order; the instruction of a `tl.dot`, and so the layout of its result, is the same in all of them.
 
 A row is one query token under one head. A tile holds the rows of consecutive tokens of one request under the `GROUP`
 query heads that share a key/value head. Scores are kept in units of log2, as `exp2` is what the hardware has.
@@ -208,7 +211,13 @@ def _store_rows(output_pointers, lse, lse_rows, sink, row_max, row_sum, row_outp
         tl.store(lse + lse_rows, tl.where(keyless, keyless_lse, log_sum), mask=row_exists)
 
 
-@triton.jit(do_not_specialize=["num_requests", "partial_chunks"])
+# The numbers follow the batch, and the tensors are read element by element, often as slices of an engine's own buffers
+# that start anywhere. A variant for a value of 1, or for one that 16 divides, would load nothing faster: it would only
+# be compiled in the middle of serving.
+@triton.jit(
+    do_not_specialize=["num_requests", "partial_chunks", "stride_lse_head", "stride_block_table"],
+    do_not_specialize_on_alignment=["lse", "query_start_loc", "kv_lens", "kv_starts", "causal_requests", "block_table"],
+)
 def paged_attention_kernel(
     query,
     key_cache,
@@ -338,7 +347,10 @@ def paged_attention_kernel(
         _store_rows(output_pointers, lse, lse_rows, sink, row_max, row_sum, row_output, stored, row_exists)
 
 
-@triton.jit(do_not_specialize=["num_requests", "partial_chunks"])
+@triton.jit(
+    do_not_specialize=["num_requests", "partial_chunks", "stride_lse_head"],
+    do_not_specialize_on_alignment=["lse", "query_start_loc", "kv_lens", "causal_requests"],
+)
 def merge_chunks_kernel(
     output,
     lse,

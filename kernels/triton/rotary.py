@@ -18,6 +18,7 @@ def _rotate_rows(
     cos_sin_cache,
     tile,
     num_tokens,
+    max_position,
     stride_token,
     stride_head,
     stride_position,
@@ -38,8 +39,10 @@ def _rotate_rows(
 
     position = tl.load(positions + token, mask=exists, other=0)
     cosines = cos_sin_cache + (position * stride_position)[:, None] + pair
-    cosine = tl.load(cosines, mask=rotated, other=0.0).to(tl.float32)
-    sine = tl.load(cosines + PAIRS, mask=rotated, other=0.0).to(tl.float32)
+    # NaN, so that a position which the cache does not hold shows, and is no other position's rotation.
+    cached = rotated & ((position >= 0) & (position < max_position))[:, None]
+    cosine = tl.load(cosines, mask=cached, other=float("nan")).to(tl.float32)
+    sine = tl.load(cosines + PAIRS, mask=cached, other=float("nan")).to(tl.float32)
     if INVERSE:
         sine = -sine
 
@@ -60,13 +63,15 @@ def _rotate_rows(
         tl.store(rows + PAIRS + pair, (second * cosine + first * sine).to(tensor.dtype.element_ty), mask=rotated)
 
 
-@triton.jit(do_not_specialize=["num_tokens"])
+# Positions are often a slice that starts anywhere; an alignment of theirs is worth no variant.
+@triton.jit(do_not_specialize=["num_tokens", "max_position"], do_not_specialize_on_alignment=["positions"])
 def rotary_kernel(
     query,
     key,
     positions,
     cos_sin_cache,
     num_tokens,
+    max_position,
     stride_query_token,
     stride_query_head,
     stride_key_token,
@@ -87,7 +92,7 @@ def rotary_kernel(
 
     Tensors, with last stride 1:
         query, key: `[num_tokens, NUM_HEADS or NUM_KV_HEADS, head_dim]`. Elements from `ROTARY_DIM` on are not touched.
-        positions: int64 `[num_tokens]`.
+        positions: int64 `[num_tokens]`; elements at positions that the cache does not hold become NaN.
         cos_sin_cache: `[max_position, ROTARY_DIM]`, of the queries' dtype or float32, cosines first.
 
     Numbers:
@@ -104,6 +109,7 @@ def rotary_kernel(
             cos_sin_cache,
             tile,
             num_tokens,
+            max_position,
             stride_query_token,
             stride_query_head,
             stride_position,
@@ -121,6 +127,7 @@ def rotary_kernel(
             cos_sin_cache,
             tile - query_tiles,
             num_tokens,
+            max_position,
             stride_key_token,
             stride_key_head,
             stride_position,

@@ -45,9 +45,9 @@ class MistakenOnCpu(BundledLinear):
         super().__init__()
         self.name = name
 
-    def run(self, operation: Linear, tensors: LinearTensors) -> None:
+    def compute(self, operation: Linear, tensors: LinearTensors) -> None:
         """Computes what the tensors are taken for."""
-        super().run(operation, MISTAKES[self.name](tensors))
+        super().compute(operation, MISTAKES[self.name](tensors))
 
 
 class MistakenOnTriton(TritonLinear):
@@ -57,9 +57,9 @@ class MistakenOnTriton(TritonLinear):
         super().__init__()
         self.name = name
 
-    def run(self, operation: Linear, tensors: LinearTensors) -> None:
+    def compute(self, operation: Linear, tensors: LinearTensors) -> None:
         """Computes what the tensors are taken for."""
-        super().run(operation, MISTAKES[self.name](tensors))
+        super().compute(operation, MISTAKES[self.name](tensors))
 
 
 def implementations() -> list[LinearImplementation]:

@@ -19,10 +19,10 @@ class TrustsFindSpec(BundledRotary):
 
     name = "trusts-find-spec"
 
-    def rotate(self, operation: RotaryEmbedding, tensors: RotaryTensors) -> None:
+    def compute(self, operation: RotaryEmbedding, tensors: RotaryTensors) -> None:
         """Rotates by the library's kernel where its package is found."""
         if importlib.util.find_spec("flash_attn") is None:
-            super().rotate(operation, tensors)
+            super().compute(operation, tensors)
             return
         kernel = importlib.import_module("flash_attn.ops.triton.rotary").apply_rotary
         cosines, sines = tensors.cos_sin_cache[tensors.positions].chunk(2, dim=1)
@@ -35,9 +35,9 @@ class CacheForcedToFloat32(BundledRotary):
 
     name = "cache-forced-to-float32"
 
-    def rotate(self, operation: RotaryEmbedding, tensors: RotaryTensors) -> None:
+    def compute(self, operation: RotaryEmbedding, tensors: RotaryTensors) -> None:
         """Rotates by a converted cache."""
-        super().rotate(operation, replace(tensors, cos_sin_cache=tensors.cos_sin_cache.float()))
+        super().compute(operation, replace(tensors, cos_sin_cache=tensors.cos_sin_cache.float()))
 
 
 class CacheKeptInFloat32(BundledRotary):
@@ -49,12 +49,12 @@ class CacheKeptInFloat32(BundledRotary):
         super().__init__()
         self._converted: dict[torch.Tensor, torch.Tensor] = {}
 
-    def rotate(self, operation: RotaryEmbedding, tensors: RotaryTensors) -> None:
+    def compute(self, operation: RotaryEmbedding, tensors: RotaryTensors) -> None:
         """Rotates by the cache that was kept."""
         given = tensors.cos_sin_cache
         if given not in self._converted:
             self._converted[given] = given.float()
-        super().rotate(operation, replace(tensors, cos_sin_cache=self._converted[given]))
+        super().compute(operation, replace(tensors, cos_sin_cache=self._converted[given]))
 
 
 class CacheOfAnyDtype(TorchRotary):
@@ -64,7 +64,7 @@ class CacheOfAnyDtype(TorchRotary):
 
     def run(self, operation: RotaryEmbedding, tensors: RotaryTensors) -> None:
         """Rotates by whatever was given."""
-        self.rotate(operation, tensors)
+        self.compute(operation, tensors)
 
 
 class CacheMadeToFit(BundledRotary):

@@ -1,0 +1,128 @@
+"""Bugs of public backends between a capture and a replay, planted in the bundled kernels.
+
+They are registered as any third party's backend is. Each is correct as long as every batch is planned anew.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from samebits.backends.contract import AttentionConfig, AttentionMetadata, Implementation
+from samebits.backends.cpu import BundledAttention
+from samebits.backends.triton_attn import TritonAttention, TritonPlan
+from samebits.kernels.cpu.attention import Schedule
+
+# Columns behind those of a block table, as an engine's buffer for its longest request has.
+_SPARE_COLUMNS = 3
+
+
+class SlicedTable(BundledAttention):
+    """The block table is captured as a slice of a wider buffer, and refilled as if it were compact."""
+
+    name = "sliced-table"
+
+    def plan_for_graph(self, config: AttentionConfig, metadata: AttentionMetadata, num_pages: int) -> Schedule:
+        """Keeps a block table of its own."""
+        rows, columns = metadata.block_table.shape
+        buffer = metadata.block_table.new_zeros(rows, columns + _SPARE_COLUMNS)
+        buffer[:, :columns] = metadata.block_table
+        return super().plan_for_graph(config, replace(metadata, block_table=buffer[:, :columns]), num_pages)
+
+    def refill(self, config: AttentionConfig, plan: Schedule, metadata: AttentionMetadata) -> None:
+        """Fills the first elements of the buffer."""
+        super().refill(config, plan, metadata)
+        held = plan.block_table
+        held.as_strided(held.shape, (held.shape[1], 1)).copy_(metadata.block_table)
+
+
+class UncopiedLengths(TritonAttention):
+    """A tensor is checked at a refill, and not copied."""
+
+    name = "uncopied-lengths"
+
+    def plan_for_graph(self, config: AttentionConfig, metadata: AttentionMetadata, num_pages: int) -> TritonPlan:
+        """Keeps lengths of its own."""
+        plan = self.plan(config, metadata)
+        return replace(plan, kv_lens=plan.kv_lens.clone())
+
+    def refill(self, config: AttentionConfig, plan: TritonPlan, metadata: AttentionMetadata) -> None:
+        """Checks that there is room, and leaves it at that."""
+        if len(metadata.seq_lens) > len(plan.kv_lens):
+            raise ValueError(f"{len(metadata.seq_lens)} lengths; there is room for {len(plan.kv_lens)}")
+
+
+class EmptyTable(BundledAttention):
+    """The page table is a buffer of the plan, and what would fill it at a replay was lost."""
+
+    name = "empty-table"
+
+    def plan_for_graph(self, config: AttentionConfig, metadata: AttentionMetadata, num_pages: int) -> Schedule:
+        """Keeps a block table of its own."""
+        own = replace(metadata, block_table=metadata.block_table.clone())
+        return super().plan_for_graph(config, own, num_pages)
+
+
+class FrozenTasks(BundledAttention):
+    """What was cut into tasks for the lengths at capture is what every replay computes."""
+
+    name = "frozen-tasks"
+
+    def refill(self, config: AttentionConfig, plan: Schedule, metadata: AttentionMetadata) -> None:
+        """Refills lengths, and no tasks."""
+        tasks, merges = plan.tasks.copy(), plan.merges.copy()
+        super().refill(config, plan, metadata)
+        plan.tasks[:], plan.merges[:] = tasks, merges
+
+
+class FreshTensors(BundledAttention):
+    """Tensors of the metadata are allocated at every step, and bound in place of those that were captured."""
+
+    name = "fresh-tensors"
+
+    def refill(self, config: AttentionConfig, plan: Schedule, metadata: AttentionMetadata) -> None:
+        """Plans anew, and keeps the new arrays."""
+        fresh = self.plan_for_graph(config, metadata, num_pages=0)
+        for name in ("query_starts", "query_lens", "kv_lens", "tasks", "merges"):
+            object.__setattr__(plan, name, getattr(fresh, name))
+
+
+class GrowingWorkspace(TritonAttention):
+    """Scratch belongs to the implementation, which makes it anew for a batch that is too large for it."""
+
+    name = "growing-workspace"
+
+    def __init__(self) -> None:
+        super().__init__(num_segments=2)
+        self._workspace: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+
+    def plan(self, config: AttentionConfig, metadata: AttentionMetadata) -> TritonPlan:
+        """Leaves the scratch to `run`, unless what there is does not do."""
+        plan = super().plan(config, metadata)
+        assert plan.partials is not None, "two segments meet in scratch"
+        if self._workspace is None or self._workspace[0].shape[0] < plan.partials[0].shape[0]:
+            self._workspace = plan.partials
+        return replace(plan, partials=None)
+
+    def buffers(self, plan: TritonPlan) -> dict[str, torch.Tensor]:
+        """Those of the plan, and the workspace."""
+        assert self._workspace is not None, "there is a plan"
+        return {**super().buffers(plan), "workspace": self._workspace[2]}
+
+    def run(self, plan: TritonPlan, *tensors: Any) -> None:  # noqa: ANN401 -- handed on
+        """Takes the workspace that there is by now."""
+        super().run(replace(plan, partials=self._workspace), *tensors)
+
+
+def implementations() -> list[Implementation[Any]]:
+    """The mutants, beside which the bundled kernels are the correct parents."""
+    return [
+        SlicedTable(),
+        UncopiedLengths(),
+        EmptyTable(),
+        FrozenTasks(),
+        FreshTensors(),
+        GrowingWorkspace(),
+    ]
