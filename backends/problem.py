@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import Self
+
+from samebits.backends.graph_use import GraphUse
 
 DTYPE_NAMES = ("fp32", "bf16", "fp16")
 POISON_NAMES = ("nan", "large")
@@ -48,6 +51,24 @@ class Mask(StrEnum):
     SLIDING_WINDOW = "sliding_window"
     CROSS = "cross"
     PER_REQUEST = "per_request"
+
+
+class Strides(StrEnum):
+    """How far apart the elements of queries, outputs and caches lie; those of a head follow one another in all of them.
+
+    * `CONTIGUOUS`: every stride follows from the sizes behind it.
+    * `INTERLEAVED`: rows, and pages, are twice as far apart: queries as a slice of a packed projection, keys and values
+      page by page in one allocation.
+    * `HEADS_FIRST`: rows, or the slots of a page, lie head by head ("HND" where `CONTIGUOUS` is "NHD").
+    * `PADDED_HEADS`: heads of queries and keys are padded, those of outputs and values are not.
+    * `MIXED_ORDER`: queries and keys as in `CONTIGUOUS`, outputs and values as in `HEADS_FIRST`.
+    """
+
+    CONTIGUOUS = "contiguous"
+    INTERLEAVED = "interleaved"
+    HEADS_FIRST = "heads_first"
+    PADDED_HEADS = "padded_heads"
+    MIXED_ORDER = "mixed_order"
 
 
 @dataclass(frozen=True)
@@ -157,7 +178,7 @@ class Layout:
         max_seq_len_slack: how far `max_seq_len` lies above the true maximum.
         padding_requests: requests of length 0 appended to the batch.
         padding_tokens: query rows after the last request's.
-        strided: queries are a slice of a packed projection, and keys and values lie page by page in one allocation.
+        strides: how far apart the elements of queries, outputs and caches lie.
         poison: what unreadable memory holds: `nan`, or `large` for large finite values.
     """
 
@@ -167,12 +188,23 @@ class Layout:
     max_seq_len_slack: int = 0
     padding_requests: int = 0
     padding_tokens: int = 0
-    strided: bool = False
+    strides: Strides = Strides.CONTIGUOUS
     poison: str = "nan"
 
     def __post_init__(self) -> None:
         if self.poison not in POISON_NAMES:
             raise ValueError(f"layout has poison={self.poison!r}; it must be one of {', '.join(POISON_NAMES)}")
+
+
+class OtherLayer(StrEnum):
+    """How another layer of the same sizes is computed before the one that counts, by the same implementation.
+
+    * `INTERLEAVED`: in memory of its own; where there are plans, it is planned after the one that counts.
+    * `IN_PLACE`: in the memory of the one that counts, which is then filled with what counts, as engines refill theirs.
+    """
+
+    INTERLEAVED = "interleaved"
+    IN_PLACE = "in_place"
 
 
 @dataclass(frozen=True)
@@ -186,6 +218,8 @@ class Circumstances:
         beside_work: whether other work runs at the same time.
         threads: threads within one operation on a processor; None for those of the session.
         calls: how often the batch is computed with one plan; the last time counts.
+        other_layer: how another layer is computed before; None for not at all.
+        graph: how it is computed at padded sizes, as by a CUDA graph; None for a batch of its own sizes.
     """
 
     attempt: int = 0
@@ -194,10 +228,40 @@ class Circumstances:
     beside_work: bool = False
     threads: int | None = None
     calls: int = 1
+    other_layer: OtherLayer | None = None
+    graph: GraphUse | None = None
+
+
+class OfRequests:
+    """What the problems of all operations share: requests in one dtype, somewhere in memory.
+
+    It is no dataclass, so that each problem keeps its own order of fields.
+    """
+
+    dtype: str
+    requests: tuple[Request, ...]
+    data: str
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPE_NAMES:
+            raise ValueError(f"problem has dtype={self.dtype!r}; it must be one of {', '.join(DTYPE_NAMES)}")
+        if self.data not in DATA_NAMES:
+            raise ValueError(f"problem has data={self.data!r}; it must be one of {', '.join(DATA_NAMES)}")
+        keys = [request.key for request in self.requests]
+        if not keys or len(set(keys)) != len(keys):
+            raise ValueError(f"problem has request keys {keys}; there must be one at least, and each may occur once")
+
+    def with_requests(self, *requests: Request) -> Self:
+        """The same problem over another batch."""
+        return replace(self, requests=requests)  # type: ignore[type-var]
+
+    def with_layout(self, **changes: int | bool | str) -> Self:
+        """The same problem at another place in memory."""
+        return replace(self, layout=replace(self.layout, **changes))  # type: ignore[attr-defined,type-var]
 
 
 @dataclass(frozen=True)
-class Problem:
+class Problem(OfRequests):
     """One batch to compute: all tensors follow from it.
 
     Attributes:
@@ -221,15 +285,7 @@ class Problem:
     circumstances: Circumstances = field(default_factory=Circumstances)
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPE_NAMES:
-            raise ValueError(f"problem has dtype={self.dtype!r}; it must be one of {', '.join(DTYPE_NAMES)}")
-        if self.data not in DATA_NAMES:
-            raise ValueError(f"problem has data={self.data!r}; it must be one of {', '.join(DATA_NAMES)}")
-        if not self.requests:
-            raise ValueError("problem has no requests; it must have at least one")
-        keys = [request.key for request in self.requests]
-        if len(set(keys)) != len(keys):
-            raise ValueError(f"problem has request keys {keys}; each may occur once")
+        super().__post_init__()
         if self.mask is Mask.SLIDING_WINDOW and self.geometry.window is None:
             raise ValueError(f"problem has mask sliding_window, but geometry {self.geometry.name!r} has no window")
 
@@ -268,14 +324,6 @@ class Problem:
             return (range(request.encoder_len, request.num_slots),)
         left = 0 if self.window is None else max(0, request.context_len + 1 - self.window)
         return range(request.encoder_len), range(request.encoder_len, request.encoder_len + left)
-
-    def with_requests(self, *requests: Request) -> Problem:
-        """The same problem over another batch."""
-        return replace(self, requests=requests)
-
-    def with_layout(self, **changes: int | str) -> Problem:
-        """The same problem at another place in memory."""
-        return replace(self, layout=replace(self.layout, **changes))  # type: ignore[arg-type]
 
     def __str__(self) -> str:
         batch = " ".join(str(request) for request in self.requests)

@@ -5,10 +5,10 @@ As with attention, a `TokenProblem` determines every tensor of a run, and nothin
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar
 
-from samebits.backends.problem import DATA_NAMES, DTYPE_NAMES, POISON_NAMES, Circumstances, Request
+from samebits.backends.problem import POISON_NAMES, Circumstances, OfRequests, Request, Strides
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,9 @@ class TokenLayout:
 
     Attributes:
         padding_tokens: rows after the last request's; what is computed for them is nobody's.
-        strided: whether tensors are views of wider ones, as queries and keys are of a packed projection, and caches of
-            an allocation that interleaves them.
+        strides: how far apart elements lie. Of each pair of tensors the second is as outputs and values are there:
+            values, value caches, keys beside queries, suffixes beside prefixes. Inputs of a linear or a norm have no
+            heads, so that only their rows are set apart.
         leading_dimensions: dimensions before the last of a linear's or a norm's input.
         page_seed: seed of the permutation that scatters slots over a cache.
         poison: what unreadable memory holds: `nan`, or `large` for large finite values.
@@ -132,7 +133,7 @@ class TokenLayout:
     """
 
     padding_tokens: int = 0
-    strided: bool = False
+    strides: Strides = Strides.CONTIGUOUS
     leading_dimensions: int = 1
     page_seed: int = 0
     poison: str = "nan"
@@ -146,7 +147,7 @@ class TokenLayout:
 
 
 @dataclass(frozen=True)
-class TokenProblem:
+class TokenProblem(OfRequests):
     """Tokens to compute: all tensors follow from it.
 
     Attributes:
@@ -167,15 +168,6 @@ class TokenProblem:
     data: str = "normal"
     circumstances: Circumstances = field(default_factory=Circumstances)
 
-    def __post_init__(self) -> None:
-        if self.dtype not in DTYPE_NAMES:
-            raise ValueError(f"problem has dtype={self.dtype!r}; it must be one of {', '.join(DTYPE_NAMES)}")
-        if self.data not in DATA_NAMES:
-            raise ValueError(f"problem has data={self.data!r}; it must be one of {', '.join(DATA_NAMES)}")
-        keys = [request.key for request in self.requests]
-        if not keys or len(set(keys)) != len(keys):
-            raise ValueError(f"problem has request keys {keys}; there must be one at least, and each may occur once")
-
     @property
     def must_be_refused(self) -> bool:
         """Whether the operation breaks a rule: a rotary cache is of the queries' dtype or float32."""
@@ -186,14 +178,6 @@ class TokenProblem:
     def num_tokens(self) -> int:
         """Rows of all requests, without padding."""
         return sum(request.query_len for request in self.requests)
-
-    def with_requests(self, *requests: Request) -> TokenProblem:
-        """The same operation on other tokens."""
-        return replace(self, requests=requests)
-
-    def with_layout(self, **changes: int | bool | str) -> TokenProblem:
-        """The same tokens at another place in memory."""
-        return replace(self, layout=replace(self.layout, **changes))  # type: ignore[arg-type]
 
     def __str__(self) -> str:
         tokens = " ".join(str(request) for request in self.requests)

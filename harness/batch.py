@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from samebits.backends.contract import DTYPES, AttentionConfig, AttentionMetadata
-from samebits.backends.problem import Mask, Problem, Request
+from samebits.backends.problem import Mask, Problem, Request, Strides
 from samebits.harness.dataset import Role, shaped, token_values
+from samebits.harness.strides import span, strides_of, whole_memory
 
 # Page 0 is the page that padding points at; no request owns it.
 NULL_PAGE = 0
@@ -21,7 +22,8 @@ NULL_PAGE = 0
 _UNUSED_PAGES = 3
 # Entries behind every request's own, so that a read past its end finds a stale page rather than no table.
 _STALE_COLUMNS = 1
-_CANARY_ELEMENTS = 256
+# Around a tensor that a kernel writes: how much, and a value that no kernel writes by chance.
+_CANARY_ELEMENTS, _CANARY = 256, 1.625
 # In place of a request's key in the name of data that belong to the layer.
 LAYER_KEY = -1
 # Finite, and exactly representable in every dtype here: large enough to show in any sum it enters.
@@ -36,7 +38,7 @@ class Batch:
         problem: what they were made from.
         config, metadata: what a backend's `plan` is given.
         query: `[num_tokens, num_heads, head_dim]`.
-        key_cache, value_cache: `[num_pages, page_size, num_kv_heads, head_dim]`.
+        key_cache, value_cache: `[num_pages, page_size, num_kv_heads, head_dim]`, strided as the layout says.
         query_rows: for each request of the problem, the slice of query rows that it owns.
     """
 
@@ -48,36 +50,45 @@ class Batch:
     value_cache: torch.Tensor
     query_rows: tuple[slice, ...]
 
+    def memory(self) -> tuple[torch.Tensor, ...]:
+        """All that queries, keys and values are views of, gaps among them, each piece of it once."""
+        tensors = (self.query, self.key_cache, self.value_cache)
+        return tuple({tensor.untyped_storage().data_ptr(): whole_memory(tensor) for tensor in tensors}.values())
+
 
 @dataclass(frozen=True)
 class GuardedTensor:
-    """A poisoned tensor for a kernel to write, with canaries before and behind it in the same allocation."""
+    """A poisoned tensor for a kernel to write, and memory full of canaries before, behind and between its elements."""
 
     tensor: torch.Tensor
-    canaries: tuple[torch.Tensor, torch.Tensor]
-    expected: torch.Tensor
 
     def intact(self) -> bool:
         """Whether nothing wrote outside the tensor."""
-        return all(torch.equal(_bytes(canary), _bytes(self.expected)) for canary in self.canaries)
+        memory = whole_memory(self.tensor)
+        expected = torch.full_like(memory, _CANARY)
+        _view_of(expected, self.tensor).copy_(self.tensor)
+        return torch.equal(_bytes(memory), _bytes(expected))
 
 
-def guarded(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, poison: str) -> GuardedTensor:
-    """Allocates a tensor full of poison between two canaries.
+def guarded(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+    poison: str,
+    strides: Strides = Strides.CONTIGUOUS,
+) -> GuardedTensor:
+    """Allocates a tensor full of poison among canaries.
 
     Args:
         shape: of the tensor.
         dtype: of the tensor.
         device: where it is allocated.
         poison: `nan` or `large`.
+        strides: as an output has them.
     """
-    elements = int(np.prod(shape))
-    buffer = torch.full((elements + 2 * _CANARY_ELEMENTS,), poison_value(poison), dtype=dtype, device=device)
-    expected = torch.arange(_CANARY_ELEMENTS, device=device).to(dtype)
-    before, inner, after = torch.split(buffer, [_CANARY_ELEMENTS, elements, _CANARY_ELEMENTS])
-    before.copy_(expected)
-    after.copy_(expected)
-    return GuardedTensor(tensor=inner.view(shape), canaries=(before, after), expected=expected)
+    memory = torch.full((span(shape, strides) + 2 * _CANARY_ELEMENTS,), _CANARY, dtype=dtype, device=device)
+    tensor = memory.as_strided(shape, strides_of(shape, strides, second=True), _CANARY_ELEMENTS)
+    return GuardedTensor(tensor.fill_(poison_value(poison)))
 
 
 def poison_value(poison: str) -> float:
@@ -97,12 +108,10 @@ def make_batch(problem: Problem, device: torch.device) -> Batch:
     pages = _place_pages(problem)
     num_pages = 1 + sum(len(owned) for owned in pages) + _UNUSED_PAGES
     cache_shape = (num_pages, geometry.page_size, geometry.num_kv_heads, geometry.head_dim)
-    poison = poison_value(layout.poison)
-    key_cache = torch.full(cache_shape, poison, dtype=dtype)
-    value_cache = torch.full(cache_shape, poison, dtype=dtype)
+    key_cache, value_cache = _empty_caches(problem, cache_shape)
     num_real_tokens = sum(request.query_len for request in problem.requests)
     num_tokens = num_real_tokens + layout.padding_tokens
-    query = torch.full((num_tokens, geometry.num_heads, geometry.head_dim), poison, dtype=dtype)
+    query = _empty_query(problem, (num_tokens, geometry.num_heads, geometry.head_dim))
     slot_mapping = torch.full((num_tokens,), -1, dtype=torch.int64)
 
     query_rows = []
@@ -113,8 +122,9 @@ def make_batch(problem: Problem, device: torch.device) -> Batch:
         first_row = rows.stop
         slots = slots_of(request, owned, geometry.page_size)
         keys, values = request_keys_values(problem, request)
-        key_cache.view(-1, *cache_shape[2:])[slots] = keys
-        value_cache.view(-1, *cache_shape[2:])[slots] = values
+        pages_of_slots, offsets = slots // geometry.page_size, slots % geometry.page_size
+        key_cache[pages_of_slots, offsets] = keys
+        value_cache[pages_of_slots, offsets] = values
         query[rows] = request_queries(problem, request)
         # Queries that come before the first key (negative context) have no slot of their own, and cross-attention
         # writes none: its keys and values were stored by the encoder.
@@ -135,13 +145,8 @@ def make_batch(problem: Problem, device: torch.device) -> Batch:
         device=device,
         sinks=sinks_of(problem).to(device) if geometry.sinks else None,
     )
-    query, key_cache, value_cache = (tensor.to(device) for tensor in (query, key_cache, value_cache))
-    if layout.strided:
-        query = _packed(query, geometry.num_kv_heads, poison)
-        key_cache, value_cache = torch.stack([key_cache, value_cache], dim=1).unbind(dim=1)
-    query, key_cache, value_cache = (
-        moved(tensor, problem.circumstances.shift) for tensor in (query, key_cache, value_cache)
-    )
+    (query,) = _on_device(device, query)
+    key_cache, value_cache = _on_device(device, key_cache, value_cache)
     return Batch(
         problem=problem,
         config=config,
@@ -153,22 +158,51 @@ def make_batch(problem: Problem, device: torch.device) -> Batch:
     )
 
 
-def moved(tensor: torch.Tensor, shift: int) -> torch.Tensor:
-    """A copy that starts `shift` bytes behind the start of its allocation, with the same strides."""
-    if not shift:
-        return tensor
-    elements = shift // tensor.element_size()
-    span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    allocation = torch.full((max(span, 0) + elements,), torch.nan, dtype=tensor.dtype, device=tensor.device)
-    return allocation.as_strided(tensor.shape, tensor.stride(), elements).copy_(tensor)
+def _empty_query(problem: Problem, shape: tuple[int, ...]) -> torch.Tensor:
+    """Queries full of poison, on the host."""
+    strides = problem.layout.strides
+    return _view(_poisoned_memory(problem, span(shape, strides)), problem, shape)
 
 
-def _packed(query: torch.Tensor, num_kv_heads: int, poison: float) -> torch.Tensor:
-    """The queries as a slice of a projection that holds keys and values behind each row's queries: here, poison."""
-    num_tokens, num_heads, head_dim = query.shape
-    packed = query.new_full((num_tokens, num_heads + 2 * num_kv_heads, head_dim), poison)
-    packed[:, :num_heads] = query
-    return packed[:, :num_heads]
+def _empty_caches(problem: Problem, shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Caches full of poison, on the host: each in memory of its own, or page by page in one."""
+    elements, page = span(shape, problem.layout.strides), int(np.prod(shape[1:]))
+    if problem.layout.strides is Strides.INTERLEAVED:
+        memory = _poisoned_memory(problem, elements)
+        return _view(memory, problem, shape), _view(memory, problem, shape, behind=page)
+    keys, values = (_poisoned_memory(problem, elements) for _ in range(2))
+    return _view(keys, problem, shape), _view(values, problem, shape, second=True)
+
+
+def _poisoned_memory(problem: Problem, elements: int) -> torch.Tensor:
+    """Poison for `elements` behind the shift that the circumstances ask for."""
+    size = _shift(problem) + elements
+    return torch.full((size,), poison_value(problem.layout.poison), dtype=DTYPES[problem.dtype])
+
+
+def _view(
+    memory: torch.Tensor, problem: Problem, shape: tuple[int, ...], *, second: bool = False, behind: int = 0
+) -> torch.Tensor:
+    """A tensor in poisoned memory, strided as the layout says."""
+    strides = strides_of(shape, problem.layout.strides, second=second)
+    return memory.as_strided(shape, strides, _shift(problem) + behind)
+
+
+def _shift(problem: Problem) -> int:
+    """Elements by which tensors lie behind the start of their allocation."""
+    return problem.circumstances.shift // DTYPES[problem.dtype].itemsize
+
+
+def _on_device(device: torch.device, *views: torch.Tensor) -> list[torch.Tensor]:
+    """The same views of the same memory on a device; those of one piece of memory stay so."""
+    memory = {view.untyped_storage().data_ptr(): whole_memory(view) for view in views}
+    there = {address: piece.to(device) for address, piece in memory.items()}
+    return [_view_of(there[view.untyped_storage().data_ptr()], view) for view in views]
+
+
+def _view_of(memory: torch.Tensor, view: torch.Tensor) -> torch.Tensor:
+    """What a view of one piece of memory is of another."""
+    return memory.as_strided(view.shape, view.stride(), view.storage_offset())
 
 
 def sinks_of(problem: Problem) -> torch.Tensor:
@@ -231,7 +265,7 @@ def _values(problem: Problem, request: Request, role: Role, start: int, stop: in
     def between(start: int, stop: int) -> np.ndarray:
         return token_values(problem.seed, request.key, role, problem.geometry, start, stop)
 
-    values = shaped(between(start, stop), between(0, 1), role, problem.data, problem.dtype)
+    values = shaped(between(start, stop), lambda: between(0, 1), role, problem.data, problem.dtype)
     return torch.tensor(values, dtype=torch.float32).to(DTYPES[problem.dtype])
 
 

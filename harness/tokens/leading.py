@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from samebits.backends.problem import Strides
 from samebits.backends.token_problem import TokenProblem
 from samebits.harness.batch import poison_value
 from samebits.harness.tokens.placement import place
@@ -31,7 +32,7 @@ def placed_input(rows: torch.Tensor, problem: TokenProblem) -> torch.Tensor:
     """
     layout = problem.layout
     dimensions = layout.leading_dimensions
-    if not layout.strided or dimensions == 1:
+    if layout.strides is Strides.CONTIGUOUS or dimensions == 1:
         return with_leading(place(rows, problem).tensor, dimensions)
     longer = torch.nn.functional.pad(with_leading(rows, dimensions), (0, 0, 0, 1), value=poison_value(layout.poison))
     return with_leading(place(longer.flatten(0, -2), problem).tensor, dimensions)[..., :-1, :]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 
+from samebits.backends.problem import Strides
 from samebits.backends.token_problem import TokenProblem
 from samebits.harness.batch import poison_value
+from samebits.harness.strides import span, strides_of
 
-# Elements around a contiguous tensor, and beside each row of a strided one: whole vectors, so that alignment stays.
+# Elements before and behind a tensor: whole vectors, so that alignment stays.
 _MARGIN = 64
 
 
@@ -36,28 +37,28 @@ class Placed:
         return torch.equal(_bits(self.allocation)[kept], _bits(self.before)[kept])
 
 
-def place(values: torch.Tensor, problem: TokenProblem, *, contiguous: bool = False) -> Placed:
+def place(values: torch.Tensor, problem: TokenProblem, *, second: bool = False, contiguous: bool = False) -> Placed:
     """Copies a tensor into an allocation of poison.
 
     Args:
-        values: `[num_tokens, ...]`, on the device where the allocation goes.
-        problem: whose layout says whether rows are further apart than they are long, as in a packed projection, and
-            what the rest of the allocation holds; its circumstances say how far behind the start the tensor lies.
+        values: any shape, on the device where the allocation goes.
+        problem: whose layout says how the tensor is strided and what the rest of the allocation holds; its
+            circumstances say how far behind the start the tensor lies.
+        second: whether the tensor is the second of its pair.
         contiguous: whether the tensor is so whatever the layout.
     """
-    width = math.prod(values.shape[1:])
+    kind = Strides.CONTIGUOUS if contiguous else problem.layout.strides
+    strides = strides_of(values.shape, kind, second=second)
     before = _MARGIN + problem.circumstances.shift // values.element_size()
-    row_stride = width + 2 * _MARGIN if problem.layout.strided and not contiguous else width
     allocation = torch.full(
-        (before + values.shape[0] * row_stride + _MARGIN,),
+        (before + span(values.shape, kind) + _MARGIN,),
         poison_value(problem.layout.poison),
         dtype=values.dtype,
         device=values.device,
     )
 
     def view_of(whole: torch.Tensor) -> torch.Tensor:
-        rows_of = whole[before : whole.shape[0] - _MARGIN].view(values.shape[0], row_stride)
-        return rows_of[:, row_stride - width :].view(values.shape)
+        return whole.as_strided(values.shape, strides, before)
 
     view_of(allocation).copy_(values)
     writable = torch.zeros(allocation.shape, dtype=torch.bool, device=values.device)
