@@ -1,4 +1,4 @@
-"""How much memory a piece of code asks for at once."""
+"""How much memory a piece of code asks for."""
 
 from __future__ import annotations
 
@@ -8,25 +8,28 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 
-def largest_allocation(action: Callable[[], object], device: torch.device) -> int:
-    """Runs something and says how large the largest of its allocations was, in bytes.
+def total_allocated(action: Callable[[], object], device: torch.device) -> int:
+    """Runs something and says how many bytes it allocated in all, whether it kept them or gave them back.
 
-    On an accelerator that is the growth of the peak, since its allocator keeps no list; on a processor the profiler
-    sees every allocation of torch's, those of compiled code and of operators written in C++ among them.
+    A large tensor that is made piece by piece counts whole, however small the pieces are and however soon each is given
+    back. Only torch's allocator is asked: on a processor the profiler sees what operators allocate, compiled code and
+    those written in C++ among them, on the thread that calls; on an accelerator the allocator keeps the sum.
 
     Args:
         action: what to run.
         device: whose memory is watched.
     """
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
+        before = _allocated_so_far(device)
         action()
         torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
+        return _allocated_so_far(device) - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         action()
     # The public events hold sums over operators, in which what an operator allocates and frees again is 0.
     events = profiler.profiler.kineto_results.events()
-    return max((event.nbytes() for event in events), default=0)
+    return sum(max(event.nbytes(), 0) for event in events)
+
+
+def _allocated_so_far(device: torch.device) -> int:
+    return int(torch.cuda.memory_stats(device)["allocated_bytes.all.allocated"])

@@ -10,11 +10,14 @@ from typing import Any
 import torch
 
 from samebits.backends.contract import Implementation
-from samebits.backends.problem import Problem, Request
+from samebits.backends.problem import OtherLayer, Problem
+from samebits.harness.accuracy import Judgement, judge_tensors
 from samebits.harness.batch import Batch, GuardedTensor, guarded, make_batch, poison_value
 from samebits.harness.circumstances import in_circumstances
-from samebits.harness.comparison import ulp_distance
-from samebits.harness.reference import budget_used, request_reference
+from samebits.harness.comparison import same_bits
+from samebits.harness.global_state import restoring_global_state
+from samebits.harness.other_layer import filled_with, other_layer, tensors_of
+from samebits.harness.reference import request_reference
 from samebits.harness.relations import AnyProblem
 
 
@@ -41,22 +44,6 @@ class RequestResult:
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """One tensor of an execution against the reference.
-
-    Attributes:
-        error_budget: share of the error bound used at the worst element.
-        worst: where that is, in words.
-        max_ulp: largest distance from the rounded reference in units in the last place, among the elements of each row
-            that are no smaller than its root mean square.
-    """
-
-    error_budget: float = 0.0
-    worst: str = ""
-    max_ulp: int = 0
-
-
-@dataclass(frozen=True)
 class Execution:
     """A problem computed once.
 
@@ -65,7 +52,8 @@ class Execution:
         results: by request key.
         judgements: by name of a tensor, of all requests.
         digest: of all result bits of the requests, in their order.
-        faults: what went wrong apart from the values: overwritten canaries, changed inputs.
+        faults: what went wrong apart from the values: overwritten canaries, changed inputs, changed settings of the
+            process.
     """
 
     problem: AnyProblem
@@ -99,97 +87,101 @@ def execute(implementation: Implementation[Any], problem: Problem, device: torch
         problem: what to compute.
         device: where the implementation computes.
     """
-    batch = make_batch(problem, device)
-    geometry = problem.geometry
-    poison = problem.layout.poison
-    num_tokens = batch.metadata.num_tokens
-    output = guarded((num_tokens, geometry.num_heads, geometry.head_dim), batch.config.dtype, device, poison)
-    lse = None
-    if implementation.support.lse:
-        lse = guarded((geometry.num_heads, num_tokens), torch.float32, device, poison)
-    inputs = _digest_inputs(batch)
-    with in_circumstances(problem.circumstances, poison, device):
-        plan = implementation.plan(batch.config, batch.metadata)
-        for _ in range(problem.circumstances.calls):
-            for written in (output, lse):
-                if written is not None:
-                    written.tensor.fill_(poison_value(poison))
-            implementation.run(
-                plan,
-                batch.query,
-                batch.key_cache,
-                batch.value_cache,
-                output.tensor,
-                None if lse is None else lse.tensor,
-            )
-    results = _collect(batch, output, lse)
-    faults = [
-        f"run wrote outside the {name} tensor"
-        for name, buffer in (("output", output), ("lse", lse))
-        if buffer is not None and not buffer.intact()
-    ]
-    if _digest_inputs(batch) != inputs:
+    call = _new_call(implementation, problem, device)
+    batch = call.batch
+    before_run = [tensor.clone() for tensor in _inputs(batch)]
+    before = None
+    if problem.circumstances.other_layer is not None:
+        before = _new_call(implementation, other_layer(problem), device)
+    faults: list[str] = []
+    with in_circumstances(problem.circumstances, problem.layout.poison, device):
+        _compute(implementation, call, before, faults)
+    results = _collect(batch, call.output, call.lse)
+    faults += [f"run wrote outside the {name} tensor" for name, written in call.written.items() if not written.intact()]
+    if not all(map(same_bits, _inputs(batch), before_run)):
         faults.append("run changed its query, its cache or its metadata")
     return Execution(
         problem=problem,
         results=results,
-        judgements=_judgements(problem, results, device),
+        judgements=judge_requests(problem, results, device),
         digest=digest_of_results(results),
-        faults=tuple(faults),
+        faults=tuple(dict.fromkeys(faults)),
     )
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A batch, and the tensors that its results go to; without `lse` where none is returned."""
+
+    batch: Batch
+    output: GuardedTensor
+    lse: GuardedTensor | None
+
+    @property
+    def read(self) -> list[torch.Tensor]:
+        """All tensors that an implementation is given to read."""
+        batch = self.batch
+        return [batch.query, batch.key_cache, batch.value_cache, *tensors_of(batch.config, batch.metadata)]
+
+    @property
+    def written(self) -> dict[str, GuardedTensor]:
+        """By name, the tensors that it is given to write."""
+        return {"output": self.output} | ({} if self.lse is None else {"lse": self.lse})
+
+
+def _new_call(implementation: Implementation[Any], problem: Problem, device: torch.device) -> _Call:
+    batch = make_batch(problem, device)
+    layout, num_heads, num_tokens = problem.layout, problem.geometry.num_heads, batch.metadata.num_tokens
+    shape = (num_tokens, num_heads, problem.geometry.head_dim)
+    output = guarded(shape, batch.config.dtype, device, layout.poison, layout.strides)
+    lse = None
+    if implementation.support.lse:
+        lse = guarded((num_heads, num_tokens), torch.float32, device, layout.poison, layout.strides)
+    return _Call(batch, output, lse)
+
+
+def _compute(implementation: Implementation[Any], call: _Call, before: _Call | None, faults: list[str]) -> None:
+    """Plans and runs a call, and another layer's before it where the circumstances say so."""
+    circumstances = call.batch.problem.circumstances
+    if before is not None and circumstances.other_layer is OtherLayer.IN_PLACE:
+        with filled_with(before.read, call.read):
+            _run(implementation, _plan(implementation, call, faults), call, faults)
+    plan = _plan(implementation, call, faults)
+    if before is not None and circumstances.other_layer is OtherLayer.INTERLEAVED:
+        _run(implementation, _plan(implementation, before, faults), before, faults)
+    for _ in range(circumstances.calls):
+        _run(implementation, plan, call, faults)
+
+
+def _plan(implementation: Implementation[Any], call: _Call, faults: list[str]) -> Any:  # noqa: ANN401 -- it knows its plans
+    config = call.batch.config
+    with restoring_global_state("plan", config.device, faults):
+        return implementation.plan(config, call.batch.metadata)
+
+
+def _run(implementation: Implementation[Any], plan: Any, call: _Call, faults: list[str]) -> None:  # noqa: ANN401 -- its plan
+    batch = call.batch
+    for written in call.written.values():
+        written.tensor.fill_(poison_value(batch.problem.layout.poison))
+    with restoring_global_state("run", batch.config.device, faults):
+        implementation.run(
+            plan,
+            batch.query,
+            batch.key_cache,
+            batch.value_cache,
+            call.output.tensor,
+            None if call.lse is None else call.lse.tensor,
+        )
 
 
 def digest_of_results(results: Mapping[int, RequestResult]) -> str:
     """Digest of all bits of some results, in their order."""
-    return digest_of(*(tensor for result in results.values() for tensor in result.tensors.values()))
-
-
-def digest_of(*tensors: torch.Tensor | None) -> str:
-    """Digest of the bytes of some tensors; None stands for one that is not there."""
     digest = hashlib.blake2b(digest_size=16)
-    for tensor in tensors:
-        if tensor is not None:
-            # A transposed tensor of one element counts as contiguous whatever its strides; a copy of it has none.
-            copy = tensor.cpu().clone(memory_format=torch.contiguous_format)
-            digest.update(copy.flatten().view(torch.uint8).numpy().tobytes())
+    for tensor in (tensor for result in results.values() for tensor in result.tensors.values()):
+        # A transposed tensor of one element counts as contiguous whatever its strides; a copy of it has none.
+        copy = tensor.cpu().clone(memory_format=torch.contiguous_format)
+        digest.update(copy.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def judge_rows(
-    request: Request, tensor: str, actual: torch.Tensor, expected: torch.Tensor, bound: torch.Tensor
-) -> Judgement:
-    """One tensor of one request against its reference.
-
-    Args:
-        request: whose it is.
-        tensor: its name.
-        actual: rows of the request's tokens first.
-        expected: float64 reference, same shape.
-        bound: float64, same shape: the error allowed before the last rounding.
-    """
-    if not actual.numel():
-        return Judgement()
-    used = budget_used(actual, expected, bound)
-    budget, flat = used.flatten().max(dim=0)
-    index = tuple(int(i) for i in torch.unravel_index(flat, used.shape))
-    magnitude = expected.abs()
-    root_mean_square = magnitude.square().mean(dim=-1, keepdim=True).sqrt()
-    return Judgement(
-        error_budget=float(budget),
-        worst=(
-            f"request {request}, {described_place(tensor, index)}: {actual[index].item()!r} where the reference is "
-            f"{expected[index]:.9g} within {bound[index]:.3g} before rounding"
-        ),
-        max_ulp=ulp_distance(actual, expected, magnitude >= root_mean_square),
-    )
-
-
-def described_place(tensor: str, index: tuple[int, ...]) -> str:
-    """Names an element of a request's result: its row, its head where there are heads, its place in the head."""
-    row, *inner = index
-    names = ("head", "element")[-len(inner) :] if tensor != "lse" else ("head",)
-    place = ", ".join([f"row {row}", *(f"{name} {i}" for name, i in zip(names, inner, strict=True))])
-    return f"log-sum-exp of {place}" if tensor == "lse" else f"{tensor} of {place}"
 
 
 def _collect(batch: Batch, output: GuardedTensor, lse: GuardedTensor | None) -> dict[int, RequestResult]:
@@ -202,40 +194,21 @@ def _collect(batch: Batch, output: GuardedTensor, lse: GuardedTensor | None) -> 
     return results
 
 
-def _judgements(problem: Problem, results: Mapping[int, RequestResult], device: torch.device) -> dict[str, Judgement]:
+def judge_requests(
+    problem: Problem, results: Mapping[int, RequestResult], device: torch.device
+) -> dict[str, Judgement]:
     """The worst request of each tensor."""
-    worst: dict[str, Judgement] = {}
-    for request in problem.requests:
-        reference = request_reference(problem, request, device)
-        expected = {
+    references = [request_reference(problem, request, device) for request in problem.requests]
+    expected = [
+        {
             "output": (reference.output, reference.output_bound),
             "lse": (reference.lse.transpose(0, 1), reference.lse_bound.transpose(0, 1)),
         }
-        for tensor, actual in results[request.key].tensors.items():
-            keep_worst(worst, tensor, judge_rows(request, tensor, actual, *expected[tensor]))
-    return worst
+        for reference in references
+    ]
+    return judge_tensors(problem.requests, [results[request.key].tensors for request in problem.requests], expected)
 
 
-def keep_worst(worst: dict[str, Judgement], tensor: str, judgement: Judgement) -> None:
-    """Adds a request's judgement to those of its batch."""
-    if tensor not in worst or judgement.error_budget > worst[tensor].error_budget:
-        max_ulp = max(judgement.max_ulp, worst[tensor].max_ulp if tensor in worst else 0)
-        worst[tensor] = Judgement(judgement.error_budget, judgement.worst, max_ulp)
-    elif judgement.max_ulp > worst[tensor].max_ulp:
-        worst[tensor] = Judgement(worst[tensor].error_budget, worst[tensor].worst, judgement.max_ulp)
-
-
-def _digest_inputs(batch: Batch) -> str:
-    metadata = batch.metadata
-    return digest_of(
-        batch.query,
-        batch.key_cache,
-        batch.value_cache,
-        metadata.query_start_loc,
-        metadata.seq_lens,
-        metadata.block_table,
-        metadata.slot_mapping,
-        metadata.encoder_seq_lens,
-        metadata.causal_requests,
-        batch.config.sinks,
-    )
+def _inputs(batch: Batch) -> list[torch.Tensor]:
+    """All that an implementation is given to read, and what lies between."""
+    return [*batch.memory(), *tensors_of(batch.config, batch.metadata)]

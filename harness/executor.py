@@ -9,6 +9,9 @@ from samebits.backends.operations import TokenImplementation
 from samebits.backends.problem import Problem
 from samebits.backends.subject import Subject
 from samebits.harness.execution import Execution, execute
+from samebits.harness.graphs.execution import execute_graph
+from samebits.harness.graphs.reasons import graph_reasons
+from samebits.harness.graphs.tokens import execute_tokens_in_graph
 from samebits.harness.relations import AnyProblem
 from samebits.harness.tokens.execution import execute_tokens
 
@@ -43,17 +46,18 @@ def run_problem(subject: Subject, problem: AnyProblem, device: torch.device) -> 
     Raises:
         TypeError: the implementation computes another operation.
     """
+    at_padded_sizes = problem.circumstances.graph is not None
     if isinstance(subject, Implementation) and isinstance(problem, Problem):
-        return execute(subject, problem, device)
+        return (execute_graph if at_padded_sizes else execute)(subject, problem, device)
     if isinstance(subject, TokenImplementation) and not isinstance(problem, Problem):
-        return execute_tokens(subject, problem, device)
+        return (execute_tokens_in_graph if at_padded_sizes else execute_tokens)(subject, problem, device)
     raise TypeError(f"{subject.label} computes {subject.operation} and not {problem}")
 
 
 def reasons_against(subject: Subject, problem: AnyProblem) -> list[str]:
     """Why an implementation cannot compute a problem, one sentence each; empty when it can."""
     if isinstance(subject, Implementation) and isinstance(problem, Problem):
-        return subject.reasons(problem)
+        return subject.reasons(problem) + graph_reasons(subject, problem)
     if isinstance(subject, TokenImplementation) and not isinstance(problem, Problem):
-        return subject.reasons(problem.operation, problem.dtype)
+        return subject.reasons(problem) + graph_reasons(subject, problem)
     return [f"it computes {subject.operation}"]

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from samebits.backends.contract import Tiling
-from samebits.backends.problem import Circumstances
+from samebits.backends.problem import Circumstances, OtherLayer
+from samebits.harness.other_layer import other_layer
 from samebits.harness.relations import AnyProblem, Comparison, Relation
 
 # How often a call is made, by tier.
@@ -16,13 +17,17 @@ _ALIGNMENT, _SHIFTS = 16, 16
 
 
 def repeated(attempts: int) -> Relation:
-    """The same call many times: on other addresses, with other scratch, beside other work and without.
+    """The same call many times: on other addresses, with other scratch, beside other work, behind another layer.
 
     Args:
         attempts: calls, the first one among them.
     """
 
     def compare(problem: AnyProblem, tiling: Tiling) -> Iterable[Comparison]:
+        yield Comparison((problem,), ())
+        # Before anything else of the other layer, so that what was kept is the problem's, by sizes as by address.
+        in_place = Circumstances(other_layer=OtherLayer.IN_PLACE)
+        yield Comparison((replace(other_layer(problem), circumstances=in_place),), ())
         for attempt in range(1, attempts):
             circumstances = Circumstances(
                 attempt=attempt,
@@ -30,12 +35,14 @@ def repeated(attempts: int) -> Relation:
                 shift=_ALIGNMENT * (attempt % _SHIFTS),
                 beside_work=attempt % 4 >= 2,
                 # An engine plans a step once and computes every layer with it.
-                calls=2 if attempt % 8 == 1 else 1,
+                calls=2 if attempt % 16 == 1 else 1,
+                other_layer=OtherLayer.INTERLEAVED if attempt % 32 == 3 else None,
             )
             yield Comparison((problem,), (replace(problem, circumstances=circumstances),))
 
     description = (
-        f"{attempts} times, on other addresses, with other scratch, beside other work, with a plan used before"
+        f"{attempts} times, on other addresses, with other scratch, beside other work, with a plan used before, behind "
+        "another layer"
     )
     return Relation("repeated", "deterministic", description, compare)
 

@@ -23,7 +23,7 @@ _ALLOCATORS = (
     (torch.Tensor, "new_empty_strided"),
 )
 # Memory that is asked for in other ways, by operators in C++, is likely to be what was just given back.
-_GIVEN_BACK_BYTES = tuple(1 << power for power in range(8, 23, 2))
+GIVEN_BACK_BYTES = tuple(1 << power for power in range(8, 23, 2))
 
 
 @contextmanager
@@ -47,7 +47,7 @@ def give_back_poison(poison: str, device: torch.device) -> None:
         poison: `nan` or `large`.
         device: whose memory.
     """
-    held = [torch.full((size // 4,), poison_value(poison), device=device) for size in _GIVEN_BACK_BYTES]
+    held = [torch.full((size // 4,), poison_value(poison), device=device) for size in GIVEN_BACK_BYTES]
     del held
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from samebits.backends.operations import RotaryTensors, TokenImplementation, TokenTensors
-from samebits.backends.problem import DTYPE_NAMES
+from samebits.backends.problem import DTYPE_NAMES, OtherLayer
 from samebits.backends.token_problem import (
     CacheWrite,
     Linear,
@@ -19,17 +19,18 @@ from samebits.backends.token_problem import (
     TokenOperation,
     TokenProblem,
 )
-from samebits.harness.allocations import largest_allocation
+from samebits.harness.accuracy import judge_tensors
+from samebits.harness.allocations import total_allocated
 from samebits.harness.circumstances import in_circumstances
+from samebits.harness.comparison import same_bits
 from samebits.harness.execution import (
     Execution,
-    Judgement,
     RequestResult,
-    digest_of,
     digest_of_results,
-    judge_rows,
-    keep_worst,
 )
+from samebits.harness.global_state import restoring_global_state
+from samebits.harness.other_layer import filled_with, other_layer, tensors_of
+from samebits.harness.strides import whole_memory
 from samebits.harness.tokens.cache_write import PreparedCacheWrite
 from samebits.harness.tokens.linear import PreparedLinear
 from samebits.harness.tokens.merge import PreparedMerge
@@ -60,12 +61,18 @@ def execute_tokens(
         problem: what to compute.
         device: where the implementation computes.
     """
-    prepared = _PREPARED[type(problem.operation)](problem, problem.operation, device)
+    prepared = prepare(problem, device)
+    faults: list[str] = []
     if problem.must_be_refused:
-        return Execution(problem, {}, {}, "", _faults_of_refusal(implementation, problem, prepared.tensors))
-    inputs = digest_of(*prepared.read.values())
-    faults = []
-    with in_circumstances(problem.circumstances, problem.layout.poison, device):
+        with restoring_global_state("run", device, faults):
+            faults += _faults_of_refusal(implementation, problem, prepared.tensors)
+        return Execution(problem, {}, {}, "", tuple(faults))
+    before_run = [memory.clone() for memory in _read_memory(prepared)]
+    before = None if problem.circumstances.other_layer is None else prepare(other_layer(problem), device)
+    circumstances = in_circumstances(problem.circumstances, problem.layout.poison, device)
+    with circumstances, restoring_global_state("run", device, faults):
+        if before is not None:
+            _run_before(implementation, problem, before.tensors, prepared.tensors)
         if problem.layout.watched:
             faults += _watched(implementation, problem, prepared.tensors)
         else:
@@ -73,26 +80,47 @@ def execute_tokens(
     results = {key: RequestResult(tensors) for key, tensors in prepared.results().items()}
     faults += [f"run wrote outside of its {name}" for name, placed in prepared.written.items() if not placed.intact()]
     faults += prepared.faults()
-    if digest_of(*prepared.read.values()) != inputs:
+    if not all(map(same_bits, _read_memory(prepared), before_run)):
         faults.append(f"run changed one of {', '.join(prepared.read)}")
-    worst: dict[str, Judgement] = {}
-    for request in problem.requests:
-        expected = prepared.expected(request)
-        for tensor, actual in results[request.key].tensors.items():
-            judgement = judge_rows(request, tensor, actual, expected[tensor].values, expected[tensor].bound)
-            keep_worst(worst, tensor, judgement)
-    return Execution(problem, results, worst, digest_of_results(results), tuple(faults))
+    expected = [
+        {name: (wanted.values, wanted.bound) for name, wanted in prepared.expected(request).items()}
+        for request in problem.requests
+    ]
+    tensors = [results[request.key].tensors for request in problem.requests]
+    judgements = judge_tensors(problem.requests, tensors, expected)
+    return Execution(problem, results, judgements, digest_of_results(results), tuple(faults))
+
+
+def prepare(problem: TokenProblem, device: torch.device) -> Prepared[Any]:
+    """Makes the tensors of a problem, on the device where an implementation computes."""
+    return _PREPARED[type(problem.operation)](problem, problem.operation, device)
+
+
+def _run_before(
+    implementation: TokenImplementation[Any, Any], problem: TokenProblem, others: TokenTensors, tensors: TokenTensors
+) -> None:
+    """Computes another layer's tensors: where they are, or in the memory of those that count."""
+    if problem.circumstances.other_layer is OtherLayer.INTERLEAVED:
+        implementation.run(problem.operation, others)
+        return
+    with filled_with(tensors_of(others), tensors_of(tensors)):
+        implementation.run(problem.operation, tensors)
+
+
+def _read_memory(prepared: Prepared[Any]) -> list[torch.Tensor]:
+    """What may not be written, and all else in its memory."""
+    return [whole_memory(tensor) for tensor in prepared.read.values()]
 
 
 def _watched(implementation: TokenImplementation[Any, Any], problem: TokenProblem, tensors: TokenTensors) -> list[str]:
     """Runs while allocations are watched: none may hold the cosines or the sines of a rotary cache, in any dtype."""
     assert isinstance(tensors, RotaryTensors), "only the rotary cache is watched"
-    largest = largest_allocation(lambda: implementation.run(problem.operation, tensors), tensors.query.device)
+    allocated = total_allocated(lambda: implementation.run(problem.operation, tensors), tensors.query.device)
     half = tensors.cos_sin_cache.numel() // 2 * _SMALLEST_ELEMENT_BYTES
-    if largest < half:
+    if allocated < half:
         return []
     size = tensors.cos_sin_cache.nbytes
-    return [f"run allocated {largest} bytes where cos_sin_cache has {size}: it converts or copies the cache"]
+    return [f"run allocated {allocated} bytes where cos_sin_cache has {size}: it converts or copies the cache"]
 
 
 def _faults_of_refusal(

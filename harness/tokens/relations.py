@@ -6,16 +6,35 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from samebits.backends.contract import Tiling
-from samebits.backends.problem import Request
-from samebits.backends.token_problem import CacheWrite, Linear, RmsNorm, RotaryEmbedding, TokenProblem
+from samebits.backends.problem import Circumstances, OtherLayer, Request, Strides
+from samebits.backends.token_problem import (
+    CacheWrite,
+    Linear,
+    MergeStates,
+    RmsNorm,
+    RotaryEmbedding,
+    TokenOperation,
+    TokenProblem,
+)
+from samebits.harness.other_layer import other_layer
 from samebits.harness.relations import Comparison, Relation
 from samebits.harness.tokens.execution import outlawed
 
 _NEIGHBOUR_KEY = 1000
-_WATCHED_POSITIONS = 32768
+# Enough that a cache of as many is large beside what one token needs.
+_WATCHED_POSITIONS = 4096
 _BATCH_SIZES = (2, 3, 8, 16, 17, 64)
 # Rows beside the victim: at and around the tiles of matrix units, and where libraries change kernels.
 _NEIGHBOUR_ROWS = (1, 15, 16, 31, 63, 64, 127, 128, 255, 512)
+_STRIDES: Mapping[type[TokenOperation], tuple[Strides, ...]] = {
+    # Caches come in every order; queries, keys and outputs are packed one way.
+    CacheWrite: (Strides.INTERLEAVED, Strides.HEADS_FIRST, Strides.PADDED_HEADS, Strides.MIXED_ORDER),
+    RotaryEmbedding: (Strides.INTERLEAVED, Strides.PADDED_HEADS),
+    MergeStates: (Strides.INTERLEAVED, Strides.PADDED_HEADS),
+    # Rows without heads.
+    Linear: (Strides.INTERLEAVED,),
+    RmsNorm: (Strides.INTERLEAVED,),
+}
 
 
 def _batch_size(problem: TokenProblem, tiling: Tiling) -> Iterable[Comparison]:
@@ -63,19 +82,20 @@ def _padding(problem: TokenProblem, tiling: Tiling) -> Iterable[Comparison]:
 
 
 def _unread_memory(problem: TokenProblem, tiling: Tiling) -> Iterable[Comparison]:
-    padded = problem.with_layout(padding_tokens=3, strided=True)
+    padded = problem.with_layout(padding_tokens=3, strides=Strides.INTERLEAVED)
     yield Comparison((padded.with_layout(poison="large"),), (padded.with_layout(poison="nan"),))
 
 
 def _strided(problem: TokenProblem, tiling: Tiling) -> Iterable[Comparison]:
-    yield Comparison((problem,), (problem.with_layout(strided=True),))
+    for strides in _STRIDES[type(problem.operation)]:
+        yield Comparison((problem,), (problem.with_layout(strides=strides),))
 
 
 def _leading_dimensions(problem: TokenProblem, tiling: Tiling) -> Iterable[Comparison]:
     if isinstance(problem.operation, (Linear, RmsNorm)):
         for dimensions in (2, 3):
-            for strided in (False, True):
-                other = problem.with_layout(leading_dimensions=dimensions, strided=strided)
+            for strides in (Strides.CONTIGUOUS, Strides.INTERLEAVED):
+                other = problem.with_layout(leading_dimensions=dimensions, strides=strides)
                 yield Comparison((problem,), (other,))
 
 
@@ -94,9 +114,14 @@ def _cache_dtype(problem: TokenProblem, tiling: Tiling) -> Iterable[Comparison]:
 
 def _cache_in_place(problem: TokenProblem, tiling: Tiling) -> Iterable[Comparison]:
     if isinstance(problem.operation, RotaryEmbedding):
-        # Long, so that half of the cache is more than anything else that may be allocated.
-        longer = replace(problem.operation, max_position=max(problem.operation.max_position, _WATCHED_POSITIONS))
-        yield Comparison((replace(problem, operation=longer).with_layout(watched=True),), ())
+        operation = replace(problem.operation, max_position=min(problem.operation.max_position, _WATCHED_POSITIONS))
+        # One token, for which little is allocated, and at the last position, so that who converts a cache as far as it
+        # is used converts it whole.
+        last = Request(problem.requests[0].key, 1, operation.max_position - 1)
+        watched = replace(problem, operation=operation).with_requests(last).with_layout(watched=True)
+        # Behind the cache of all other checks, at another address and at the same: what is kept of it is wrong here.
+        for before in OtherLayer:
+            yield Comparison((replace(other_layer(watched), circumstances=Circumstances(other_layer=before)),), ())
 
 
 def _invariant(
