@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-_INTEGERS = {2: torch.int16, 4: torch.int32}
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,11 @@ def compare_bits(left: torch.Tensor, right: torch.Tensor) -> Difference:
     )
 
 
+def same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
+    """Whether two tensors of one shape, dtype and device hold the same bytes, of whatever strides."""
+    return torch.equal(_bits(left), _bits(right))
+
+
 def ulp_distance(actual: torch.Tensor, expected: torch.Tensor, counted: torch.Tensor) -> int:
     """Largest distance from a reference in units in the last place, among numbers that are counted.
 
@@ -111,7 +116,7 @@ def _row_distance(left: torch.Tensor, right: torch.Tensor, distance: torch.Tenso
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.contiguous().view(_INTEGERS[tensor.element_size()])
+    return tensor.view(_INTEGERS[tensor.element_size()])
 
 
 def _ordered(bits: torch.Tensor) -> torch.Tensor:

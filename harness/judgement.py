@@ -12,11 +12,13 @@ import torch
 from samebits.backends.contract import Availability, Claims, Implementation, KnownGap
 from samebits.backends.problem import Request
 from samebits.backends.subject import Subject
+from samebits.harness.accuracy import Judgement, described_place
 from samebits.harness.comparison import Difference, compare_bits
 from samebits.harness.environment import environment
-from samebits.harness.execution import Judgement, RequestResult, described_place
+from samebits.harness.execution import RequestResult
 from samebits.harness.executor import Executor, reasons_against
-from samebits.harness.matrix import Cell, Fault
+from samebits.harness.graphs.reasons import device_reasons
+from samebits.harness.matrix import Cell, Flaw, Symptom
 from samebits.harness.records import Record, Verdict
 from samebits.harness.relations import AnyProblem, Comparison
 from samebits.harness.shrink import describe, shrink
@@ -83,12 +85,12 @@ def judge(cell: Cell, availability: Availability, executor: Executor, command: s
         if reasons:
             return replace(record, verdict=Verdict.UNSUPPORTED, reasons=reasons)
         findings = _find(cell, executor)
-        verdict, reasons = _conclude(cell, findings, bool(record.claimed))
+        verdict, reasons = _conclude(cell, findings, bool(record.claimed), availability.device)
         smallest = _smallest(findings, executor)
     except Exception as error:
         message = " ".join(str(error).split())[:2000]
         raised = type(error).__name__
-        verdict, reasons = _excused(cell, Verdict.ERROR, (f"{raised}: {message}",), raised)
+        verdict, reasons = _excused(cell, availability.device, Verdict.ERROR, (f"{raised}: {message}",), raised)
         return replace(record, verdict=verdict, reasons=reasons, seconds=time.perf_counter() - started)
     return replace(
         record,
@@ -102,6 +104,21 @@ def judge(cell: Cell, availability: Availability, executor: Executor, command: s
         smallest_batch=smallest,
         seconds=time.perf_counter() - started,
     )
+
+
+def told_apart(control: Record, parent: Record) -> Record:
+    """A control's record, held against that of its parent: a check that fails both tells nothing apart.
+
+    Args:
+        control: as it was judged.
+        parent: of the same cell of the implementation that the control was broken from.
+    """
+    if control.red:
+        return control
+    if parent.verdict is Verdict.PASS:
+        return replace(control, reasons=(*control.reasons, f"{parent.label} passes"))
+    told = f"control not told from {parent.label}, which is right and comes to {parent.verdict}"
+    return replace(control, verdict=Verdict.PASS, reasons=(f"{told}: {'; '.join(parent.reasons)}", *control.reasons))
 
 
 def unjudged(cell: Cell, availability: Availability, command: str) -> Record:
@@ -144,6 +161,7 @@ def _reasons(cell: Cell, availability: Availability) -> tuple[str, ...]:
         reasons += [] if cell.implementation.support.lse else ["no log-sum-exp is returned"]
     if availability.device != "cpu" and any(problem.circumstances.threads for problem in problems):
         reasons.append(f"it computes on {availability.device}, where there are no threads to choose")
+    reasons += [reason for problem in problems for reason in device_reasons(problem, availability.device)]
     return tuple(dict.fromkeys(reasons))
 
 
@@ -230,7 +248,7 @@ def _steps(side: tuple[AnyProblem, ...], executor: Executor) -> list[_Step]:
     return steps
 
 
-def _conclude(cell: Cell, findings: Findings, claimed: bool) -> tuple[Verdict, tuple[str, ...]]:
+def _conclude(cell: Cell, findings: Findings, claimed: bool, device: str) -> tuple[Verdict, tuple[str, ...]]:
     """The verdict and its reasons. Correctness comes first: garbage can be perfectly invariant."""
     reasons = list(findings.faults)
     if not findings.error_budget <= 1.0:
@@ -246,34 +264,38 @@ def _conclude(cell: Cell, findings: Findings, claimed: bool) -> tuple[Verdict, t
     if findings.faults:
         return Verdict.FAIL, tuple(reasons)
     if wrong or (findings.first is not None and claimed):
-        return _excused(cell, Verdict.FAIL, tuple(reasons))
-    gap = _known_gap(cell)
+        return _excused(cell, device, Verdict.FAIL, tuple(reasons))
+    gap = _known_gap(cell, device)
     if gap and gap.always:
         return Verdict.FAIL, (f"passes, though {gap.issue} says that it is known to fail: remove the known gap",)
     return (Verdict.VARIES if findings.first is not None else Verdict.PASS), tuple(reasons)
 
 
-def _control_verdict(flaw: Fault, findings: Findings, reasons: tuple[str, ...]) -> tuple[Verdict, tuple[str, ...]]:
-    """A control is caught only by what it was made to break: bits alone, or the error budget and other faults."""
-    wrong = findings.error_budget > 1.0 or bool(findings.faults)
-    differs = findings.mismatches > 0
-    if wrong if flaw.wrong_values else differs and not wrong:
+def _control_verdict(flaw: Flaw, findings: Findings, reasons: tuple[str, ...]) -> tuple[Verdict, tuple[str, ...]]:
+    """A control is caught only by what it was made to break, and by nothing that it was not."""
+    wrong, faulty = findings.error_budget > 1.0, bool(findings.faults)
+    caught = {
+        Symptom.BITS: findings.mismatches > 0 and not (wrong or faulty),
+        Symptom.VALUES: wrong,
+        Symptom.FAULT: faulty and not wrong,
+    }
+    if caught[flaw.symptom]:
         return Verdict.FAIL, (f"control: {flaw.description}", *reasons)
     return Verdict.PASS, (f"control not caught: {flaw.description}", *reasons)
 
 
 def _excused(
-    cell: Cell, verdict: Verdict, reasons: tuple[str, ...], raised: str | None = None
+    cell: Cell, device: str, verdict: Verdict, reasons: tuple[str, ...], raised: str | None = None
 ) -> tuple[Verdict, tuple[str, ...]]:
-    gap = _known_gap(cell)
+    gap = _known_gap(cell, device)
     if gap is None or gap.raises != raised:
         return verdict, reasons
     return Verdict.KNOWN, (f"known: {gap.issue}", *reasons)
 
 
-def _known_gap(cell: Cell) -> KnownGap | None:
+def _known_gap(cell: Cell, device: str) -> KnownGap | None:
     for gap in cell.implementation.known_gaps:
-        if gap.matches(cell.relation.name, cell.case.mask, cell.dtype, cell.case.case_id):
+        if gap.matches(cell.relation.name, cell.case.mask, cell.dtype, cell.case.case_id, device):
             return gap
     return None
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from typing import Any, Protocol
 
 from samebits.backends.contract import Implementation, Tiling
@@ -14,26 +15,34 @@ from samebits.harness.cases import Case, cases
 from samebits.harness.relations import AnyProblem, Comparison, Relation
 
 
-class Fault(Protocol):
-    """What is wrong with a control.
+class Symptom(StrEnum):
+    """What gives a flaw away.
+
+    * `BITS`: it is right, but bits differ where they must agree.
+    * `VALUES`: it uses more than its error budget.
+    * `FAULT`: it is right, but breaks another rule: it writes outside of its results, or changes its inputs.
+    """
+
+    BITS = "bits"
+    VALUES = "values"
+    FAULT = "fault"
+
+
+@dataclass(frozen=True)
+class Flaw:
+    """What is broken on purpose in a control.
 
     Attributes:
         name: of the control.
-        description: in a line.
-        wrong_values: True where only the error budget can see it, False where bits must differ.
+        check: name of the check that must see it.
+        description: what it does wrong, in a line.
+        symptom: by what the check must see it.
     """
 
-    @property
-    def name(self) -> str:
-        """Name of the control."""
-
-    @property
-    def description(self) -> str:
-        """What it does wrong, in a line."""
-
-    @property
-    def wrong_values(self) -> bool:
-        """Whether only the error budget, or a fault that is no value, can see it."""
+    name: str
+    check: str
+    description: str
+    symptom: Symptom = field(default=Symptom.VALUES, kw_only=True)
 
 
 class Named(Protocol):
@@ -125,6 +134,7 @@ class Cell:
         tier: smallest tier that holds the cell.
         seed: of all data.
         flaw: what is broken on purpose; None unless the cell is a control.
+        parent: of a control, the same implementation without the flaw, which must pass what the control fails.
     """
 
     suite: str
@@ -134,13 +144,19 @@ class Cell:
     dtype: str
     tier: str
     seed: int
-    flaw: Fault | None = None
+    flaw: Flaw | None = None
+    parent: Subject | None = None
 
     @property
     def cell_id(self) -> str:
         """Names the cell across runs and machines."""
         seed = f":seed{self.seed}" if self.seed else ""
         return f"{self.implementation.label}:{self.relation.name}:{self.case.case_id}:{self.dtype}{seed}"
+
+    @property
+    def of_parent(self) -> Cell | None:
+        """The same cell of a control's parent; None unless the cell is a control."""
+        return None if self.parent is None else replace(self, implementation=self.parent, flaw=None, parent=None)
 
     @property
     def problem(self) -> AnyProblem:

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 
 import torch
 
-from samebits.backends.contract import AttentionConfig, AttentionMetadata, Availability, Claims, Implementation, Tiling
+from samebits.backends.contract import AttentionConfig, Claims, Tiling
 from samebits.backends.problem import Mask
 from samebits.backends.support import Support
+from samebits.harness.controls.kernels import AttentionControl, Call, finite
+from samebits.harness.controls.losses import flushed_early, tf32, through
+from samebits.harness.matrix import Flaw
 
 _TILE = 16
 _TILES_PER_SPLIT = 8
@@ -18,22 +21,6 @@ _TILES_PER_SPLIT = 8
 
 def _same(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
-
-
-def _through(dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
-    return lambda tensor: tensor.to(dtype).float()
-
-
-def _tf32(tensor: torch.Tensor) -> torch.Tensor:
-    """Rounds to the 10 bits of fraction that TF32 has."""
-    bits = tensor.contiguous().view(torch.int32)
-    return ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
-
-
-def _scaled_to_one(values: torch.Tensor) -> torch.Tensor:
-    """Divides by the largest value and multiplies again, as a quantised cache does."""
-    largest = values.abs().amax()
-    return values * (1.0 / largest) * largest
 
 
 def _hidden_where_nan(scores: torch.Tensor) -> torch.Tensor:
@@ -79,165 +66,156 @@ class Arithmetic:
 
 
 @dataclass(frozen=True)
-class Degradation:
-    """A way to lose precision, and where it must show.
+class Degradation(Flaw):
+    """A way to lose precision, which the error budget must show.
 
     Attributes:
-        name: of the control.
-        check: name of the check that must see it.
-        dtype: dtype that must show it.
-        description: what it does wrong, in a line.
+        dtype: that must show it.
         arithmetic: the degraded arithmetic.
-        wrong_values: always True: the error budget is what must see it.
     """
 
-    name: str
-    check: str
     dtype: str
-    description: str
     arithmetic: Arithmetic
-    wrong_values: bool = True
 
 
 DEGRADATIONS: tuple[Degradation, ...] = (
-    Degradation("tf32", "normal", "fp32", "products of TF32 where fp32 was asked for", Arithmetic(factors=_tf32)),
+    Degradation("tf32", "normal", "products of TF32 where fp32 was asked for", "fp32", Arithmetic(factors=tf32)),
     Degradation(
         "bf16_accumulator",
         "offset_values",
-        "bf16",
         "the output is accumulated in bf16",
-        Arithmetic(accumulator=_through(torch.bfloat16)),
+        "bf16",
+        Arithmetic(accumulator=through(torch.bfloat16)),
     ),
     Degradation(
         "bf16_partials",
         "offset_values",
-        "bf16",
         "the outputs of splits are rounded to bf16 before they are merged",
-        Arithmetic(partial=_through(torch.bfloat16)),
+        "bf16",
+        Arithmetic(partial=through(torch.bfloat16)),
     ),
     Degradation(
         "bf16_scores",
         "large_scores",
-        "bf16",
         "scores are rounded to bf16 before the softmax",
-        Arithmetic(scores=_through(torch.bfloat16)),
+        "bf16",
+        Arithmetic(scores=through(torch.bfloat16)),
     ),
     Degradation(
         "no_maximum",
         "huge_scores",
-        "fp32",
         "exponentials are taken of scores without their maximum",
+        "fp32",
         Arithmetic(shifted=False),
     ),
     Degradation(
         "no_maximum_lse",
         "lse_huge_scores",
-        "bf16",
         "the log-sum-exp is that of scores without their maximum",
+        "bf16",
         Arithmetic(shifted=False),
     ),
     Degradation(
         "hidden_score_0",
         "negative_scores",
-        "bf16",
         "keys that a row does not see get a score of 0 rather than -inf",
+        "bf16",
         Arithmetic(hidden_score=0.0),
     ),
     Degradation(
         "first_of_equals",
         "ties",
-        "bf16",
         "of equal weights in a tile, the first one takes part",
+        "bf16",
         Arithmetic(weights=_first_of_equals),
     ),
     Degradation(
-        "reciprocal_scale",
+        "flushed_early",
         "denormal_values",
+        "values below 2^16 times the smallest normal number count as 0",
         "fp32",
-        "values are scaled by the reciprocal of the largest, which overflows",
-        Arithmetic(values=_scaled_to_one),
+        Arithmetic(values=flushed_early),
     ),
     Degradation(
         "e4m3_weights",
         "large_values",
-        "bf16",
         "P is rounded to e4m3",
-        Arithmetic(weights=_through(torch.float8_e4m3fn)),
+        "bf16",
+        Arithmetic(weights=through(torch.float8_e4m3fn)),
     ),
     Degradation(
         "fp16_output",
         "huge_values",
-        "bf16",
         "the output passes through fp16",
-        Arithmetic(output=_through(torch.float16)),
+        "bf16",
+        Arithmetic(output=through(torch.float16)),
     ),
     Degradation(
-        "base_2_lse", "lse_normal", "fp32", "the log-sum-exp is in base 2", Arithmetic(lse_scale=1 / math.log(2.0))
+        "base_2_lse", "lse_normal", "the log-sum-exp is in base 2", "fp32", Arithmetic(lse_scale=1 / math.log(2.0))
     ),
     Degradation(
         "bf16_scores_lse",
         "lse_large_scores",
-        "bf16",
         "the log-sum-exp is that of scores rounded to bf16",
-        Arithmetic(scores=_through(torch.bfloat16)),
+        "bf16",
+        Arithmetic(scores=through(torch.bfloat16)),
     ),
     Degradation(
         "hidden_score_0_lse",
         "lse_negative_scores",
-        "bf16",
         "the log-sum-exp counts keys that a row does not see",
+        "bf16",
         Arithmetic(hidden_score=0.0),
     ),
     Degradation(
         "bf16_denominator_lse",
         "lse_ties",
-        "bf16",
         "the log-sum-exp is that of a denominator in bf16",
-        Arithmetic(total=_through(torch.bfloat16)),
+        "bf16",
+        Arithmetic(total=through(torch.bfloat16)),
     ),
     Degradation(
         "nan_swallowed",
         "seen_nan",
-        "bf16",
         "results that are no numbers become 0",
+        "bf16",
         Arithmetic(output=torch.nan_to_num),
     ),
     Degradation(
         "nan_score_swallowed",
         "lse_seen_nan",
-        "bf16",
         "scores that are no numbers become 0",
+        "bf16",
         Arithmetic(scores=lambda scores: torch.where(scores.isnan(), 0.0, scores)),
     ),
     Degradation(
         "nan_maximum_swallowed",
         "all_nan",
-        "bf16",
         "a row whose scores are no numbers counts as one that sees no key",
+        "bf16",
         Arithmetic(scores=_hidden_where_nan, output=torch.nan_to_num),
     ),
     Degradation(
         "nan_maximum_swallowed_lse",
         "lse_all_nan",
-        "bf16",
         "the log-sum-exp of scores that are no numbers is that of no key",
+        "bf16",
         Arithmetic(scores=_hidden_where_nan),
     ),
     Degradation(
         "infinity_clamped",
         "seen_inf",
-        "bf16",
         "values are clamped to what is finite",
+        "bf16",
         Arithmetic(values=lambda values: values.clamp(max=3.0e38)),
     ),
-    Degradation("missing_log2e", "normal", "bf16", "exp2 takes scores without log2(e)", Arithmetic(base=2.0)),
+    Degradation("missing_log2e", "normal", "exp2 takes scores without log2(e)", "bf16", Arithmetic(base=2.0)),
 )
 
 
-class TiledKernel(Implementation[tuple[AttentionConfig, AttentionMetadata]]):
+class TiledKernel(AttentionControl):
     """Online softmax in float32 over tiles and splits, as kernels do it, with its roundings open to damage."""
 
-    backend = "CONTROL"
     claims = Claims(source="plain tiles of 16 keys, splits of 128")
     support = Support(
         dtypes=("fp32", "bf16"), masks=(Mask.CAUSAL,), softcap=False, query_longer_than_kv=False, lse=True
@@ -250,37 +228,23 @@ class TiledKernel(Implementation[tuple[AttentionConfig, AttentionMetadata]]):
         self.name = flaw.name if flaw else "correct_arithmetic"
         self._arithmetic = flaw.arithmetic if flaw else Arithmetic()
 
-    def probe(self) -> Availability:
-        """Runs wherever torch does."""
-        return Availability(version=torch.__version__)
+    @property
+    def parent(self) -> TiledKernel:
+        """The correct kernel."""
+        return TiledKernel()
 
-    def plan(self, config: AttentionConfig, metadata: AttentionMetadata) -> tuple[AttentionConfig, AttentionMetadata]:
-        """Keeps what `run` needs."""
-        return config, metadata
-
-    def run(
-        self,
-        plan: tuple[AttentionConfig, AttentionMetadata],
-        query: torch.Tensor,
-        key_cache: torch.Tensor,
-        value_cache: torch.Tensor,
-        output: torch.Tensor,
-        lse: torch.Tensor | None,
-    ) -> None:
+    def compute(self, call: Call) -> None:
         """Computes one request after another."""
-        assert lse is not None, "the harness asks for what Support declares"
-        config, metadata = plan
-        starts = metadata.query_start_loc.tolist()
-        for index, kv_len in enumerate(metadata.seq_lens.tolist()):
-            rows = slice(starts[index], starts[index + 1])
+        config, metadata, every_row = call.plan.config, call.plan.metadata, call.plan.query_rows
+        for pages, kv_len, rows in zip(metadata.block_table, metadata.seq_lens.tolist(), every_row, strict=True):
             token = torch.arange(kv_len)
-            pages = metadata.block_table[index][token // config.page_size].long()
+            page = pages[token // config.page_size].long()
             key, value = (
-                cache[pages, token % config.page_size].transpose(0, 1).repeat_interleave(config.group_size, dim=0)
-                for cache in (key_cache, value_cache)
+                cache[page, token % config.page_size].transpose(0, 1).repeat_interleave(config.group_size, dim=0)
+                for cache in (call.key_cache, call.value_cache)
             )
-            result, lse[:, rows] = self._attend(query[rows].transpose(0, 1), key, value, config)
-            output[rows] = self._arithmetic.output(result).to(config.dtype).transpose(0, 1)
+            result, call.lse[:, rows] = self._attend(call.query[rows].transpose(0, 1), key, value, config)
+            call.output[rows] = self._arithmetic.output(result).to(config.dtype).transpose(0, 1)
 
     def _attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, config: AttentionConfig
@@ -306,22 +270,17 @@ class TiledKernel(Implementation[tuple[AttentionConfig, AttentionMetadata]]):
                 new = torch.maximum(split_maximum, scores.amax(dim=2))
                 if not arithmetic.shifted:
                     new = torch.zeros_like(new)
-                weights = torch.exp(scores - _finite(new).unsqueeze(2))
-                rescale = torch.exp(split_maximum - _finite(new))
+                weights = torch.exp(scores - finite(new).unsqueeze(2))
+                rescale = torch.exp(split_maximum - finite(new))
                 split_total = arithmetic.total(split_total * rescale + weights.sum(dim=2))
                 rounded = arithmetic.factors(arithmetic.weights(weights.to(config.dtype).float()))
                 product = rounded @ arithmetic.factors(arithmetic.values(value[:, tile].float()))
                 split_result = arithmetic.accumulator(split_result * rescale.unsqueeze(2) + product)
                 split_maximum = new
             merged = torch.maximum(maximum, split_maximum)
-            old, added = (torch.exp(part - _finite(merged)) for part in (maximum, split_maximum))
+            old, added = (torch.exp(part - finite(merged)) for part in (maximum, split_maximum))
             total = arithmetic.total(total * old + split_total * added)
             result = result * old.unsqueeze(2) + arithmetic.partial(split_result) * added.unsqueeze(2)
             maximum = merged
-        lse = (_finite(maximum) + total.log()) / factor * arithmetic.lse_scale
+        lse = (finite(maximum) + total.log()) / factor * arithmetic.lse_scale
         return result / total.unsqueeze(2), lse
-
-
-def _finite(maximum: torch.Tensor) -> torch.Tensor:
-    """A maximum that can be subtracted: 0 where nothing was seen."""
-    return maximum.masked_fill(maximum == -torch.inf, 0.0)

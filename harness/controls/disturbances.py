@@ -4,31 +4,26 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from samebits.backends.contract import AttentionConfig, AttentionMetadata
-from samebits.harness.controls.schedules import ChunkedKernel, ChunkedPlan, RequestView, Schedule
+from samebits.harness.controls.kernels import Call, PlannedBatch
+from samebits.harness.controls.schedules import ChunkedKernel, RequestView, Schedule
+from samebits.harness.matrix import Flaw, Symptom
 
 
 @dataclass(frozen=True)
-class Disturbance:
+class Disturbance(Flaw):
     """What decides how many keys a kernel adds up at a time, and must not.
 
     Attributes:
-        name: of the control.
-        check: the check that must see it.
-        description: what it does wrong, in a line.
         chunk: keys per chunk, from the queries, the number of the call, and its number among those with the same plan.
-        wrong_values: False: bits differ.
     """
 
-    name: str
-    check: str
-    description: str
     chunk: Callable[[torch.Tensor, int, int], int]
-    wrong_values: bool = False
+    symptom: Symptom = field(default=Symptom.BITS, kw_only=True)
 
 
 def _from_scratch(query: torch.Tensor, call: int, call_of_plan: int) -> int:
@@ -68,10 +63,11 @@ DISTURBANCES = (
 class DisturbedKernel(ChunkedKernel):
     """The correct kernel with chunks that a disturbance decides."""
 
+    flaw: Disturbance
+
     def __init__(self, flaw: Disturbance) -> None:
         """Takes the disturbance's name."""
-        super().__init__()
-        self.disturbance, self.name = flaw, flaw.name
+        self.flaw, self.name = flaw, flaw.name
         self._chunk = 0
         self._calls = itertools.count()
         self._calls_of_plan = itertools.count()
@@ -80,20 +76,12 @@ class DisturbedKernel(ChunkedKernel):
         """The chunks that were decided on."""
         return Schedule(chunk=self._chunk)
 
-    def plan(self, config: AttentionConfig, metadata: AttentionMetadata) -> ChunkedPlan:
+    def plan(self, config: AttentionConfig, metadata: AttentionMetadata) -> PlannedBatch:
         """Begins to count the plan's calls."""
         self._calls_of_plan = itertools.count()
         return super().plan(config, metadata)
 
-    def run(
-        self,
-        plan: ChunkedPlan,
-        query: torch.Tensor,
-        key_cache: torch.Tensor,
-        value_cache: torch.Tensor,
-        output: torch.Tensor,
-        lse: torch.Tensor | None,
-    ) -> None:
+    def compute(self, call: Call) -> None:
         """Decides on the chunks, and computes."""
-        self._chunk = self.disturbance.chunk(query, next(self._calls), next(self._calls_of_plan))
-        super().run(plan, query, key_cache, value_cache, output, lse)
+        self._chunk = self.flaw.chunk(call.query, next(self._calls), next(self._calls_of_plan))
+        super().compute(call)

@@ -1,11 +1,11 @@
-"""Controls of operations on tokens: plain correct kernels, and ways to get each of them wrong."""
+"""Controls of operations on tokens: ways to get each of them wrong, or right with other bits."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,99 +16,26 @@ from samebits.backends.operations import (
     MergeTensors,
     RmsNormTensors,
     RotaryTensors,
-    TokenImplementation,
     TokenTensors,
-    refuse_cache,
 )
-from samebits.backends.subject import Availability, Claims
 from samebits.backends.token_problem import CacheWrite, Linear, MergeStates, RmsNorm, RotaryEmbedding, TokenOperation
-from samebits.harness.matrix import Cell
+from samebits.harness.controls.kernels import control_cell
+from samebits.harness.controls.losses import clamped, flushed_early, tf32, through, without_nan
+from samebits.harness.controls.memory import TOKEN_MEMORIES
+from samebits.harness.controls.plain_operations import (
+    CORRECT,
+    PlainOperation,
+    Run,
+    TokenFlaw,
+    linear,
+    merge,
+    rotate,
+    write,
+)
+from samebits.harness.controls.trespasses import TOKEN_TRESPASSES
+from samebits.harness.matrix import Cell, Symptom
 from samebits.harness.relations import Relation
 from samebits.harness.tokens.cases import token_cases
-
-_Run = Callable[[Any, Any], None]
-
-
-def _rotate(operation: RotaryEmbedding, tensors: RotaryTensors, arithmetic: torch.dtype = torch.float64) -> None:
-    cached = tensors.cos_sin_cache[tensors.positions].to(arithmetic).unsqueeze(1)
-    cosines, sines = cached.chunk(2, dim=2)
-    sines = -sines if operation.inverse else sines
-    half = operation.rotary_dim // 2
-    for heads in (tensors.query, tensors.key):
-        rotated = heads[..., : operation.rotary_dim]
-        first, second = (
-            (rotated[..., 0::2], rotated[..., 1::2])
-            if operation.interleaved
-            else (rotated[..., :half], rotated[..., half:])
-        )
-        turned = (first * cosines - second * sines, second * cosines + first * sines)
-        first.copy_(turned[0]), second.copy_(turned[1])
-
-
-def _rotate_by_the_rules(operation: RotaryEmbedding, tensors: RotaryTensors) -> None:
-    refuse_cache(tensors.query, tensors.cos_sin_cache)
-    _rotate(operation, tensors)
-
-
-def _write(operation: CacheWrite, tensors: CacheWriteTensors) -> None:
-    stored = tensors.slot_mapping >= 0
-    slots = tensors.slot_mapping[stored]
-    for values, cache in ((tensors.key, tensors.key_cache), (tensors.value, tensors.value_cache)):
-        cache[slots // operation.page_size, slots % operation.page_size] = values[stored]
-
-
-def _write_padding(operation: CacheWrite, tensors: CacheWriteTensors) -> None:
-    """As `cache[slot_mapping] = key` does: slot -1 is the last one."""
-    slots = tensors.slot_mapping % (tensors.key_cache.shape[0] * operation.page_size)
-    for values, cache in ((tensors.key, tensors.key_cache), (tensors.value, tensors.value_cache)):
-        cache[slots // operation.page_size, slots % operation.page_size] = values
-    _write(operation, tensors)
-
-
-def _merge(operation: MergeStates, tensors: MergeTensors, base: float = math.e) -> None:
-    lses = torch.stack([tensors.prefix_lse, tensors.suffix_lse]).double()
-    lse = torch.logsumexp(lses, dim=0)
-    weights = torch.exp((lses - lse.masked_fill(lse == -math.inf, 0.0)) * math.log(base)).transpose(1, 2).unsqueeze(3)
-    outputs = torch.stack([tensors.prefix_output, tensors.suffix_output]).double()
-    # What a dead side holds may be NaN.
-    tensors.output.copy_((weights * outputs.where(weights > 0, 0.0)).sum(dim=0))
-    tensors.lse.copy_(lse)
-
-
-def _linear(operation: Linear, tensors: LinearTensors) -> None:
-    product = tensors.input.double() @ tensors.weight.double().T
-    tensors.output.copy_(product if tensors.bias is None else product + tensors.bias.double())
-
-
-def _normalise(operation: RmsNorm, tensors: RmsNormTensors) -> None:
-    rows = tensors.input.double()
-    mean_square = (rows**2).mean(dim=-1, keepdim=True)
-    tensors.output.copy_(rows / (mean_square + operation.epsilon).sqrt() * tensors.weight.double())
-
-
-@dataclass(frozen=True)
-class TokenFlaw:
-    """A way to get an operation wrong, and where it must show.
-
-    Attributes:
-        name: of the control.
-        operation: type of the operation.
-        check: the check that must see it.
-        description: what it does wrong, in a line.
-        run: the flawed kernel.
-        dtype: dtype in which it must show.
-        case: which of the operation's cases must show it.
-        wrong_values: True where only the error budget or a fault can see it, False where bits must differ.
-    """
-
-    name: str
-    operation: type[TokenOperation]
-    check: str
-    description: str
-    run: _Run
-    dtype: str = "fp32"
-    case: int = 0
-    wrong_values: bool = True
 
 
 def _one_unit_up(rows: torch.Tensor, chosen: torch.Tensor) -> None:
@@ -146,7 +73,8 @@ _LEAKS: dict[str, tuple[str, Callable[[torch.Tensor, int], torch.Tensor]]] = {
     ),
     "neighbour_contents": (
         "the first value of the batch decides",
-        lambda rows, count: _half_of(count, seed=int(rows.flatten()[:64].abs().sum() * 1000)),
+        # Behind those elements of a cache write's keys that are no numbers.
+        lambda rows, count: _half_of(count, seed=int(rows.flatten()[8:64].abs().sum() * 1000)),
     ),
     "padding": ("many rows take another kernel", lambda rows, count: torch.full((count,), count > 300)),
     "unread_memory": (
@@ -170,7 +98,7 @@ _LEAKS: dict[str, tuple[str, Callable[[torch.Tensor, int], torch.Tensor]]] = {
 }
 
 
-def _spoiled(run: _Run, relation: str) -> _Run:
+def _spoiled(run: Run, relation: str) -> Run:
     def spoil(operation: TokenOperation, tensors: TokenTensors) -> None:
         result, seen = _rows_of(tensors)
         chosen = _LEAKS[relation][1](seen.clone() if seen.is_contiguous() else seen, result.shape[0])
@@ -183,12 +111,12 @@ def _spoiled(run: _Run, relation: str) -> _Run:
     return spoil
 
 
-def _without(chosen: Callable[[CacheWriteTensors], torch.Tensor]) -> _Run:
+def _without(chosen: Callable[[CacheWriteTensors], torch.Tensor]) -> Run:
     """A cache write that leaves out some tokens: to be exact is all that it can get wrong."""
 
     def leave_out(operation: CacheWrite, tensors: CacheWriteTensors) -> None:
         kept = tensors.slot_mapping.masked_fill(chosen(tensors), -1)
-        _write(operation, replace(tensors, slot_mapping=kept))
+        write(operation, replace(tensors, slot_mapping=kept))
 
     return leave_out
 
@@ -204,78 +132,65 @@ def _cache_write_flaws() -> Iterator[TokenFlaw]:
     for relation, tokens in chosen.items():
         what = _LEAKS[relation][0] if relation in _LEAKS else "tokens of even pages are left out"
         yield TokenFlaw(
-            f"cache_write_{relation}", CacheWrite, relation, f"not all is written: {what}", _without(tokens)
+            f"cache_write_{relation}", relation, f"not all is written: {what}", CacheWrite, _without(tokens)
         )
 
 
-def _invariance_flaws(operation: type[TokenOperation], run: _Run, left_out: frozenset[str]) -> Iterator[TokenFlaw]:
+def _invariance_flaws(operation: type[TokenOperation], left_out: str = "") -> Iterator[TokenFlaw]:
     for relation, (description, _) in _LEAKS.items():
-        if relation not in left_out:
-            name = f"{operation.operation}_{relation}"
-            yield TokenFlaw(name, operation, relation, description, _spoiled(run, relation), wrong_values=False)
+        if relation != left_out:
+            name, spoiled = f"{operation.operation}_{relation}", _spoiled(CORRECT[operation], relation)
+            yield TokenFlaw(name, relation, description, operation, spoiled, symptom=Symptom.BITS)
 
 
-def _with_inputs(run: _Run, through: Callable[[torch.Tensor], torch.Tensor]) -> _Run:
+def _with_inputs(run: Run, loss: Callable[[torch.Tensor], torch.Tensor]) -> Run:
     """The operation on inputs that lost something on their way."""
 
     def lossy(operation: TokenOperation, tensors: Any) -> None:  # noqa: ANN401 -- of any operation
         names = ("prefix_output", "suffix_output") if isinstance(tensors, MergeTensors) else ("input",)
-        run(operation, replace(tensors, **{name: through(getattr(tensors, name)) for name in names}))
+        run(operation, replace(tensors, **{name: loss(getattr(tensors, name)) for name in names}))
 
     return lossy
 
 
 # What each kind of data must show, in float32.
 _LOSSES: dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor]]] = {
-    "normal": ("inputs are rounded to bf16", lambda values: values.bfloat16().float()),
-    "large_values": ("inputs are rounded to bf16", lambda values: values.bfloat16().float()),
-    "offset_values": ("inputs are rounded to bf16", lambda values: values.bfloat16().float()),
-    "huge_values": ("inputs pass through fp16", lambda values: values.half().float()),
-    "denormal_values": (
-        "inputs are scaled by the reciprocal of the largest, which overflows",
-        lambda values: _scaled_to_one(values),
-    ),
+    "normal": ("inputs are rounded to bf16", through(torch.bfloat16)),
+    "large_values": ("inputs are rounded to bf16", through(torch.bfloat16)),
+    "offset_values": ("inputs are rounded to bf16", through(torch.bfloat16)),
+    "huge_values": ("inputs pass through fp16", through(torch.float16)),
+    "denormal_values": ("inputs below 2^16 times the smallest normal number count as 0", flushed_early),
+    "seen_nan": ("inputs that are NaN count as 0", without_nan),
+    "seen_inf": ("infinite inputs are clamped", clamped),
 }
 
 
-def _arithmetic_flaws(operation: type[TokenOperation], run: _Run) -> Iterator[TokenFlaw]:
-    for data, (description, through) in _LOSSES.items():
-        yield TokenFlaw(f"{operation.operation}_{data}", operation, data, description, _with_inputs(run, through))
+def _arithmetic_flaws(operation: type[TokenOperation]) -> Iterator[TokenFlaw]:
+    for data, (description, loss) in _LOSSES.items():
+        lossy = _with_inputs(CORRECT[operation], loss)
+        yield TokenFlaw(f"{operation.operation}_{data}", data, description, operation, lossy)
 
 
 def _half_rotated(operation: RotaryEmbedding, tensors: RotaryTensors) -> None:
     half = operation.rotary_dim // 2
-    fewer = RotaryEmbedding(**(vars(operation) | {"rotary_dim": half}))
+    fewer = replace(operation, rotary_dim=half)
     cache = tensors.cos_sin_cache
     kept = torch.cat([cache[:, : half // 2], cache[:, half : half + half // 2]], dim=1)
-    _rotate(fewer, RotaryTensors(tensors.query, tensors.key, tensors.positions, kept))
+    rotate(fewer, RotaryTensors(tensors.query, tensors.key, tensors.positions, kept))
 
 
 def _other_pairs(operation: RotaryEmbedding, tensors: RotaryTensors) -> None:
-    other = RotaryEmbedding(**(vars(operation) | {"interleaved": not operation.interleaved}))
-    _rotate(other, tensors)
+    other = replace(operation, interleaved=not operation.interleaved)
+    rotate(other, tensors)
 
 
-def _rotate_through(through: Callable[[torch.Tensor], torch.Tensor]) -> _Run:
+def _rotate_through(loss: Callable[[torch.Tensor], torch.Tensor]) -> Run:
     def run(operation: RotaryEmbedding, tensors: RotaryTensors) -> None:
         for heads in (tensors.query, tensors.key):
-            heads[..., : operation.rotary_dim] = through(heads[..., : operation.rotary_dim])
-        _rotate(operation, tensors)
+            heads[..., : operation.rotary_dim] = loss(heads[..., : operation.rotary_dim])
+        rotate(operation, tensors)
 
     return run
-
-
-def _scaled_to_one(values: torch.Tensor) -> torch.Tensor:
-    largest = values.abs().nan_to_num().amax()
-    return values * (1.0 / largest) * largest
-
-
-def _copies_cache(operation: RotaryEmbedding, tensors: RotaryTensors) -> None:
-    refuse_cache(tensors.query, tensors.cos_sin_cache)
-    halves = [half.contiguous() for half in tensors.cos_sin_cache.chunk(2, dim=1)]
-    cache = torch.cat([half[tensors.positions] for half in halves], dim=1)
-    places = torch.arange(len(tensors.positions))
-    _rotate(operation, RotaryTensors(tensors.query, tensors.key, places, cache))
 
 
 def _rounded_sums(operation: Linear, tensors: LinearTensors) -> None:
@@ -288,14 +203,21 @@ def _rounded_sums(operation: Linear, tensors: LinearTensors) -> None:
     tensors.output.copy_(total if tensors.bias is None else total + tensors.bias.double())
 
 
-def _tf32(tensor: torch.Tensor) -> torch.Tensor:
-    bits = tensor.contiguous().view(torch.int32)
-    return ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
-
-
 def _tf32_linear(operation: Linear, tensors: LinearTensors) -> None:
-    rounded = LinearTensors(_tf32(tensors.input), _tf32(tensors.weight), tensors.bias, tensors.output)
-    _linear(operation, rounded)
+    rounded = LinearTensors(tf32(tensors.input), tf32(tensors.weight), tensors.bias, tensors.output)
+    linear(operation, rounded)
+
+
+def _largest_lse(operation: MergeStates, tensors: MergeTensors) -> None:
+    merge(operation, tensors)
+    torch.maximum(tensors.prefix_lse, tensors.suffix_lse, out=tensors.lse)
+
+
+def _infinite_lse_dead(operation: MergeStates, tensors: MergeTensors) -> None:
+    """As where a library returns +inf for a query that sees no key, which FlashAttention 2 does."""
+    lses = (lse.masked_fill(lse == math.inf, -math.inf) for lse in (tensors.prefix_lse, tensors.suffix_lse))
+    prefix_lse, suffix_lse = lses
+    merge(operation, replace(tensors, prefix_lse=prefix_lse, suffix_lse=suffix_lse))
 
 
 def _square_in_dtype(operation: RmsNorm, tensors: RmsNormTensors) -> None:
@@ -305,95 +227,69 @@ def _square_in_dtype(operation: RmsNorm, tensors: RmsNormTensors) -> None:
 
 
 _FLAWS: tuple[TokenFlaw, ...] = (
-    *_invariance_flaws(RotaryEmbedding, _rotate_by_the_rules, frozenset({"leading_dimensions"})),
-    TokenFlaw("other_pairs", RotaryEmbedding, "normal", "the pairs are those of the other convention", _other_pairs),
+    *_invariance_flaws(RotaryEmbedding, left_out="leading_dimensions"),
+    TokenFlaw("other_pairs", "normal", "the pairs are those of the other convention", RotaryEmbedding, _other_pairs),
     TokenFlaw(
         "fp16_rotation",
-        RotaryEmbedding,
         "huge_values",
         "queries and keys pass through fp16",
-        _rotate_through(lambda values: values.half().float()),
+        RotaryEmbedding,
+        _rotate_through(through(torch.float16)),
     ),
     TokenFlaw(
         "bf16_rotation",
-        RotaryEmbedding,
         "large_values",
         "products and sums are rounded to bf16",
-        lambda operation, tensors: _rotate(operation, tensors, torch.bfloat16),
+        RotaryEmbedding,
+        lambda operation, tensors: rotate(operation, tensors, torch.bfloat16),
         dtype="bf16",
     ),
-    TokenFlaw("half_rotated", RotaryEmbedding, "offset_values", "half of rotary_dim is rotated", _half_rotated, case=2),
+    TokenFlaw("half_rotated", "offset_values", "half of rotary_dim is rotated", RotaryEmbedding, _half_rotated, case=2),
     TokenFlaw(
-        "reciprocal_rotation",
-        RotaryEmbedding,
+        "rotation_flushed_early",
         "denormal_values",
-        "values are scaled by the reciprocal of the largest, which overflows",
-        _rotate_through(_scaled_to_one),
-    ),
-    TokenFlaw(
-        "any_cache", RotaryEmbedding, "cache_dtype", "a cache of any dtype is let through", _rotate, dtype="bf16"
-    ),
-    TokenFlaw(
-        "cache_copied",
+        "elements below 2^16 times the smallest normal number count as 0",
         RotaryEmbedding,
-        "cache_in_place",
-        "all cosines and all sines are copied apart",
-        _copies_cache,
-        dtype="bf16",
+        _rotate_through(flushed_early),
     ),
-    *_invariance_flaws(Linear, _linear, frozenset()),
-    *_invariance_flaws(RmsNorm, _normalise, frozenset()),
-    *_invariance_flaws(MergeStates, _merge, frozenset({"leading_dimensions"})),
+    TokenFlaw(
+        "rotation_without_nan",
+        "seen_nan",
+        "elements that are NaN count as 0",
+        RotaryEmbedding,
+        _rotate_through(without_nan),
+    ),
+    TokenFlaw(
+        "clamped_rotation", "seen_inf", "infinite elements are clamped", RotaryEmbedding, _rotate_through(clamped)
+    ),
+    *_invariance_flaws(Linear),
+    *_invariance_flaws(RmsNorm),
+    *_invariance_flaws(MergeStates, left_out="leading_dimensions"),
     *_cache_write_flaws(),
-    *_arithmetic_flaws(Linear, _linear),
-    *_arithmetic_flaws(RmsNorm, _normalise),
-    *_arithmetic_flaws(MergeStates, _merge),
-    TokenFlaw("tf32_linear", Linear, "normal", "products of TF32 where fp32 was asked for", _tf32_linear),
-    TokenFlaw("bf16_linear", Linear, "offset_values", "the sum is accumulated in bf16", _rounded_sums, dtype="bf16"),
-    TokenFlaw("square_in_bf16", RmsNorm, "large_values", "squares are rounded to bf16", _square_in_dtype, dtype="bf16"),
+    *_arithmetic_flaws(Linear),
+    *_arithmetic_flaws(RmsNorm),
+    *_arithmetic_flaws(MergeStates),
+    TokenFlaw("tf32_linear", "normal", "products of TF32 where fp32 was asked for", Linear, _tf32_linear),
+    TokenFlaw("bf16_linear", "offset_values", "the sum is accumulated in bf16", Linear, _rounded_sums, dtype="bf16"),
+    TokenFlaw("square_in_bf16", "large_values", "squares are rounded to bf16", RmsNorm, _square_in_dtype, dtype="bf16"),
     TokenFlaw(
         "base_2_merge",
-        MergeStates,
         "normal",
         "log-sum-exps are taken for those of base 2",
-        lambda operation, tensors: _merge(operation, tensors, 2.0),
+        MergeStates,
+        lambda operation, tensors: merge(operation, tensors, 2.0),
     ),
-    TokenFlaw("slot_minus_1", CacheWrite, "padding", "slot -1 is written as the last one", _write_padding),
+    TokenFlaw(
+        "infinite_lse_dead",
+        "seen_inf",
+        "a log-sum-exp of +inf is taken for one of no key",
+        MergeStates,
+        _infinite_lse_dead,
+    ),
+    TokenFlaw("largest_lse", "normal", "the log-sum-exp is the larger of the two", MergeStates, _largest_lse),
+    *TOKEN_TRESPASSES,
+    *TOKEN_MEMORIES,
 )
-
-
-class FlawedOperation(TokenImplementation[Any, Any]):
-    """An operation on tokens as a flaw would have it."""
-
-    backend = "CONTROL"
-    claims = Claims(batch_invariant=True, schedule_invariant=True, source="plain float64, but for its flaw")
-
-    def __init__(self, flaw: TokenFlaw) -> None:
-        """Takes the flaw's name and operation."""
-        self.flaw, self.name, self.operation = flaw, flaw.name, flaw.operation.operation
-
-    def probe(self) -> Availability:
-        """Runs wherever torch does."""
-        return Availability(version=torch.__version__)
-
-    def run(self, operation: TokenOperation, tensors: TokenTensors) -> None:
-        """Does it wrong."""
-        self.flaw.run(operation, tensors)
-
-
-def correct_operations() -> list[FlawedOperation]:
-    """Every operation as it should be."""
-    kernels: tuple[tuple[type[TokenOperation], _Run], ...] = (
-        (RotaryEmbedding, _rotate_by_the_rules),
-        (CacheWrite, _write),
-        (MergeStates, _merge),
-        (Linear, _linear),
-        (RmsNorm, _normalise),
-    )
-    return [
-        FlawedOperation(TokenFlaw(f"correct_{operation.operation}", operation, "", "nothing", run))
-        for operation, run in kernels
-    ]
 
 
 def token_controls(suite: str, operations: Iterable[str], checks: Iterable[Relation], seed: int) -> Iterator[Cell]:
@@ -409,4 +305,5 @@ def token_controls(suite: str, operations: Iterable[str], checks: Iterable[Relat
     for flaw in _FLAWS:
         if flaw.operation.operation in operations and flaw.check in by_name:
             case = list(token_cases(flaw.operation.operation, "smoke"))[flaw.case]
-            yield Cell(suite, FlawedOperation(flaw), by_name[flaw.check], case, flaw.dtype, "smoke", seed, flaw)
+            control = PlainOperation(flaw.operation, flaw)
+            yield control_cell(suite, control, by_name[flaw.check], case, flaw.dtype, seed)

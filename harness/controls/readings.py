@@ -1,4 +1,4 @@
-"""Controls of the semantics suite: one plain correct kernel, and the ways in which attention is misread."""
+"""One plain correct kernel, and how attention is misread: controls of the semantics suite, and of what masks hide."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from samebits.backends.contract import AttentionConfig, AttentionMetadata, Availability, Claims, Implementation, Tiling
-from samebits.backends.problem import Mask
+from samebits.backends.contract import AttentionConfig, AttentionMetadata, Claims, Tiling
+from samebits.backends.problem import Mask, Strides
 from samebits.backends.support import Support
+from samebits.harness.controls.kernels import AttentionControl, Call, finite
+from samebits.harness.matrix import Flaw, Symptom
+from samebits.harness.strides import strides_of
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,9 @@ class Reading:
         sinks: whether the layer's sinks take part.
         page_size: tokens per page.
         head_map: the key/value head of each query head.
-        contiguous: whether the strides of the caches are taken for those of a contiguous tensor.
+        strides: what the strides of a cache are taken for, from the cache and that of the keys.
         writes_blind_rows: whether rows that see nothing are written.
+        skips_hidden: whether a value that a query does not see is left out of its sum, whatever it holds.
     """
 
     index: int
@@ -41,51 +45,44 @@ class Reading:
     sinks: bool
     page_size: int
     head_map: tuple[int, ...]
-    contiguous: bool = False
+    strides: Callable[[torch.Tensor, torch.Tensor], tuple[int, ...]] = lambda cache, keys: cache.stride()
     writes_blind_rows: bool = True
+    skips_hidden: bool = True
 
 
 @dataclass(frozen=True)
-class Misreading:
-    """A way to misunderstand attention, and where it must show.
+class Misreading(Flaw):
+    """A way to misunderstand attention.
 
     Attributes:
-        name: of the control.
-        meaning: the check that must see it.
-        description: what it does wrong, in a line.
         changed: the reading that the misunderstanding makes of the right one.
-        case: which of the meaning's cases shows it.
-        wrong_values: always True: the error budget is what must see it.
+        case: which of the check's cases shows it.
     """
 
-    name: str
-    meaning: str
-    description: str
     changed: Callable[[Reading, AttentionMetadata], Reading]
     case: int = 0
-    wrong_values: bool = True
 
 
-@dataclass(frozen=True)
-class Leak:
-    """A correct kernel that multiplies hidden values by weights of 0, where NaN may lie.
-
-    Attributes:
-        name: of the control.
-        check: the check that must see it.
-        description: what it does wrong, in a line.
-        wrong_values: False: bits differ.
-    """
-
-    name: str
-    check: str
-    description: str
-    wrong_values: bool = False
+def _times_0(reading: Reading, metadata: AttentionMetadata) -> Reading:
+    return replace(reading, skips_hidden=False)
 
 
-LEAKS = (
-    Leak("unseen_times_0", "unseen_nan", "values that no query sees are multiplied by weights of 0"),
-    Leak("hidden_times_0", "hidden_nan", "values that a query does not see are multiplied by weights of 0"),
+# Controls of the dtype suite: what the mask hides may be NaN.
+LEAKS: tuple[Misreading, ...] = (
+    Misreading(
+        "unseen_times_0",
+        "unseen_nan",
+        "values that no query sees are multiplied by weights of 0",
+        _times_0,
+        symptom=Symptom.BITS,
+    ),
+    Misreading(
+        "hidden_times_0",
+        "hidden_nan",
+        "values that a query does not see are multiplied by weights of 0",
+        _times_0,
+        symptom=Symptom.BITS,
+    ),
 )
 
 
@@ -96,6 +93,16 @@ def _encoder_start(reading: Reading, metadata: AttentionMetadata) -> int:
 
 def _first_encoder(metadata: AttentionMetadata) -> int:
     return 0 if metadata.encoder_seq_lens is None else int(metadata.encoder_seq_lens[0])
+
+
+def _length_without_idle(reading: Reading, metadata: AttentionMetadata) -> int:
+    """The self-attended length of the request whose place in the batch is the number of live requests before it."""
+    live = metadata.query_start_loc.diff()[: reading.index] > 0
+    return int(metadata.seq_lens[int(live.sum())])
+
+
+def _contiguous(cache: torch.Tensor) -> tuple[int, ...]:
+    return strides_of(tuple(cache.shape), Strides.CONTIGUOUS)
 
 
 def _swapped(head_map: tuple[int, ...]) -> tuple[int, ...]:
@@ -180,6 +187,12 @@ MISREADINGS: tuple[Misreading, ...] = (
         lambda reading, _: replace(reading, writes_blind_rows=False),
     ),
     Misreading(
+        "idle_requests_skipped",
+        "idle",
+        "requests without a query are left out of the count by which lengths are looked up",
+        lambda reading, metadata: replace(reading, kv_len=_length_without_idle(reading, metadata)),
+    ),
+    Misreading(
         "later_splits_dropped",
         "splits",
         "no more than 128 keys are read, four of the splits below",
@@ -187,58 +200,68 @@ MISREADINGS: tuple[Misreading, ...] = (
     ),
     Misreading(
         "contiguous_assumed",
-        "strided",
+        "strided_interleaved",
         "the caches are read as if they were contiguous",
-        lambda reading, _: replace(reading, contiguous=True),
+        lambda reading, _: replace(reading, strides=lambda cache, keys: _contiguous(cache)),
+    ),
+    Misreading(
+        "slots_outside_heads",
+        "strided_heads_first",
+        "a page is taken to hold one slot after another",
+        lambda reading, _: replace(reading, strides=lambda cache, keys: _contiguous(cache)),
+    ),
+    Misreading(
+        "heads_beside_one_another",
+        "strided_padded_heads",
+        "a head is taken to end where the next begins",
+        lambda reading, _: replace(reading, strides=lambda cache, keys: (*cache.stride()[:2], cache.shape[3], 1)),
+    ),
+    Misreading(
+        "strides_of_the_keys",
+        "strided_mixed_order",
+        "values are read by the strides of the keys",
+        lambda reading, _: replace(reading, strides=lambda cache, keys: keys.stride()),
     ),
 )
 
 
-class PlainKernel(Implementation[tuple[AttentionConfig, AttentionMetadata]]):
+class PlainKernel(AttentionControl):
     """Attention in float64, one request after another, with its understanding open to damage."""
 
-    backend = "CONTROL"
     claims = Claims(ignores_unread_memory=False, source="a softmax in float64 over all keys of a request")
     support = Support(dtypes=("fp32",), masks=tuple(Mask), encoder_offset=True, lse=True, sinks=True)
     tiling = Tiling(query_tile=16, kv_tile=16, kv_split=32)
+    flaw: Misreading | None
 
-    def __init__(self, flaw: Misreading | Leak | None = None) -> None:
-        """Makes the correct kernel, under another name where it is a leak's, or one that misreads something."""
+    def __init__(self, flaw: Misreading | None = None) -> None:
+        """Makes the correct kernel, or one that misreads something."""
         self.flaw = flaw
         self.name = flaw.name if flaw else "correct_reading"
 
-    def probe(self) -> Availability:
-        """Runs wherever torch does."""
-        return Availability(version=torch.__version__)
+    @property
+    def parent(self) -> PlainKernel:
+        """The correct kernel."""
+        return PlainKernel()
 
-    def plan(self, config: AttentionConfig, metadata: AttentionMetadata) -> tuple[AttentionConfig, AttentionMetadata]:
-        """Keeps what `run` needs."""
-        self.require(config)
-        return config, metadata
-
-    def run(
-        self,
-        plan: tuple[AttentionConfig, AttentionMetadata],
-        query: torch.Tensor,
-        key_cache: torch.Tensor,
-        value_cache: torch.Tensor,
-        output: torch.Tensor,
-        lse: torch.Tensor | None,
-    ) -> None:
+    def compute(self, call: Call) -> None:
         """Computes one request after another."""
-        assert lse is not None, "the harness asks for what Support declares"
-        config, metadata = plan
-        starts = metadata.query_start_loc.tolist()
-        for index in range(metadata.num_requests):
-            rows = slice(starts[index], starts[index + 1])
+        config, metadata = call.plan.config, call.plan.metadata
+        for index, rows in enumerate(call.plan.query_rows):
             reading = self._reading(index, rows.stop - rows.start, config, metadata)
-            key, value = (_gather(cache, metadata.block_table[index], reading) for cache in (key_cache, value_cache))
-            result, result_lse = _attend(query[rows].transpose(0, 1).double(), key, value, config.sinks, reading)
+            key, value = (
+                _gather(
+                    cache.as_strided(cache.shape, reading.strides(cache, call.key_cache), cache.storage_offset()),
+                    metadata.block_table[index],
+                    reading,
+                )
+                for cache in (call.key_cache, call.value_cache)
+            )
+            result, result_lse = _attend(call.query[rows].transpose(0, 1).double(), key, value, config.sinks, reading)
             written = torch.ones(result.shape[1], dtype=torch.bool)
             if not reading.writes_blind_rows:
                 written = (result_lse > -math.inf).any(dim=0)
-            output[rows][written] = result.transpose(0, 1)[written].to(output.dtype)
-            lse[:, rows] = result_lse.to(lse.dtype)
+            call.output[rows][written] = result.transpose(0, 1)[written].to(call.output.dtype)
+            call.lse[:, rows] = result_lse.to(call.lse.dtype)
 
     def _reading(self, index: int, query_len: int, config: AttentionConfig, metadata: AttentionMetadata) -> Reading:
         causal = metadata.causal if metadata.causal_requests is None else bool(metadata.causal_requests[index])
@@ -255,13 +278,11 @@ class PlainKernel(Implementation[tuple[AttentionConfig, AttentionMetadata]]):
             page_size=config.page_size,
             head_map=tuple(head // config.group_size for head in range(config.num_heads)),
         )
-        return self.flaw.changed(reading, metadata) if isinstance(self.flaw, Misreading) else reading
+        return self.flaw.changed(reading, metadata) if self.flaw else reading
 
 
 def _gather(cache: torch.Tensor, pages: torch.Tensor, reading: Reading) -> torch.Tensor:
     """Attended keys or values of a request for each query head: float64 `[num_heads, kv_len, head_dim]`."""
-    if reading.contiguous:
-        cache = cache.as_strided(cache.shape, torch.empty(cache.shape, device="meta").stride())
     token = torch.arange(reading.kv_start, reading.kv_start + reading.kv_len)
     # A misreading may ask for pages that the table does not have.
     page = pages[(token // reading.page_size).clamp(max=len(pages) - 1)].long()
@@ -276,17 +297,20 @@ def _attend(
     scores = query @ key.transpose(1, 2) * reading.scale
     if reading.softcap is not None:
         scores = torch.tanh(scores / reading.softcap) * reading.softcap
+    visible = torch.ones(reading.query_len, reading.kv_len, dtype=torch.bool)
     if reading.causal:
         position = torch.arange(reading.query_len).unsqueeze(1) + reading.kv_len - reading.query_len
         token = torch.arange(reading.kv_len)
         visible = token <= position
         if reading.window is not None:
             visible &= token > position - reading.window
-        scores = scores.masked_fill(~visible, -math.inf)
+    scores = scores.masked_fill(~visible, -math.inf)
     if reading.sinks and sinks is not None:
-        column = sinks.double().view(-1, 1, 1).expand(-1, reading.query_len, 1)
-        scores = torch.cat([scores, column], dim=2)
-        value = torch.nn.functional.pad(value, (0, 0, 0, 1))
+        scores = torch.cat([scores, sinks.double().view(-1, 1, 1).expand(-1, reading.query_len, 1)], dim=2)
     lse = torch.logsumexp(scores, dim=2)
-    weights = torch.exp(scores - lse.masked_fill(lse == -math.inf, 0.0).unsqueeze(2))
-    return weights @ value, lse
+    # A sink takes weight, and has no value.
+    weights = torch.exp(scores - finite(lse).unsqueeze(2))[:, :, : reading.kv_len]
+    if not reading.skips_hidden:
+        return weights @ value, lse
+    seen = torch.where(visible.unsqueeze(2), value.unsqueeze(1), 0.0)
+    return torch.einsum("hqk,hqkd->hqd", weights, seen), lse

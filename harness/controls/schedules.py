@@ -1,7 +1,7 @@
-"""Controls: implementations broken on purpose, one for each way a relation can break.
+"""Controls of the relations of attention: one correct kernel, whose schedule lets one thing of the batch in.
 
 A check that cannot fail proves nothing, so every relation is run on a control in the same session and must report it
-broken. All controls are one correct kernel with fixed chunks of keys, whose schedule lets one thing of the batch in.
+broken. The correct kernel adds keys up in chunks at fixed positions.
 """
 
 from __future__ import annotations
@@ -9,15 +9,21 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
-from samebits.backends.contract import AttentionConfig, AttentionMetadata, Availability, Claims, Implementation, Tiling
+from samebits.backends.contract import AttentionMetadata, Claims, Tiling
 from samebits.backends.problem import Mask
 from samebits.backends.support import Support
+from samebits.harness.controls.kernels import AttentionControl, Call, finite
+from samebits.harness.matrix import Flaw, Symptom
 
 _CHUNK = 32
+
+
+def _by_base_2(values: torch.Tensor) -> torch.Tensor:
+    return values.log2() * math.log(2.0)
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,7 @@ class Schedule:
         tail: keys read behind the last, with weight 0.
         shift: subtracted from the scores in place of their maximum; None for the maximum.
         scale: factor on the scores, 1 where they are right.
+        logarithm: how the natural logarithm of the denominator is taken.
     """
 
     chunk: int = _CHUNK
@@ -39,6 +46,7 @@ class Schedule:
     tail: int = 0
     shift: float | None = None
     scale: float = 1.0
+    logarithm: Callable[[torch.Tensor], torch.Tensor] = torch.log
 
 
 @dataclass(frozen=True)
@@ -62,123 +70,122 @@ class RequestView:
 
 
 @dataclass(frozen=True)
-class Flaw:
+class ScheduleFlaw(Flaw):
     """A way to break a relation.
 
     Attributes:
-        name: of the control.
-        relation: the relation that must see it.
-        description: what it does wrong, in a line.
         schedule: the flawed schedule of a request.
-        wrong_values: True when the bits hold and only the error budget can see it.
     """
 
-    name: str
-    relation: str
-    description: str
     schedule: Callable[[RequestView], Schedule]
-    wrong_values: bool = False
+    symptom: Symptom = field(default=Symptom.BITS, kw_only=True)
 
 
-FLAWS: tuple[Flaw, ...] = (
-    Flaw(
+FLAWS: tuple[ScheduleFlaw, ...] = (
+    ScheduleFlaw(
         "split_by_batch_size",
         "batch_size",
         "the number of splits is chosen from the batch size",
         lambda view: Schedule(chunk=8 * min(8, view.metadata.num_requests)),
     ),
-    Flaw(
+    ScheduleFlaw(
         "split_by_size_class",
         "batch_size",
         "batches of 33 to 64 requests take another split length than smaller and larger ones",
         lambda view: Schedule(chunk=2 * _CHUNK if 33 <= view.metadata.num_requests <= 64 else _CHUNK),
     ),
-    Flaw(
+    ScheduleFlaw(
         "wrong_scale",
         "batch_size",
         "scores are 2% too large: invariant, and wrong",
         lambda view: Schedule(scale=1.02),
-        wrong_values=True,
+        symptom=Symptom.VALUES,
     ),
-    Flaw(
+    ScheduleFlaw(
+        "lse_by_batch_size",
+        "batch_size",
+        "the log-sum-exp alone takes another way, that of base 2, in a batch of several requests",
+        lambda view: Schedule(logarithm=_by_base_2 if view.metadata.num_requests > 1 else torch.log),
+    ),
+    ScheduleFlaw(
         "split_by_position",
         "position",
         "the split length depends on the place in the batch",
         lambda view: Schedule(chunk=_CHUNK + 8 * view.index),
     ),
-    Flaw(
+    ScheduleFlaw(
         "tile_by_longest_query",
         "neighbour_lengths",
         "the tile is chosen from the longest query of the batch",
         lambda view: Schedule(chunk=_CHUNK if view.metadata.max_query_len < 16 else 2 * _CHUNK),
     ),
-    Flaw(
+    ScheduleFlaw(
         "split_by_longest_context",
         "neighbour_lengths",
         "the split length is doubled beside a request of more than 512 keys",
         lambda view: Schedule(chunk=2 * _CHUNK if view.metadata.max_seq_len > 512 else _CHUNK),
     ),
-    Flaw(
+    ScheduleFlaw(
         "maximum_of_batch",
         "neighbour_contents",
         "scores are shifted by a maximum taken over the whole batch",
         lambda view: Schedule(shift=view.largest_query),
     ),
-    Flaw(
+    ScheduleFlaw(
         "physical_page_order",
         "pages",
         "keys are added in the order of their pages in memory",
         lambda view: Schedule(physical_order=True),
     ),
-    Flaw(
+    ScheduleFlaw(
         "contiguous_fast_path",
         "pages",
         "a request whose pages follow one another takes another split length",
         lambda view: Schedule(chunk=2 * _CHUNK if view.contiguous else _CHUNK),
     ),
-    Flaw(
+    ScheduleFlaw(
         "split_by_table_width",
         "table_width",
         "the split length is chosen from the width of the block table",
         lambda view: Schedule(chunk=4 * view.metadata.block_table.shape[1]),
     ),
-    Flaw(
+    ScheduleFlaw(
         "split_by_max_seq_len",
         "max_seq_len",
         "the split length is chosen from the bound on the lengths",
         lambda view: Schedule(chunk=math.ceil(view.metadata.max_seq_len / 4)),
     ),
-    Flaw(
+    ScheduleFlaw(
         "split_by_padded_tokens",
         "padding",
         "the split length is chosen from the padded number of tokens",
         lambda view: Schedule(chunk=view.metadata.num_tokens),
     ),
-    Flaw(
+    ScheduleFlaw(
         "split_by_many_tokens",
         "padding",
         "the split length is doubled above 2048 tokens, padded ones among them",
         lambda view: Schedule(chunk=2 * _CHUNK if view.metadata.num_tokens > 2048 else _CHUNK),
     ),
-    Flaw(
+    ScheduleFlaw(
         "reads_page_tail",
         "unread_memory",
         "values behind the last key are multiplied by a weight of 0",
         lambda view: Schedule(tail=1),
     ),
-    Flaw(
+    ScheduleFlaw(
         "tiles_from_context",
         "chunked_prefill",
         "tiles begin at the context length rather than at 0",
         lambda view: Schedule(origin=max(0, view.context_len)),
     ),
-    Flaw(
+    ScheduleFlaw(
         "extend_tile",
         "extend",
         "a request with context takes another tile than one without",
         lambda view: Schedule(chunk=_CHUNK if view.context_len > 0 else 2 * _CHUNK),
     ),
-    Flaw(
+    ScheduleFlaw(
         "decode_split",
         "decode",
         "a single query takes another split than a row of many",
@@ -187,71 +194,54 @@ FLAWS: tuple[Flaw, ...] = (
 )
 
 
-@dataclass(frozen=True)
-class ChunkedPlan:
-    """A batch for the chunked kernel; the schedule is settled when the queries are seen."""
-
-    config: AttentionConfig
-    metadata: AttentionMetadata
-
-
-class ChunkedKernel(Implementation[ChunkedPlan]):
+class ChunkedKernel(AttentionControl):
     """A plain correct kernel: chunks of keys at fixed positions, merged in order, one request after another."""
 
-    backend = "CONTROL"
+    name = "correct"
     claims = Claims(batch_invariant=True, schedule_invariant=True, source="fixed chunks, merged in order")
     support = Support(dtypes=("fp32",), masks=(Mask.CAUSAL,), softcap=False, lse=True)
     tiling = Tiling(query_tile=16, kv_tile=_CHUNK, kv_split=2 * _CHUNK)
 
-    def __init__(self, flaw: Flaw | None = None) -> None:
-        """Makes the correct kernel, or one with a flaw."""
-        self.flaw = flaw
-        self.name = flaw.name if flaw else "correct"
-        if flaw is not None and flaw.relation == "unread_memory":
-            # The NaN it reads must be seen by the relation, which compares bits, and not by the error budget.
-            self.claims = replace(self.claims, ignores_unread_memory=False)
-
-    def probe(self) -> Availability:
-        """Runs wherever torch does."""
-        return Availability(version=torch.__version__)
+    @property
+    def parent(self) -> ChunkedKernel:
+        """The correct kernel."""
+        return ChunkedKernel()
 
     def schedule_of(self, view: RequestView) -> Schedule:
         """How the keys of a request are added up."""
-        return self.flaw.schedule(view) if self.flaw else Schedule()
+        return Schedule()
 
-    def plan(self, config: AttentionConfig, metadata: AttentionMetadata) -> ChunkedPlan:
-        """Keeps what `run` needs."""
-        return ChunkedPlan(config, metadata)
-
-    def run(
-        self,
-        plan: ChunkedPlan,
-        query: torch.Tensor,
-        key_cache: torch.Tensor,
-        value_cache: torch.Tensor,
-        output: torch.Tensor,
-        lse: torch.Tensor | None,
-    ) -> None:
+    def compute(self, call: Call) -> None:
         """Computes one request after another."""
-        assert lse is not None, "the harness asks for what Support declares"
-        config, metadata = plan.config, plan.metadata
-        starts = metadata.query_start_loc.tolist()
-        largest_query = float(query[: starts[-1]].abs().max())
-        for index, seq_len in enumerate(metadata.seq_lens.tolist()):
-            rows = slice(starts[index], starts[index + 1])
+        config, metadata, every_row = call.plan.config, call.plan.metadata, call.plan.query_rows
+        largest_query = float(call.query[: every_row[-1].stop].abs().max())
+        for index, (rows, seq_len) in enumerate(zip(every_row, metadata.seq_lens.tolist(), strict=True)):
             query_len = rows.stop - rows.start
             contiguous = bool((_slots(metadata.block_table[index], seq_len, config.page_size).diff() == 1).all())
             view = RequestView(index, query_len, seq_len - query_len, metadata, largest_query, contiguous)
             schedule = self.schedule_of(view)
             slots = _slots(metadata.block_table[index], seq_len + schedule.tail, config.page_size)
-            output[rows], lse[:, rows] = _attend(
-                query[rows] * (config.scale * schedule.scale), key_cache, value_cache, slots, view, seq_len, schedule
+            query = call.query[rows] * (config.scale * schedule.scale)
+            call.output[rows], call.lse[:, rows] = _attend(
+                query, call.key_cache, call.value_cache, slots, view, seq_len, schedule
             )
 
 
-def controls(relation: str) -> list[ChunkedKernel]:
-    """The controls that a relation must see."""
-    return [ChunkedKernel(flaw) for flaw in FLAWS if flaw.relation == relation]
+class ScheduledKernel(ChunkedKernel):
+    """The correct kernel on a flawed schedule."""
+
+    flaw: ScheduleFlaw
+
+    def __init__(self, flaw: ScheduleFlaw) -> None:
+        """Takes the flaw's name."""
+        self.flaw, self.name = flaw, flaw.name
+        if flaw.check == "unread_memory":
+            # The NaN it reads must be seen by the relation, which compares bits, and not by the error budget.
+            self.claims = replace(self.claims, ignores_unread_memory=False)
+
+    def schedule_of(self, view: RequestView) -> Schedule:
+        """The flawed one."""
+        return self.flaw.schedule(view)
 
 
 def _slots(pages: torch.Tensor, length: int, page_size: int) -> torch.Tensor:
@@ -300,22 +290,17 @@ def _attend(
         scores = torch.stack([(rows * key[:, j : j + 1]).sum(dim=2) for j in range(key.shape[1])], dim=2)
         scores = scores.masked_fill(~visible, -torch.inf)
         chunk_maximum = scores.amax(dim=2) if schedule.shift is None else torch.full_like(maximum, schedule.shift)
-        weights = torch.exp(scores - _finite(chunk_maximum).unsqueeze(2))
+        weights = torch.exp(scores - finite(chunk_maximum).unsqueeze(2))
         chunk_sum = torch.zeros_like(denominator)
         chunk_output = torch.zeros_like(accumulator)
         for j in range(key.shape[1]):
             chunk_sum = chunk_sum + weights[:, :, j]
             chunk_output = chunk_output + weights[:, :, j : j + 1] * value[:, j : j + 1]
         merged = torch.maximum(maximum, chunk_maximum)
-        old, new = (torch.exp(part - _finite(merged)) for part in (maximum, chunk_maximum))
+        old, new = (torch.exp(part - finite(merged)) for part in (maximum, chunk_maximum))
         denominator = denominator * old + chunk_sum * new
         accumulator = accumulator * old.unsqueeze(2) + chunk_output * new.unsqueeze(2)
         maximum = merged
     seen = denominator > 0
     output = torch.where(seen.unsqueeze(2), accumulator / denominator.unsqueeze(2), 0.0)
-    return output.transpose(0, 1), torch.where(seen, _finite(maximum) + denominator.log(), -torch.inf)
-
-
-def _finite(maximum: torch.Tensor) -> torch.Tensor:
-    """A maximum that can be subtracted: 0 where nothing was seen."""
-    return maximum.masked_fill(maximum == -torch.inf, 0.0)
+    return output.transpose(0, 1), torch.where(seen, finite(maximum) + schedule.logarithm(denominator), -torch.inf)
