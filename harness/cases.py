@@ -136,10 +136,10 @@ _SMOKE = (
     ("llama3-8b", Mask.NON_CAUSAL, "draft", _BOTH),
 )
 _DEFAULT = (
-    ("qwen2.5-0.5b", Mask.CAUSAL, "decode", _BF16),
-    ("falcon-7b", Mask.CAUSAL, "prefill", _BF16),
+    ("gpt-oss-20b", Mask.CAUSAL, "decode", _BF16),
+    ("gpt-oss-20b", Mask.CAUSAL, "prefill", _FP32),
     ("qwen2.5-7b", Mask.CAUSAL, "draft", _FP32),
-    ("llama3-8b", Mask.CAUSAL, "edges", _BF16),
+    ("deepseek-v3-prefill", Mask.CAUSAL, "edges", _BF16),
     ("llama3.2-11b-vision", Mask.CAUSAL, "behind_encoder", _FP32),
     ("gemma2-9b", Mask.CAUSAL, "decode", _FP32),
     ("phi-2", Mask.NON_CAUSAL, "edges", _BF16),
@@ -148,6 +148,7 @@ _DEFAULT = (
     ("granite-3-2b", Mask.CAUSAL, "pair", _FP32),
     ("granite-3-2b", Mask.NON_CAUSAL, "pair", _FP32),
     ("granite-3-2b", Mask.CROSS, "pair", _BF16),
+    ("phi-3-mini", Mask.PER_REQUEST, "pair", _FP32),
 )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Callable
 from enum import StrEnum
 
 import numpy as np
@@ -24,6 +25,11 @@ _WORDS_PER_COUNT = 4
 # Sum of four uniform 16-bit integers: mean 2 * (2^16 - 1), variance 4 * (2^32 - 1) / 12.
 _SUM_MEAN = 2.0 * 65535.0
 _SUM_DEVIATION = float(np.sqrt((2.0**32 - 1.0) / 3.0))
+# Exponent of each dtype's smallest normal number, and by how much those of `denormal_values` differ from it: below it
+# by all that bf16 has there, above by enough for what a thousand flushed operations lose to be small beside their sum.
+# No two elements of a rotated pair lie a multiple of their number apart, so that those differ.
+_SMALLEST_NORMAL_EXPONENT = {"fp32": -126, "bf16": -126, "fp16": -14}
+_AROUND_SMALLEST_NORMAL = np.arange(-6, 22)
 
 
 class Role(StrEnum):
@@ -44,22 +50,24 @@ class Role(StrEnum):
 
 
 def shaped(
-    values: npt.NDArray[np.float32], first: npt.NDArray[np.float32], role: Role, data: str, dtype: str
+    values: npt.NDArray[np.float32], first: Callable[[], npt.NDArray[np.float32]], role: Role, data: str, dtype: str
 ) -> npt.NDArray[np.float32]:
     """Turns normal values into another kind of data. What is said of values holds of every tensor that is summed up.
 
     * `large_scores`: queries 8 times as large, so that scores deviate by 8 and few keys carry the weight.
     * `huge_scores`: queries 64 times as large, so that the exponential of a score alone would overflow.
-    * `negative_scores`: positive queries on negative keys, so that 0 would be the largest score of all.
+    * `negative_scores`: positive queries on negative keys, so that 0 would be the largest score of all, by so much that
+      in float32 the exponential of every score is 0 beside it.
     * `large_values`: values 1000 times as large.
     * `huge_values`: values beyond what fp16 can hold, but in fp16.
     * `offset_values`: values around 10, so that nothing cancels in their sum.
     * `ties`: all keys of a request are its first one, so that all weights are equal.
-    * `denormal_values`: values below the smallest normal number of the dtype.
+    * `denormal_values`: values from well below to well above the smallest normal number of the dtype, by their place in
+      the head: what is read, multiplied and added up falls below that number here and there, and results mostly do not.
 
     Args:
         values: of a range of tokens.
-        first: of the token at position 0 alone, `[1, heads, head_dim]`.
+        first: makes those of the token at position 0 alone, `[1, heads, head_dim]`, where they are needed.
         role: which of the request's tensors.
         data: kind of data.
         dtype: name of the dtype that the values will have.
@@ -71,7 +79,7 @@ def shaped(
     if data == "huge_scores" and role is Role.QUERY:
         return values * np.float32(64.0)
     if data == "negative_scores" and not is_value:
-        return -np.abs(values) if is_key else np.abs(values)
+        return -np.abs(values) if is_key else np.abs(values) * np.float32(16.0)
     if data == "large_values" and is_value:
         return values * np.float32(1000.0)
     if data == "huge_values" and is_value:
@@ -79,9 +87,10 @@ def shaped(
     if data == "offset_values" and is_value:
         return values + np.float32(10.0)
     if data == "ties" and is_key:
-        return np.broadcast_to(first, values.shape)
+        return np.broadcast_to(first(), values.shape)
     if data == "denormal_values" and is_value:
-        return values * np.float32(2.0**-16 if dtype == "fp16" else 2.0**-130)
+        exponents = np.resize(_AROUND_SMALLEST_NORMAL, values.shape[-1]) + _SMALLEST_NORMAL_EXPONENT[dtype]
+        return values * np.ldexp(np.float32(1.0), exponents)
     return values
 
 

@@ -28,6 +28,8 @@ _GEOMETRIES = (
     Geometry("gpt-oss-20b", num_heads=8, num_kv_heads=1, head_dim=64, page_size=16, window=24, sinks=True),
     # 32 on 32 at head_dim 96.
     Geometry("phi-3-mini", num_heads=2, num_kv_heads=2, head_dim=96, page_size=16),
+    # 128 on 128: its prefill has 128 elements of a head beside 64 rotated ones, and values padded to as many.
+    Geometry("deepseek-v3-prefill", num_heads=2, num_kv_heads=2, head_dim=192, page_size=16),
     # 32 on 8 with an attention multiplier of 1/64 where head_dim is 64.
     Geometry("granite-3-2b", num_heads=4, num_kv_heads=1, head_dim=64, page_size=16, scale=1 / 64),
     # 24 on 8, 40 on 8 and 12 on 2: groups of 3, 5 and 6, which fill no tile either.

@@ -18,7 +18,7 @@ _DESCRIPTIONS = {
     "huge_values": "values beyond the range of fp16",
     "offset_values": "values around 10",
     "ties": "equal scores",
-    "denormal_values": "values below the smallest normal number",
+    "denormal_values": "values around the smallest normal number",
     "seen_nan": "one NaN that every query must see",
     "seen_inf": "one infinity that every query must see",
     "all_nan": "keys that are all NaN",
@@ -26,16 +26,23 @@ _DESCRIPTIONS = {
 # What a log-sum-exp depends on.
 _OF_SCORES = ("normal", "large_scores", "huge_scores", "negative_scores", "ties", "seen_nan", "all_nan")
 # What there is of kinds of data for operations on tokens.
-TOKEN_DATA = ("normal", "large_values", "huge_values", "offset_values", "denormal_values")
+_TOKEN_DESCRIPTIONS = {
+    **{
+        data: _DESCRIPTIONS[data]
+        for data in ("normal", "large_values", "huge_values", "offset_values", "denormal_values")
+    },
+    "seen_nan": "a NaN in here and there a token, which is that token's alone",
+    "seen_inf": "an infinity in here and there a token, which is that token's alone",
+}
 
 
-def _on(data: str, judged: tuple[str, ...]) -> Relation:
+def _on(data: str, description: str, judged: tuple[str, ...]) -> Relation:
     def compare(problem: AnyProblem, tiling: Tiling) -> Iterable[Comparison]:
         yield Comparison((replace(problem, data=data),), ())
 
     prefix = "lse_" if judged == ("lse",) else ""
     of_what = "log-sum-exps " if prefix else ""
-    return Relation(prefix + data, None, f"{of_what}right on {_DESCRIPTIONS[data]}", compare, judged)
+    return Relation(prefix + data, None, f"{of_what}right on {description}", compare, judged)
 
 
 def _unseen_nan(problem: AnyProblem, tiling: Tiling) -> Iterable[Comparison]:
@@ -51,8 +58,8 @@ def _hidden_nan(problem: AnyProblem, tiling: Tiling) -> Iterable[Comparison]:
 
 
 _INPUTS = (
-    *(_on(data, ("output",)) for data in _DESCRIPTIONS),
-    *(_on(data, ("lse",)) for data in _OF_SCORES),
+    *(_on(data, description, ("output",)) for data, description in _DESCRIPTIONS.items()),
+    *(_on(data, _DESCRIPTIONS[data], ("lse",)) for data in _OF_SCORES),
     Relation("unseen_nan", "ignores_unread_memory", "NaN in keys and values that no query sees", _unseen_nan),
     Relation(
         "hidden_nan", "ignores_hidden_keys", "NaN in a key and a value that only the last query sees", _hidden_nan
@@ -60,4 +67,6 @@ _INPUTS = (
 )
 
 INPUTS: Mapping[str, Relation] = {relation.name: relation for relation in _INPUTS}
-TOKEN_INPUTS: Mapping[str, Relation] = {data: _on(data, ()) for data in TOKEN_DATA}
+TOKEN_INPUTS: Mapping[str, Relation] = {
+    data: _on(data, description, ()) for data, description in _TOKEN_DESCRIPTIONS.items()
+}

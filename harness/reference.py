@@ -23,8 +23,10 @@ Rounding errors of unrelated operations are modelled as independent with mean 0 
 the partial sums before each rounding are at most those of a sequential sum, whose squares add up to about
 `n/2 sum t^2` for terms of random sign and to `n/3 (sum t)^2` for terms of one sign; both are taken. This is what
 separates float32 accumulation from bfloat16 accumulation, and IEEE float32 products from TF32, where a worst-case
-bound over a thousand keys would not. Data whose errors are equal or of one sign (`STRUCTURED`) is no such sum; there
+bound over a thousand keys would not. The errors of `ties` are equal or of one sign, which is no such sum; there
 every rounding is taken at its largest.
+
+Numbers below the smallest normal one may be taken for 0 wherever they occur; see `_flushed`.
 """
 
 from __future__ import annotations
@@ -40,10 +42,10 @@ from samebits.backends.problem import Circumstances, Layout, Mask, Problem, Requ
 from samebits.harness.batch import request_keys_values, request_queries, sinks_of
 
 DEVIATIONS = 7.0
-# Kinds of data whose rounding errors are equal or of one sign, so that no variance describes them.
-STRUCTURED = frozenset({"ties", "denormal_values"})
 _UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 FLOAT32_ROUNDOFF = _UNIT_ROUNDOFF[torch.float32]
+# The smallest normal number: what a float32 operation may lose whose result lies below.
+FLOAT32_TINY = torch.finfo(torch.float32).tiny
 # Variance of a rounding error that is uniform over one unit, relative to the unit roundoff squared.
 UNIFORM_VARIANCE = 1.0 / 3.0
 # Roundings of a score after its accumulation: the scale, the change to base 2, the subtraction of the maximum.
@@ -59,6 +61,8 @@ _TANH_UNITS = 4.0
 _TANH_ERROR = {torch.float32: 0.0, torch.bfloat16: 2.0**-11, torch.float16: 2.0**-11}
 # Roundings of the final quotient, and of the logarithm with its change of base.
 _FINAL_ROUNDINGS = 4.0
+# Operations on each term of a weighted sum of values: its product, its addition, the rescaling of the sum before.
+_OPERATIONS_PER_TERM = 3.0
 
 
 @dataclass(frozen=True)
@@ -127,28 +131,20 @@ def _shared_reference(problem: Problem, device: torch.device) -> RequestReferenc
             output = output.masked_fill(visible.to(torch.float64) @ present.to(torch.float64) > 0, number)
     value = finite
 
-    score_variance = _score_variance(query, key, raw, scores, slope, problem).masked_fill(~visible, 0.0)
     key_count = visible.sum(dim=1).to(torch.float64)
-    if problem.data in STRUCTURED:
+    if problem.data == "ties":
         score_error = _worst_score_error(query, key, scores, slope, problem).masked_fill(~visible, 0.0)
-        return RequestReference(
-            output=output.transpose(0, 1).contiguous(),
-            output_bound=_worst_output_bound(weights, value, output, score_error, key_count, problem)
-            .transpose(0, 1)
-            .contiguous(),
-            lse=lse,
-            # Only ties are structure to a log-sum-exp, which does not look at the values.
-            lse_bound=_worst_lse_bound(weights, lse, score_error, key_count, problem)
-            if problem.data == "ties"
-            else _lse_bound(weights, lse, score_variance, key_count, problem),
-        )
+        output_bound = _worst_output_bound(weights, value, output, score_error, key_count, problem)
+        lse_bound = _worst_lse_bound(weights, lse, score_error, key_count, problem)
+    else:
+        score_variance = _score_variance(query, key, raw, scores, slope, problem).masked_fill(~visible, 0.0)
+        output_bound = _output_bound(weights, value, output, score_variance, key_count, problem)
+        lse_bound = _lse_bound(weights, lse, score_variance, key_count, problem)
     return RequestReference(
         output=output.transpose(0, 1).contiguous(),
-        output_bound=_output_bound(weights, value, output, score_variance, key_count, problem)
-        .transpose(0, 1)
-        .contiguous(),
+        output_bound=output_bound.transpose(0, 1).contiguous(),
         lse=lse,
-        lse_bound=_lse_bound(weights, lse, score_variance, key_count, problem),
+        lse_bound=lse_bound,
     )
 
 
@@ -222,8 +218,31 @@ def _output_bound(
         probabilities = torch.maximum(terms, _weighted_spread(squared_weights, value, output))
         variance = variance + probabilities * (roundoff**2 * UNIFORM_VARIANCE)
     bound = DEVIATIONS * variance.clamp(min=0.0).sqrt()
-    # Results below the smallest normal number may be flushed to zero.
-    return torch.where(count > 0, bound + torch.finfo(dtype).tiny, 0.0)
+    return torch.where(count > 0, bound + _flushed(weights, value, count, dtype), 0.0)
+
+
+def _flushed(weights: torch.Tensor, value: torch.Tensor, count: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What an output may lose where numbers below the smallest normal one are taken for 0.
+
+    Weights are at most 1, and where they are those before the normalisation, the sum that divides the result is at
+    least 1; so nothing that an operation loses grows afterwards. The output itself may be flushed in its dtype, and so
+    may values in theirs as they are read: in fp32 and bf16, which have the exponents of float32, such a value's product
+    is among the operations.
+    """
+    tiny = torch.finfo(dtype).tiny
+    read = weights @ lost_on_reading(value, dtype) if tiny > FLOAT32_TINY else 0.0
+    return lost_in_operations(_OPERATIONS_PER_TERM * count + _FINAL_ROUNDINGS) + read + tiny
+
+
+def lost_in_operations(count: torch.Tensor) -> torch.Tensor:
+    """What `count` float32 operations may lose that flush their results: each less than `FLOAT32_TINY`, of any sign."""
+    return DEVIATIONS * FLOAT32_TINY * (UNIFORM_VARIANCE * count).sqrt()
+
+
+def lost_on_reading(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Magnitudes of those float64 values that lie below the smallest normal number of a dtype; 0 for the others."""
+    magnitude = values.abs()
+    return magnitude.masked_fill(magnitude >= torch.finfo(dtype).tiny, 0.0)
 
 
 def _weighted_spread(weights: torch.Tensor, value: torch.Tensor, center: torch.Tensor) -> torch.Tensor:
@@ -269,7 +288,7 @@ def _worst_output_bound(
         if problem.geometry.sinks:
             # Equal scores are their own maximum, and their P is 1, unless a sink is larger.
             bound = bound + roundoff * output.abs()
-    return torch.where(count > 0, bound + torch.finfo(dtype).tiny, 0.0)
+    return torch.where(count > 0, bound + _flushed(weights, value, count, dtype), 0.0)
 
 
 def _worst_lse_bound(

@@ -6,14 +6,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from samebits.backends.contract import Tiling
-from samebits.backends.problem import DTYPE_NAMES, Geometry, Mask, Problem, Request
+from samebits.backends.problem import DTYPE_NAMES, Circumstances, Geometry, Mask, OtherLayer, Problem, Request, Strides
 from samebits.harness.cases import Case
 from samebits.harness.geometries import GEOMETRIES
+from samebits.harness.other_layer import other_layer
 from samebits.harness.relations import Comparison, Relation
 
 _LLAMA = GEOMETRIES["llama3-8b"]
 # A request is shared among workers from a few splits on, and where few requests and queries keep too few of them busy.
 _MANY_SPLITS = 5
+# Keys of requests that are added to a case's own.
+_IDLE_KEY = 1000
 _Variants = Callable[[Problem, Tiling], Iterable[Problem]]
 
 
@@ -34,11 +37,21 @@ def _itself(problem: Problem, tiling: Tiling) -> Iterable[Problem]:
     yield problem
 
 
+def _layers(problem: Problem, tiling: Tiling) -> Iterable[Problem]:
+    """One layer, and another behind it in the same memory, whose sinks are others."""
+    yield problem
+    if problem.mask is Mask.CAUSAL:
+        yield replace(other_layer(problem), circumstances=Circumstances(other_layer=OtherLayer.IN_PLACE))
+
+
 def _windows(problem: Problem, tiling: Tiling) -> Iterable[Problem]:
     page = problem.geometry.page_size
     longest = max(request.seq_len for request in problem.requests)
     for window in sorted({1, 2, page, page + 1, tiling.kv_tile - 1, tiling.kv_tile + 1, longest, longest + 1} - {0}):
-        yield replace(problem, geometry=replace(problem.geometry, window=window))
+        windowed = replace(problem, geometry=replace(problem.geometry, window=window))
+        yield windowed
+        # What a row makes of a tile that its window hides shows where every score lies far below 0.
+        yield replace(windowed, data="negative_scores")
 
 
 def _softcaps(problem: Problem, tiling: Tiling) -> Iterable[Problem]:
@@ -76,6 +89,14 @@ def _encoders(problem: Problem, tiling: Tiling) -> Iterable[Problem]:
         yield problem.with_requests(*(replace(request, encoder_len=length) for request, length in requests))
 
 
+def _idle(problem: Problem, tiling: Tiling) -> Iterable[Problem]:
+    """Requests that have keys and no query in this step, before, between and behind those that have one."""
+    first, *others = problem.requests
+    lengths = (5, 1, tiling.kv_tile + 1, 2)
+    idle = [_ranging_over(problem, _IDLE_KEY + i, 0, length) for i, length in enumerate(lengths)]
+    yield problem.with_requests(idle[0], first, idle[1], idle[2], *others, idle[3])
+
+
 def _splits(problem: Problem, tiling: Tiling) -> Iterable[Problem]:
     """One request, where the first of its queries see nothing of the last split, and one beside a short neighbour."""
     end = _MANY_SPLITS * tiling.kv_split
@@ -90,9 +111,13 @@ def _ranging_over(problem: Problem, key: int, query_len: int, kv_len: int) -> Re
     return Request(key, query_len, kv_len - query_len)
 
 
-def _strided(problem: Problem, tiling: Tiling) -> Iterable[Problem]:
-    yield problem.with_layout(strided=True)
-    yield problem.with_layout(strided=True, padding_tokens=2)
+def _strided(strides: Strides) -> _Variants:
+    """Padding rows too, so that there is a gap behind the last request's."""
+
+    def variants(problem: Problem, tiling: Tiling) -> Iterable[Problem]:
+        yield problem.with_layout(strides=strides, padding_tokens=2)
+
+    return variants
 
 
 def _judging(name: str, description: str, variants: _Variants) -> Relation:
@@ -120,10 +145,12 @@ def _page_size(page_size: int) -> Geometry:
     return replace(_LLAMA, name=f"page_size_{page_size}", page_size=page_size)
 
 
-_VISION, _SINKS = GEOMETRIES["llama3.2-11b-vision"], GEOMETRIES["gpt-oss-20b"]
-_WINDOWED = replace(_LLAMA, name="windowed", window=33)
+_VISION, _GRANITE = GEOMETRIES["llama3.2-11b-vision"], GEOMETRIES["granite-3-2b"]
+# On two key/value heads, where the place of a query head in its group is not its place among all.
+_SINKS = replace(GEOMETRIES["gpt-oss-20b"], name="sinks", num_kv_heads=2)
+_WINDOWED, _CAPPED = replace(_LLAMA, name="windowed", window=33), replace(_LLAMA, name="capped", softcap=50.0)
 _SELF_MASKS = (Mask.CAUSAL, Mask.NON_CAUSAL)
-_BF16 = ("bf16",)
+_FP32, _BF16 = ("fp32",), ("bf16",)
 
 _MEANINGS = (
     Meaning(
@@ -132,14 +159,19 @@ _MEANINGS = (
     ),
     Meaning(
         _judging("softcap", "scores are scaled, then capped, then masked", _softcaps),
-        tuple(_case(replace(_LLAMA, name="capped", softcap=50.0), mask, "draft") for mask in _SELF_MASKS),
+        (
+            *(_case(_CAPPED, mask, "draft") for mask in _SELF_MASKS),
+            _case(_CAPPED, Mask.CROSS, "draft", _BF16),
+            # A sink's score is neither scaled nor capped.
+            _case(replace(_SINKS, name="capped-sinks", softcap=50.0), Mask.CAUSAL, "draft", _FP32),
+        ),
     ),
     Meaning(
         _judging("scale", "another scale than head_dim ** -0.5", _scales),
-        (_case(GEOMETRIES["granite-3-2b"], Mask.CAUSAL, "mixed"),),
+        (_case(_GRANITE, Mask.CAUSAL, "mixed"), _case(_GRANITE, Mask.CROSS, "draft", _FP32)),
     ),
     Meaning(
-        _judging("sinks", "a sink takes weight in every mask, and gives no value", _itself),
+        _judging("sinks", "a sink takes weight in every mask, and gives no value", _layers),
         tuple(_case(_SINKS, mask, "draft") for mask in (*_SELF_MASKS, Mask.SLIDING_WINDOW, Mask.CROSS)),
     ),
     Meaning(
@@ -148,11 +180,15 @@ _MEANINGS = (
     ),
     Meaning(
         _judging("head_dim", "head_dim 64 to 256, powers of two or not", _itself),
-        tuple(_case(_head_dim(size), Mask.CAUSAL, "draft", _BF16) for size in (64, 80, 96, 128, 192, 256)),
+        (
+            *(_case(_head_dim(size), Mask.CAUSAL, "draft", _BF16) for size in (64, 80, 96, 128, 192)),
+            # The widest rows of the widest elements are what fits nowhere.
+            _case(_head_dim(256), Mask.CAUSAL, "draft"),
+        ),
     ),
     Meaning(
         _judging("page_size", "pages of 1 to 128 tokens", _itself),
-        tuple(_case(_page_size(size), Mask.CAUSAL, "draft", _BF16) for size in (1, 8, 32, 64, 128)),
+        tuple(_case(_page_size(size), Mask.CAUSAL, "draft", _BF16) for size in (1, 8, 32, 48, 64, 128)),
     ),
     Meaning(
         _judging("cross", "cross-attention reads the request's encoder slots, and only them", _encoders),
@@ -160,7 +196,10 @@ _MEANINGS = (
     ),
     Meaning(
         _judging("behind_encoder", "self-attention reads past the request's encoder slots", _encoders),
-        tuple(_case(_VISION, mask, "draft") for mask in _SELF_MASKS),
+        (
+            *(_case(_VISION, mask, "draft") for mask in _SELF_MASKS),
+            _case(replace(_VISION, name="windowed-vision", window=7), Mask.SLIDING_WINDOW, "draft"),
+        ),
     ),
     Meaning(
         _judging("block", "blocks of 2 to 16 queries attend to all of their request", _blocks),
@@ -178,12 +217,35 @@ _MEANINGS = (
         ),
     ),
     Meaning(
+        _judging("idle", "requests without a query stand between those that have one", _idle),
+        (
+            _case(_LLAMA, Mask.CAUSAL, "mixed", _BF16),
+            *(_case(_LLAMA, mask, "draft", _FP32) for mask in (Mask.NON_CAUSAL, Mask.CROSS)),
+        ),
+    ),
+    Meaning(
         _judging("splits", "few queries over many splits, some of which are empty for some of them", _splits),
         tuple(_case(_LLAMA, mask, "draft") for mask in (*_SELF_MASKS, Mask.CROSS)),
     ),
     Meaning(
-        _judging("strided", "queries sliced out of a projection, keys and values interleaved", _strided),
-        tuple(_case(_VISION, mask, "draft") for mask in (*_SELF_MASKS, Mask.CROSS)),
+        _judging(
+            "strided_interleaved",
+            "queries sliced out of a projection, keys and values interleaved",
+            _strided(Strides.INTERLEAVED),
+        ),
+        (_case(_VISION, Mask.CAUSAL, "draft"),),
+    ),
+    Meaning(
+        _judging("strided_heads_first", "pages that hold one head after another", _strided(Strides.HEADS_FIRST)),
+        (_case(_VISION, Mask.CAUSAL, "draft", _BF16),),
+    ),
+    Meaning(
+        _judging("strided_padded_heads", "padded heads of queries and keys", _strided(Strides.PADDED_HEADS)),
+        (_case(_VISION, Mask.CAUSAL, "draft", _FP32),),
+    ),
+    Meaning(
+        _judging("strided_mixed_order", "keys slot by slot, values head by head", _strided(Strides.MIXED_ORDER)),
+        tuple(_case(_VISION, mask, "draft", _FP32) for mask in (Mask.CAUSAL, Mask.NON_CAUSAL, Mask.CROSS)),
     ),
 )
 

@@ -17,14 +17,9 @@ from samebits.harness.suite_cells import semantics_cells
 CPU = torch.device("cpu")
 
 
-def test_every_meaning_has_a_control() -> None:
-    assert {misreading.meaning for misreading in MISREADINGS} == set(MEANINGS)
-
-
-@pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("misreading", MISREADINGS, ids=lambda misreading: misreading.name)
-def test_the_misreading_is_caught(misreading: object, seed: int) -> None:
-    cells = semantics_cells(Selection((), (), "smoke", seed))
+def test_the_misreading_is_caught_on_other_data(misreading: object) -> None:
+    cells = semantics_cells(Selection((), (), "smoke", seed=1))
     (cell,) = [cell for cell in cells if cell.flaw is misreading]
     record = judge(cell, Availability(), Executor(cell.implementation, CPU), "command")
     assert record.verdict is Verdict.FAIL, f"{cell.cell_id} used {record.error_budget} of its budget and was not caught"

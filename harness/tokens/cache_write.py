@@ -10,8 +10,8 @@ from samebits.backends.operations import CacheWriteTensors
 from samebits.backends.problem import Request
 from samebits.backends.token_problem import CacheWrite, TokenProblem
 from samebits.harness.batch import poison_value
+from samebits.harness.comparison import same_bits
 from samebits.harness.dataset import Role
-from samebits.harness.execution import digest_of
 from samebits.harness.tokens.placement import Placed, place
 from samebits.harness.tokens.prepared import Expected, Prepared, all_values, request_values, token_rows
 
@@ -20,6 +20,14 @@ _UNUSED_PAGES = 3
 _SKIPPED_EVERY = 13
 # What the keys and values of such tokens hold: a cache never does, so that storing one shows.
 _WITHOUT_SLOT = 3.0
+_INTEGERS = {4: torch.int32, 2: torch.int16}
+# Bits that arithmetic may not keep: -0.0; the smallest number of all; a NaN that signals, and a negative one that is
+# quiet, each with a payload of its own; both infinities; the largest number; the next smaller one, negative.
+_EASILY_LOST = {
+    torch.float32: (0x80000000, 0x00000001, 0x7F812345, 0xFFC12345, 0x7F800000, 0xFF800000, 0x7F7FFFFF, 0xFF7FFFFE),
+    torch.bfloat16: (0x8000, 0x0001, 0x7F85, 0xFFC5, 0x7F80, 0xFF80, 0x7F7F, 0xFF7E),
+    torch.float16: (0x8000, 0x0001, 0x7C05, 0xFE05, 0x7C00, 0xFC00, 0x7BFF, 0xFBFE),
+}
 
 
 class PreparedCacheWrite(Prepared[CacheWriteTensors]):
@@ -31,10 +39,11 @@ class PreparedCacheWrite(Prepared[CacheWriteTensors]):
         shape = (operation.num_kv_heads, operation.head_dim)
         num_rows = problem.num_tokens + layout.padding_tokens
         slots, num_pages = _scattered_slots(problem, operation.page_size)
-        keys, values = (self._given(role, shape, num_rows, slots) for role in (Role.KEY, Role.VALUE))
+        keys = self._given(Role.KEY, shape, num_rows, slots)
+        values = self._given(Role.VALUE, shape, num_rows, slots, second=True)
         self._slots = slots.to(device)
         slot_mapping = torch.cat([self._slots, torch.full((layout.padding_tokens,), -1, device=device)])
-        key_cache, value_cache = (self._cache(num_pages) for _ in range(2))
+        key_cache, value_cache = (self._cache(num_pages, second=second) for second in (False, True))
         self.tensors = CacheWriteTensors(keys, values, key_cache.tensor, value_cache.tensor, slot_mapping)
         self.read = {"key": keys, "value": values, "slot_mapping": slot_mapping}
         self.written = {"key_cache": key_cache, "value_cache": value_cache}
@@ -63,7 +72,7 @@ class PreparedCacheWrite(Prepared[CacheWriteTensors]):
                 ("key", tensors.key, tensors.key_cache),
                 ("value", tensors.value, tensors.value_cache),
             )
-            if digest_of(given[: len(stored)][stored]) != digest_of(cache[slots // page_size, slots % page_size])
+            if not same_bits(given[: len(stored)][stored], cache[slots // page_size, slots % page_size])
         ]
 
     def expected(self, request: Request) -> dict[str, Expected]:
@@ -78,19 +87,21 @@ class PreparedCacheWrite(Prepared[CacheWriteTensors]):
             found[name] = Expected(kept, torch.zeros_like(kept))
         return found
 
-    def _given(self, role: Role, shape: tuple[int, int], num_rows: int, slots: torch.Tensor) -> torch.Tensor:
+    def _given(
+        self, role: Role, shape: tuple[int, int], num_rows: int, slots: torch.Tensor, *, second: bool = False
+    ) -> torch.Tensor:
         """Keys or values; rows without a slot hold what the cache does not, so that storing one shows."""
         rows = _easily_lost(all_values(self._problem, role, shape, self._device, num_rows))
         rows[len(slots) :] = _WITHOUT_SLOT
         rows[: len(slots)][slots.to(self._device) < 0] = _WITHOUT_SLOT
-        return place(rows, self._problem).tensor
+        return place(rows, self._problem, second=second).tensor
 
-    def _cache(self, num_pages: int) -> Placed:
+    def _cache(self, num_pages: int, *, second: bool) -> Placed:
         """A cache of poison, of which only the slots of the batch may be written."""
         operation, layout = self._operation, self._problem.layout
         shape = (num_pages, operation.page_size, operation.num_kv_heads, operation.head_dim)
         poison = torch.full(shape, poison_value(layout.poison), dtype=DTYPES[self._problem.dtype], device=self._device)
-        placed = place(poison, self._problem)
+        placed = place(poison, self._problem, second=second)
         writable = torch.zeros_like(placed.writable)
         # The same view of the mask as the tensor is of its allocation.
         slots = writable.as_strided(shape, placed.tensor.stride(), placed.tensor.storage_offset())
@@ -100,9 +111,9 @@ class PreparedCacheWrite(Prepared[CacheWriteTensors]):
 
 
 def _easily_lost(values: torch.Tensor) -> torch.Tensor:
-    """Puts into each head what a copy by way of arithmetic may lose: the sign of 0, a number below the normal ones."""
-    values[..., 0] = -0.0
-    values[..., 1] = torch.finfo(values.dtype).smallest_normal / 4
+    """Puts into each head what a copy by way of arithmetic may lose: see `_EASILY_LOST`."""
+    patterns = torch.tensor(_EASILY_LOST[values.dtype]).to(_INTEGERS[values.element_size()])
+    values[..., : len(patterns)] = patterns.view(values.dtype).to(values.device)
     return values
 
 

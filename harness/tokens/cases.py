@@ -59,27 +59,48 @@ class TokenCase:
 _BOTH, _BF16 = ("fp32", "bf16"), ("bf16",)
 _CASES: Mapping[str, tuple[TokenCase, ...]] = {
     RotaryEmbedding.operation: (
+        # Any two of these meet in some case: the dtypes of queries and of the cache beside them, the pairs, all or part
+        # of a head, the direction, near and far positions.
         # All of a head of 128, four query heads on one.
         TokenCase(RotaryEmbedding("llama3-8b", 4, 1, 128, 128), "smoke", _BOTH),
-        TokenCase(RotaryEmbedding("llama3-8b-cache32", 4, 1, 128, 128, cache_dtype="fp32"), "smoke", _BF16),
+        TokenCase(RotaryEmbedding("llama3-8b-cache32", 4, 1, 128, 128, cache_dtype="fp32"), "smoke", ("bf16", "fp16")),
         # 64 of 256, in neighbouring pairs.
         TokenCase(RotaryEmbedding("gpt-j-6b", 4, 4, 256, 64, interleaved=True), "smoke", _BOTH),
         # 24 of 96, twelve pairs, on two key heads.
-        TokenCase(RotaryEmbedding("gpt-neox-20b", 6, 2, 96, 24), "smoke", _BOTH),
+        TokenCase(RotaryEmbedding("gpt-neox-20b", 6, 2, 96, 24), "smoke", ("fp32", "fp16")),
         # Half of a head in neighbouring pairs, on two key heads, back again, by a cache of float32.
         TokenCase(
-            RotaryEmbedding("glm-4-inverse", 8, 2, 128, 64, interleaved=True, inverse=True, cache_dtype="fp32"),
+            RotaryEmbedding(
+                "glm-4-inverse-far",
+                8,
+                2,
+                128,
+                64,
+                interleaved=True,
+                inverse=True,
+                cache_dtype="fp32",
+                max_position=_LONGEST_CONTEXT,
+            ),
             "default",
-            _BF16,
+            ("bf16", "fp16"),
+            far=True,
         ),
         TokenCase(
-            RotaryEmbedding("deepseek-v3.2-inverse", 8, 1, 64, 64, interleaved=True, inverse=True), "smoke", _BOTH
-        ),
-        TokenCase(RotaryEmbedding("llama3-8b-inverse", 4, 1, 128, 128, inverse=True), "default", _BF16),
-        TokenCase(
-            RotaryEmbedding("llama3.1-8b-far", 4, 1, 128, 128, cache_dtype="fp32", max_position=_LONGEST_CONTEXT),
+            RotaryEmbedding("deepseek-v3.2-inverse", 8, 1, 64, 64, interleaved=True, inverse=True),
             "smoke",
-            _BOTH,
+            ("fp32", "fp16"),
+        ),
+        # 96 of 128, which fill no tile, back again.
+        TokenCase(
+            RotaryEmbedding("phi-4-mini-inverse-far", 3, 1, 128, 96, inverse=True, max_position=_LONGEST_CONTEXT),
+            "default",
+            ("bf16", "fp16"),
+            far=True,
+        ),
+        TokenCase(
+            RotaryEmbedding("llama3.2-1b-far", 4, 1, 64, 64, max_position=_LONGEST_CONTEXT),
+            "smoke",
+            ("fp32",),
             far=True,
         ),
     ),

@@ -10,7 +10,13 @@ from samebits.backends.problem import Request
 from samebits.backends.token_problem import Linear, TokenProblem
 from samebits.harness.batch import LAYER_KEY, poison_value
 from samebits.harness.dataset import Role, values_at
-from samebits.harness.reference import DEVIATIONS, FLOAT32_ROUNDOFF, STRUCTURED, UNIFORM_VARIANCE
+from samebits.harness.reference import (
+    DEVIATIONS,
+    FLOAT32_ROUNDOFF,
+    UNIFORM_VARIANCE,
+    lost_in_operations,
+    lost_on_reading,
+)
 from samebits.harness.tokens.leading import padded_rows, placed_input, with_leading
 from samebits.harness.tokens.placement import place
 from samebits.harness.tokens.prepared import Expected, Prepared, all_values, request_values, token_rows
@@ -57,14 +63,14 @@ class PreparedLinear(Prepared[LinearTensors]):
         product = rows @ weight.T
         values = product if self._bias is None else product + self._bias.to(torch.float64)
         terms = self._operation.in_features
-        if self._problem.data in STRUCTURED:
-            bound = (terms + 2) * FLOAT32_ROUNDOFF * (rows.abs() @ weight.abs().T + values.abs())
-        else:
-            squares = rows**2 @ (weight**2).T
-            # One rounding more per term than additions alone, where no FMA is used, and one for the bias.
-            variance = (terms / 2 + 1) * squares + (terms / 3 + 1) * product**2 + values**2
-            bound = DEVIATIONS * FLOAT32_ROUNDOFF * (UNIFORM_VARIANCE * variance).sqrt()
-        return {"output": Expected(values, bound + torch.finfo(inputs.dtype).tiny)}
+        squares = rows**2 @ (weight**2).T
+        # One rounding more per term than additions alone, where no FMA is used, and one for the bias.
+        variance = (terms / 2 + 1) * squares + (terms / 3 + 1) * product**2 + values**2
+        bound = DEVIATIONS * FLOAT32_ROUNDOFF * (UNIFORM_VARIANCE * variance).sqrt()
+        # What is taken for 0 below the smallest normal number: inputs, products, sums, the output.
+        operations = lost_in_operations(torch.tensor(2.0 * terms + 2.0))
+        flushed = lost_on_reading(rows, inputs.dtype) @ weight.abs().T + operations
+        return {"output": Expected(values, bound + flushed + torch.finfo(inputs.dtype).tiny)}
 
     def _layer(self, role: Role, rows: int, width: int, device: torch.device) -> torch.Tensor:
         """The layer's own values, `[rows, width]`: such that outputs deviate as inputs do."""

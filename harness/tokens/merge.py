@@ -11,7 +11,8 @@ from samebits.backends.problem import Request
 from samebits.backends.token_problem import MergeStates, TokenProblem
 from samebits.harness.batch import poison_value
 from samebits.harness.dataset import Role, values_at
-from samebits.harness.reference import EXPONENTIAL_ERROR_FLOAT32, FLOAT32_ROUNDOFF
+from samebits.harness.reference import EXPONENTIAL_ERROR_FLOAT32, FLOAT32_ROUNDOFF, FLOAT32_TINY, lost_on_reading
+from samebits.harness.tokens.nonfinite import plant_in_lses
 from samebits.harness.tokens.placement import place
 from samebits.harness.tokens.prepared import Expected, Prepared, all_values, request_values, token_rows
 
@@ -37,7 +38,7 @@ class PreparedMerge(Prepared[MergeTensors]):
             # The output of a side that saw no key may be anything.
             dead = side_lse.transpose(0, 1).unsqueeze(2) == -math.inf
             values = values.masked_fill(dead, poison_value(layout.poison))
-            outputs.append(place(values, problem).tensor)
+            outputs.append(place(values, problem, second=role is Role.OTHER_INPUT).tensor)
         empty = torch.full((num_rows, *shape), poison_value(layout.poison), dtype=outputs[0].dtype)
         output = place(empty.to(device), problem)
         empty_lse = torch.full((operation.num_heads, num_rows), poison_value(layout.poison), dtype=torch.float32)
@@ -73,8 +74,15 @@ class PreparedMerge(Prepared[MergeTensors]):
         outputs = torch.stack(
             [request_values(self._problem, request, role, shape) for role in (Role.INPUT, Role.OTHER_INPUT)]
         ).to(self._device, torch.float64)
-        lse = torch.logsumexp(wide, dim=0)
-        weights = torch.exp(wide - lse.masked_fill(lse == -math.inf, 0.0)).unsqueeze(3)
+        dead = wide == -math.inf
+        # Of a side that saw no key nothing is used, and the other one passes through, whatever its log-sum-exp.
+        outputs = outputs.masked_fill(dead.unsqueeze(3), 0.0)
+        passes = dead.any(dim=0)
+        largest = wide.amax(dim=0)
+        exponentials = torch.where(passes, (~dead).to(wide), torch.exp(wide - largest))
+        total = exponentials.sum(dim=0)
+        lse = torch.where(passes, largest, largest + total.log())
+        weights = (exponentials / total.masked_fill(passes, 1.0)).unsqueeze(3)
         terms = weights * outputs
         distance = (wide[0] - wide[1]).abs().unsqueeze(2)
         both = distance.isfinite()
@@ -82,14 +90,17 @@ class PreparedMerge(Prepared[MergeTensors]):
         relative = distance.masked_fill(~both, 0.0) * FLOAT32_ROUNDOFF + 2 * EXPONENTIAL_ERROR_FLOAT32
         weighing = weights[0] * weights[1] * (outputs[0] - outputs[1]).abs() * relative
         rounding = _OUTPUT_ROUNDINGS * FLOAT32_ROUNDOFF * terms.abs().sum(dim=0)
-        tiny = torch.finfo(self.tensors.output.dtype).tiny
+        dtype = self.tensors.output.dtype
+        # What is taken for 0 below the smallest normal number: outputs as they are read, both products, their sum, the
+        # quotient, the result.
+        flushed = (weights * lost_on_reading(outputs, dtype)).sum(dim=0) + 4 * FLOAT32_TINY + torch.finfo(dtype).tiny
         # A side alone passes through bit by bit, and of two that saw nothing comes nothing.
-        bound = torch.where(both, weighing + rounding + tiny, 0.0)
-        magnitude = lse.masked_fill(lse == -math.inf, 0.0).abs() + 1.0
+        bound = torch.where(both, weighing + rounding + flushed, 0.0)
+        magnitude = lse.abs() + 1.0
         lse_bound = magnitude * 3 * FLOAT32_ROUNDOFF + EXPONENTIAL_ERROR_FLOAT32
         return {
             "output": Expected(terms.sum(dim=0), bound),
-            "lse": Expected(lse, torch.where(lse > -math.inf, lse_bound, 0.0)),
+            "lse": Expected(lse, torch.where(passes, 0.0, lse_bound)),
         }
 
     def _all_lses(self, role: Role) -> torch.Tensor:
@@ -99,7 +110,7 @@ class PreparedMerge(Prepared[MergeTensors]):
             poison_value(self._problem.layout.poison),
         )
         rows = torch.cat([*(self._lse(request, role) for request in self._problem.requests), padding])
-        return rows.transpose(0, 1).contiguous().to(self._device)
+        return place(rows.transpose(0, 1).to(self._device), self._problem).tensor
 
     def _lse(self, request: Request, role: Role) -> torch.Tensor:
         """float32 `[query_len, num_heads]` on the host, of which some are `-inf`."""
@@ -108,6 +119,7 @@ class PreparedMerge(Prepared[MergeTensors]):
         lse = torch.tensor(values[:, :, 0]) * _LSE_DEVIATION
         # Every third token's are so large that the exponential of one alone would overflow.
         lse[torch.arange(request.context_len, request.seq_len) % 3 == 0] *= _LARGE_LSE
+        plant_in_lses(lse, self._problem, request, role)
         position = torch.arange(request.context_len, request.seq_len).unsqueeze(1)
         # Every seventh token has no prefix, every fifth no suffix; so some have neither.
         return lse.masked_fill(position % (7 if role is Role.LSE else 5) == 1, -math.inf)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Generic
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from samebits.backends.contract import DTYPES
@@ -16,6 +17,7 @@ from samebits.backends.problem import Request
 from samebits.backends.token_problem import TokenProblem
 from samebits.harness.batch import poison_value
 from samebits.harness.dataset import Role, shaped, values_at
+from samebits.harness.tokens.nonfinite import plant_in_inputs
 from samebits.harness.tokens.placement import Placed
 
 
@@ -67,9 +69,14 @@ def token_rows(problem: TokenProblem) -> list[slice]:
 def request_values(problem: TokenProblem, request: Request, role: Role, shape: tuple[int, int]) -> torch.Tensor:
     """One tensor of a request's tokens in the problem's dtype: `[query_len, *shape]`, on the host."""
     first, last = request.context_len, request.seq_len
-    values = values_at(problem.seed, request.key, role, shape, first, last)
-    origin = values_at(problem.seed, request.key, role, shape, 0, 1)
-    return torch.tensor(shaped(values, origin, role, problem.data, problem.dtype)).to(DTYPES[problem.dtype])
+
+    def between(start: int, stop: int) -> npt.NDArray[np.float32]:
+        return values_at(problem.seed, request.key, role, shape, start, stop)
+
+    shaped_values = shaped(between(first, last), lambda: between(0, 1), role, problem.data, problem.dtype)
+    values = torch.tensor(shaped_values).to(DTYPES[problem.dtype])
+    plant_in_inputs(values, problem, request)
+    return values
 
 
 def all_values(

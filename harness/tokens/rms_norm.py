@@ -10,7 +10,7 @@ from samebits.backends.problem import Request
 from samebits.backends.token_problem import RmsNorm, TokenProblem
 from samebits.harness.batch import LAYER_KEY, poison_value
 from samebits.harness.dataset import Role, values_at
-from samebits.harness.reference import DEVIATIONS, FLOAT32_ROUNDOFF, STRUCTURED, UNIFORM_VARIANCE
+from samebits.harness.reference import DEVIATIONS, FLOAT32_ROUNDOFF, FLOAT32_TINY, UNIFORM_VARIANCE, lost_on_reading
 from samebits.harness.tokens.leading import padded_rows, placed_input, with_leading
 from samebits.harness.tokens.placement import place
 from samebits.harness.tokens.prepared import Expected, Prepared, all_values, request_values, token_rows
@@ -55,13 +55,12 @@ class PreparedRmsNorm(Prepared[RmsNormTensors]):
         inputs = request_values(self._problem, request, Role.INPUT, (1, size)).squeeze(1)
         rows = inputs.to(self._weight.device, torch.float64)
         mean_square = (rows**2).mean(dim=1, keepdim=True)
-        values = rows / (mean_square + self._operation.epsilon).sqrt() * self._weight.to(torch.float64)
-        if self._problem.data in STRUCTURED:
-            summing = size * FLOAT32_ROUNDOFF
-        else:
-            summing = DEVIATIONS * FLOAT32_ROUNDOFF * ((size / 3 + 1) * UNIFORM_VARIANCE) ** 0.5
-        # What is below the smallest normal number may be taken for 0, and comes out as many times larger as the rest.
-        flushed = torch.finfo(inputs.dtype).tiny / (mean_square + self._operation.epsilon).sqrt()
-        flushed = flushed * self._weight.to(torch.float64).abs()
+        root = (mean_square + self._operation.epsilon).sqrt()
+        weight = self._weight.to(torch.float64)
+        values = rows / root * weight
+        summing = DEVIATIONS * FLOAT32_ROUNDOFF * ((size / 3 + 1) * UNIFORM_VARIANCE) ** 0.5
+        # What is taken for 0 below the smallest normal number: inputs, and their product with the weight or with the
+        # reciprocal of the root, whichever comes first; both come out as many times larger as the rest. The output.
+        flushed = lost_on_reading(rows, inputs.dtype) / root * weight.abs() + FLOAT32_TINY * (1 / root + weight.abs())
         relative = summing / 2 + _RECIPROCAL_ROOT_ERROR + _ROUNDINGS * FLOAT32_ROUNDOFF
         return {"output": Expected(values, values.abs() * relative + flushed + torch.finfo(inputs.dtype).tiny)}

@@ -11,12 +11,13 @@ from samebits.backends.operations import RotaryTensors
 from samebits.backends.problem import Request
 from samebits.backends.token_problem import RotaryEmbedding, TokenProblem
 from samebits.harness.dataset import Role
-from samebits.harness.reference import FLOAT32_ROUNDOFF
+from samebits.harness.reference import FLOAT32_ROUNDOFF, FLOAT32_TINY, lost_on_reading
 from samebits.harness.tokens.placement import place
 from samebits.harness.tokens.prepared import Expected, Prepared, all_values, request_values, token_rows
 
-# Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", 2021, section 3.2.2.
-_BASE = 10000.0
+# The first is that of Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", 2021, section 3.2.2,
+# the second that of Llama 3. The seed decides, so that another layer has another; some models have two in their layers.
+_BASES = (10000.0, 500000.0)
 
 
 class PreparedRotary(Prepared[RotaryTensors]):
@@ -30,6 +31,7 @@ class PreparedRotary(Prepared[RotaryTensors]):
             place(
                 all_values(problem, role, (heads, operation.head_dim), device, num_rows),
                 problem,
+                second=role is Role.OTHER_INPUT,
             )
             for role, heads in ((Role.INPUT, operation.num_heads), (Role.OTHER_INPUT, operation.num_kv_heads))
         )
@@ -37,7 +39,11 @@ class PreparedRotary(Prepared[RotaryTensors]):
         # Engines give padding rows a position that exists.
         padding = torch.zeros(layout.padding_tokens, dtype=torch.int64)
         self._cache = cos_sin_cache(
-            operation.max_position, operation.rotary_dim, operation.cache_dtype or problem.dtype, device
+            operation.max_position,
+            operation.rotary_dim,
+            operation.cache_dtype or problem.dtype,
+            device,
+            _BASES[problem.seed % len(_BASES)],
         )
         self.tensors = RotaryTensors(
             query=query.tensor,
@@ -80,8 +86,10 @@ class PreparedRotary(Prepared[RotaryTensors]):
         return {name: _rotated(values, cosines, sines, operation) for name, values in inputs.items()}
 
 
-@functools.lru_cache(maxsize=8)
-def cos_sin_cache(max_position: int, rotary_dim: int, dtype: str, device: torch.device) -> torch.Tensor:
+@functools.lru_cache(maxsize=16)
+def cos_sin_cache(
+    max_position: int, rotary_dim: int, dtype: str, device: torch.device, base: float = _BASES[0]
+) -> torch.Tensor:
     """Cosines, then sines, of every position: `[max_position, rotary_dim]` in a dtype. It is shared: not to be written.
 
     Args:
@@ -89,14 +97,18 @@ def cos_sin_cache(max_position: int, rotary_dim: int, dtype: str, device: torch.
         rotary_dim: columns; pair `i` turns by `position * base^(-2 i / rotary_dim)`.
         dtype: name of the dtype.
         device: where it goes.
+        base: of the angles' powers.
     """
     exponent = torch.arange(0, rotary_dim, 2, dtype=torch.float64) / rotary_dim
-    angles = torch.outer(torch.arange(max_position, dtype=torch.float64), _BASE**-exponent)
+    angles = torch.outer(torch.arange(max_position, dtype=torch.float64), base**-exponent)
     return torch.cat([angles.cos(), angles.sin()], dim=1).to(DTYPES[dtype]).to(device)
 
 
 def _rotated(values: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, operation: RotaryEmbedding) -> Expected:
-    """Rotates the pairs; the bound is that of two products and one sum in float32, to first order."""
+    """Rotates the pairs; the bound is that of two products and one sum in float32, to first order.
+
+    Below the smallest normal number, elements as they are read, both products, and their sum may be taken for 0.
+    """
     wide = values.to(torch.float64)
     result, bound = wide.clone(), torch.zeros_like(wide)
     rotary_dim = operation.rotary_dim
@@ -105,11 +117,13 @@ def _rotated(values: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, o
     else:
         pair = slice(0, rotary_dim // 2), slice(rotary_dim // 2, rotary_dim)
     first, second = (wide[..., half] for half in pair)
-    for half, products in (
-        (pair[0], (first * cosines, -second * sines)),
-        (pair[1], (second * cosines, first * sines)),
+    lost = lost_on_reading(wide, values.dtype)
+    for half, products, (by_cosine, by_sine) in (
+        (pair[0], (first * cosines, -second * sines), pair),
+        (pair[1], (second * cosines, first * sines), pair[::-1]),
     ):
         result[..., half] = products[0] + products[1]
         magnitude = products[0].abs() + products[1].abs()
-        bound[..., half] = 2 * FLOAT32_ROUNDOFF * magnitude + torch.finfo(values.dtype).tiny
+        flushed = lost[..., by_cosine] * cosines.abs() + lost[..., by_sine] * sines.abs() + 2 * FLOAT32_TINY
+        bound[..., half] = 2 * FLOAT32_ROUNDOFF * magnitude + flushed + torch.finfo(values.dtype).tiny
     return Expected(result, bound)
