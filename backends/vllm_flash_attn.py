@@ -1,0 +1,326 @@
+"""FLASH_ATTN/vllm-fa2 and FLASH_ATTN/vllm-fa3: the FlashAttention builds that come with vLLM, over the paged cache.
+
+Each is one compiled file of the `vllm` wheel, and neither needs vLLM, which is never imported. They are called as
+`vllm/vllm_flash_attn/flash_attn_interface.py` calls them, with the arguments that vLLM's FLASH_ATTN backend passes
+(`vllm/v1/attention/backends/flash_attn.py`, `FlashAttentionImpl.forward`), but for the scheduler metadata that it
+computes ahead for FlashAttention 3 and leaves out under batch invariance.
+
+`num_splits=0` lets the kernel choose into how many parts it divides a request's keys; `num_splits=1` is what vLLM asks
+for under `VLLM_BATCH_INVARIANT=1`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from samebits.backends.compiled_library import CompiledLibrary, LoadedLibrary
+from samebits.backends.contract import AttentionConfig, AttentionMetadata, Availability, Claims, KnownGap, Tiling
+from samebits.backends.libraries import LibraryMissing
+from samebits.backends.paged_flash import PagedFlash, PagedFlashWithSinks, PagedPlan, nvidia_reason
+from samebits.backends.problem import Mask
+from samebits.backends.subject import GraphSupport
+from samebits.backends.support import Support
+
+TESTED_VERSION = "0.20.2"
+_FA2 = CompiledLibrary(
+    distribution="vllm",
+    relative="vllm/vllm_flash_attn/_vllm_fa2_C.abi3.so",
+    namespace="_vllm_fa2_C",
+    operators={
+        "varlen_fwd": (
+            "q",
+            "k",
+            "v",
+            "out",
+            "cu_seqlens_q",
+            "cu_seqlens_k",
+            "seqused_k",
+            "leftpad_k",
+            "block_table",
+            "alibi_slopes",
+            "max_seqlen_q",
+            "max_seqlen_k",
+            "p_dropout",
+            "softmax_scale",
+            "zero_tensors",
+            "is_causal",
+            "window_size_left",
+            "window_size_right",
+            "softcap",
+            "return_softmax",
+            "num_splits",
+            "gen",
+        )
+    },
+)
+_FA3 = CompiledLibrary(
+    distribution="vllm",
+    relative="vllm/vllm_flash_attn/_vllm_fa3_C.abi3.so",
+    namespace="_vllm_fa3_C",
+    operators={
+        "fwd": (
+            "q",
+            "k",
+            "v",
+            "k_new",
+            "v_new",
+            "q_v",
+            "out",
+            "cu_seqlens_q",
+            "cu_seqlens_k",
+            "cu_seqlens_k_new",
+            "seqused_q",
+            "seqused_k",
+            "max_seqlen_q",
+            "max_seqlen_k",
+            "page_table",
+            "kv_batch_idx",
+            "leftpad_k",
+            "rotary_cos",
+            "rotary_sin",
+            "seqlens_rotary",
+            "q_descale",
+            "k_descale",
+            "v_descale",
+            "softmax_scale",
+            "is_causal",
+            "window_size_left",
+            "window_size_right",
+            "softcap",
+            "is_rotary_interleaved",
+            "scheduler_metadata",
+            "num_splits",
+            "pack_gqa",
+            "sm_margin",
+            "s_aux",
+            "cp_world_size",
+            "cp_rank",
+            "cp_tot_seqused_k",
+        )
+    },
+)
+_DECLARED = (
+    f"vllm {TESTED_VERSION}, vllm/v1/attention/backends/flash_attn.py: "
+    "FlashAttentionBackend.supports_batch_invariance, max_num_splits = 1 if envs.VLLM_BATCH_INVARIANT and "
+    "_cudagraph_support in FlashAttentionMetadataBuilder"
+)
+_NO_WINDOW = (-1, -1)
+_MASKS = (Mask.CAUSAL, Mask.NON_CAUSAL, Mask.SLIDING_WINDOW, Mask.CROSS)
+
+
+def _head_dim_supported(head_dim: int) -> bool:
+    """As `FlashAttentionBackend.supports_head_size` has it."""
+    return head_dim % 8 == 0 and head_dim <= 256
+
+
+def _page_size_supported(page_size: int) -> bool:
+    """As `FlashAttentionBackend.get_supported_kernel_block_sizes` has it."""
+    return page_size % 16 == 0
+
+
+def _claims(num_splits: int, cuda_graph: GraphSupport) -> Claims:
+    return Claims(batch_invariant=num_splits == 1, cuda_graph=cuda_graph, source=_DECLARED)
+
+
+class VllmFlashAttention2(PagedFlash):
+    """vLLM's build of FlashAttention 2."""
+
+    name = "vllm-fa2"
+    support = Support(
+        dtypes=("bf16", "fp16"), masks=_MASKS, head_dims=_head_dim_supported, page_sizes=_page_size_supported, lse=True
+    )
+    # Of the kernel for paged caches at head_dim 128: 64 rows by 128 keys.
+    tiling = Tiling(query_tile=64, kv_tile=128, kv_split=256)
+
+    def __init__(self, num_splits: int) -> None:
+        super().__init__(num_splits)
+        self.claims = _claims(num_splits, GraphSupport.UNIFORM_BATCH)
+        self._loaded: LoadedLibrary | None = None
+
+    def absence(self) -> str:
+        """Asks the platform, then for the file."""
+        return nvidia_reason("vLLM's FlashAttention 2", (8, 0), None) or _FA2.missing()
+
+    def probe(self) -> Availability:
+        """Asks the platform, then loads the file and looks at the operator that `run` calls."""
+        return _loadable(self.absence(), self._load)
+
+    def plan(self, config: AttentionConfig, metadata: AttentionMetadata) -> PagedPlan:
+        """As of the base class, without requests that have no query where all others have one.
+
+        The kernel then takes row `i` for request `i`, and cannot take fewer or more rows than requests.
+        """
+        plan = super().plan(config, metadata)
+        if metadata.max_query_len > 1:
+            return plan
+        query_lens = metadata.query_start_loc.diff().tolist()
+        live = [request for request, query_len in enumerate(query_lens) if query_len]
+        if metadata.num_tokens == metadata.num_requests and live == list(range(len(live))):
+            return plan
+        chosen = torch.tensor(live, dtype=torch.int64, device=config.device)
+        return replace(
+            plan,
+            query_start_loc=torch.arange(len(live) + 1, dtype=torch.int32, device=config.device),
+            kv_lens=plan.kv_lens[chosen],
+            block_table=plan.block_table[chosen],
+            num_rows=len(live),
+        )
+
+    def plan_for_graph(self, config: AttentionConfig, metadata: AttentionMetadata, num_pages: int) -> PagedPlan:
+        """Takes the batch as it is: row `i` for request `i` where each has one query, padding behind both.
+
+        Raises:
+            ValueError: the layer or the batch is outside of `support`, or there are fewer rows than requests.
+        """
+        plan = super().plan(config, metadata)
+        if metadata.max_query_len > 1:
+            return plan
+        if metadata.num_tokens < metadata.num_requests:
+            raise ValueError(
+                f"{self.label} is given {metadata.num_tokens} rows for {metadata.num_requests} requests of one query; "
+                "there must be a row for each"
+            )
+        return replace(plan, num_rows=metadata.num_requests)
+
+    def _attend(
+        self,
+        plan: PagedPlan,
+        query: torch.Tensor,
+        key_cache: torch.Tensor,
+        value_cache: torch.Tensor,
+        output: torch.Tensor,
+    ) -> torch.Tensor:
+        config = plan.config
+        _, lse = self._load().operators["varlen_fwd"](
+            query,
+            key_cache,
+            value_cache,
+            output,
+            plan.query_start_loc,
+            # Not read, as lengths come from the next argument, but asked for.
+            torch.empty_like(plan.query_start_loc),
+            plan.kv_lens,
+            None,
+            plan.block_table,
+            None,
+            plan.max_query_len,
+            plan.max_kv_len,
+            0.0,
+            config.scale,
+            False,
+            plan.causal,
+            *(plan.window or _NO_WINDOW),
+            config.softcap or 0.0,
+            False,
+            self.num_splits,
+            None,
+        )
+        return lse  # type: ignore[no-any-return]
+
+    def _load(self) -> LoadedLibrary:
+        if self._loaded is None:
+            self._loaded = _FA2.load()
+        return self._loaded
+
+
+def _gaps_of_nan(num_splits: int) -> tuple[KnownGap, ...]:
+    """A row that sees NaN counts as one without keys: in its log-sum-exp, and in its weight where splits are merged."""
+    issue = "docs/vendors.md, FlashAttention 3 takes NaN for no key"
+    merged = () if num_splits == 1 else ("seen_nan", "all_nan")
+    return (
+        *(KnownGap(issue, relation=relation) for relation in ("lse_seen_nan", "lse_all_nan")),
+        # Only where the kernel divides a request's keys.
+        *(KnownGap(issue, relation=relation, always=False) for relation in merged),
+    )
+
+
+class VllmFlashAttention3(PagedFlashWithSinks):
+    """vLLM's build of FlashAttention 3, for Hopper."""
+
+    name = "vllm-fa3"
+    support = Support(
+        dtypes=("bf16", "fp16"),
+        masks=_MASKS,
+        head_dims=_head_dim_supported,
+        page_sizes=_page_size_supported,
+        lse=True,
+        sinks=True,
+    )
+    # 128 rows by 128 to 176 keys; it splits from five such tiles on.
+    tiling = Tiling(query_tile=128, kv_tile=128, kv_split=512)
+    # "We only support query heads <= 64 with S aux", says the library.
+    most_heads_with_sinks = 64
+
+    def __init__(self, num_splits: int) -> None:
+        super().__init__(num_splits)
+        self.claims = _claims(num_splits, GraphSupport.ALWAYS)
+        self.known_gaps = _gaps_of_nan(num_splits)
+        self._loaded: LoadedLibrary | None = None
+
+    def absence(self) -> str:
+        """Asks the platform, then for the file."""
+        return nvidia_reason("vLLM's FlashAttention 3", (9, 0), (9, 9)) or _FA3.missing()
+
+    def probe(self) -> Availability:
+        """Asks the platform, then loads the file and looks at the operator that `run` calls."""
+        return _loadable(self.absence(), self._load)
+
+    def _attend(
+        self,
+        plan: PagedPlan,
+        query: torch.Tensor,
+        key_cache: torch.Tensor,
+        value_cache: torch.Tensor,
+        output: torch.Tensor,
+    ) -> torch.Tensor:
+        config = plan.config
+        _, lse, *_ = self._load().operators["fwd"](
+            query,
+            key_cache,
+            value_cache,
+            *[None] * 3,  # new keys and values, and queries against values
+            output,
+            plan.query_start_loc,
+            *[None] * 3,  # where requests start in keys that are not paged
+            plan.kv_lens,
+            plan.max_query_len,
+            plan.max_kv_len,
+            plan.block_table,
+            *[None] * 8,  # request numbers, padding on the left, rotary embedding, scales of fp8
+            config.scale,
+            plan.causal,
+            *(plan.window or _NO_WINDOW),
+            config.softcap or 0.0,
+            True,
+            None,
+            self.num_splits,
+            None,
+            0,
+            plan.sinks,
+            1,
+            0,
+            None,
+        )
+        return lse  # type: ignore[no-any-return]
+
+    def _load(self) -> LoadedLibrary:
+        if self._loaded is None:
+            self._loaded = _FA3.load()
+        return self._loaded
+
+
+def vllm_flash_attention() -> list[PagedFlash]:
+    """Both builds, each with its own choice of splits and with one."""
+    return [kind(num_splits) for kind in (VllmFlashAttention2, VllmFlashAttention3) for num_splits in (0, 1)]
+
+
+def _loadable(absence: str, load: Callable[[], LoadedLibrary]) -> Availability:
+    if absence:
+        return Availability(reason=absence)
+    try:
+        return Availability(version=load().version, device="cuda")
+    except LibraryMissing as error:
+        return Availability(reason=str(error))

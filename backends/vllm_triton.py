@@ -1,0 +1,308 @@
+"""TRITON_ATTN/vllm: vLLM's `unified_attention`, its Triton kernel for paged caches, without vLLM.
+
+Two files of the `vllm` distribution are run as they are, in a private copy, with stand-ins for the few names that they
+import from the rest of vLLM; that is never imported. On a machine without a GPU the kernel is interpreted.
+
+vLLM reads `VLLM_BATCH_INVARIANT` once, when it imports the module. A private copy is cheap, so there is one for each
+value, and both run in one process:
+
+* `[3d]` is the flag's default: a batch of at most `128 // num_kv_heads` requests of one query token each goes to a
+  kernel that shares a request's keys among 16 programs, every other batch to the one that walks them.
+* `[2d]` is the flag set: the walking kernel for every batch.
+
+Both are given what vLLM's backend gives (`vllm/v1/attention/backends/triton_attn.py`): the scratch of 16 segments, and
+`128 // num_kv_heads` for the threshold, as without CUDA graphs.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import importlib
+import importlib.util
+import logging
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+
+from samebits.backends.contract import (
+    AttentionConfig,
+    AttentionMetadata,
+    Availability,
+    Claims,
+    Implementation,
+    KnownGap,
+    Tiling,
+)
+from samebits.backends.libraries import LibraryFile, LibraryMissing, find
+from samebits.backends.paged_flash import refuse_encoder_tokens
+from samebits.backends.platform import accelerator
+from samebits.backends.problem import Mask
+from samebits.backends.subject import GraphSupport
+from samebits.backends.support import Support
+
+DISTRIBUTION = "vllm"
+TESTED_VERSION = "0.20.2"
+_FOLDER = "vllm/v1/attention/ops"
+_HELPERS, _KERNELS = "triton_attention_helpers", "triton_unified_attention"
+# MIN_LAUNCH_GRID_SIZE_2D and NUM_PAR_SOFTMAX_SEGMENTS of vLLM's backend.
+_LEAST_PROGRAMS = 128
+_SEGMENTS = 16
+
+
+class KVQuantMode(enum.IntEnum):
+    """Stands for `vllm.v1.kv_cache_interface.KVQuantMode`, of which the kernel knows these."""
+
+    NONE = 0
+    FP8_PER_TENSOR = 1
+    INT8_PER_TOKEN_HEAD = 2
+    FP8_PER_TOKEN_HEAD = 3
+
+
+@dataclass(frozen=True)
+class UnifiedPlan:
+    """A batch as `unified_attention` takes it.
+
+    Attributes:
+        config: of the layer.
+        metadata: of the batch.
+        num_rows: query rows that belong to a request: vLLM hands over no others.
+        segments: scratch of the shared keys, float32: outputs `[threshold, num_heads, 16, head_dim]`, the head_dim
+            padded to a power of two, maxima and sums `[threshold, num_heads, 16]`.
+    """
+
+    config: AttentionConfig
+    metadata: AttentionMetadata
+    num_rows: int
+    segments: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+class VllmTritonAttention(Implementation[UnifiedPlan]):
+    """vLLM's `unified_attention`.
+
+    Args:
+        batch_invariant: value of `VLLM_BATCH_INVARIANT`.
+    """
+
+    backend = "TRITON_ATTN"
+    name = "vllm"
+    # A row that sees no key divides 0 by 0 in the walking kernel. vLLM has no such batch.
+    support = Support(
+        dtypes=("fp32", "bf16", "fp16"),
+        masks=(Mask.CAUSAL, Mask.SLIDING_WINDOW),
+        head_dims=lambda head_dim: head_dim >= 32,
+        page_sizes=lambda page_size: page_size % 16 == 0,
+        query_longer_than_kv=False,
+        empty_kv=False,
+        sinks=True,
+    )
+    # 16 rows of a group; tiles of 32 keys, of 16 where keys are shared, in 16 parts of whole tiles.
+    tiling = Tiling(query_tile=16, kv_tile=32, kv_split=64)
+    known_gaps = (
+        KnownGap("docs/vendors.md, vLLM's Triton kernel loses rows whose first tile is hidden", relation="window"),
+        # vLLM leaves Triton's default for products of fp32, which NVIDIA's units compute in TF32.
+        KnownGap("docs/vendors.md, TF32 where fp32 was asked for", dtype="fp32", device="cuda"),
+    )
+
+    def __init__(self, batch_invariant: bool) -> None:
+        self.batch_invariant = batch_invariant
+        self.variant = "2d" if batch_invariant else "3d"
+        self.claims = Claims(
+            batch_invariant=batch_invariant,
+            cuda_graph=GraphSupport.ALWAYS,
+            source=(
+                f"vllm {TESTED_VERSION}, vllm/v1/attention/backends/triton_attn.py: "
+                "TritonAttentionBackend.supports_batch_invariance, _cudagraph_support of "
+                "TritonAttentionMetadataBuilder; vllm/v1/attention/ops/triton_unified_attention.py: use_3d in "
+                "unified_attention"
+            ),
+        )
+        self.configuration = {
+            "VLLM_BATCH_INVARIANT": str(int(batch_invariant)),
+            "num_par_softmax_segments": str(_SEGMENTS),
+        }
+
+    def absence(self) -> str:
+        """Looks for the two files."""
+        try:
+            _find_files()
+        except LibraryMissing as error:
+            return str(error)
+        return ""
+
+    def probe(self) -> Availability:
+        """Imports the two files as they will be run."""
+        platform = accelerator()
+        try:
+            _, version = _load(self.batch_invariant, interpreted=platform.device == "cpu")
+        except LibraryMissing as error:
+            return Availability(reason=str(error), device=platform.device)
+        triton_version = importlib.import_module("triton").__version__
+        return Availability(version=f"{version}+triton{triton_version}", device=platform.device)
+
+    def plan(self, config: AttentionConfig, metadata: AttentionMetadata) -> UnifiedPlan:
+        """Allocates scratch, of the same size for every batch.
+
+        Raises:
+            ValueError: the layer or the batch is outside of `support`.
+        """
+        self.require(config)
+        refuse_encoder_tokens(self.label, config, metadata)
+        shape = (self._threshold(config), config.num_heads, _SEGMENTS)
+        head_dim = 1 << (config.head_dim - 1).bit_length()
+
+        def scratch(*shape: int) -> torch.Tensor:
+            return torch.empty(shape, dtype=torch.float32, device=config.device)
+
+        return UnifiedPlan(
+            config=config,
+            metadata=metadata,
+            num_rows=int(metadata.query_start_loc[-1]),
+            segments=(scratch(*shape, head_dim), scratch(*shape), scratch(*shape)),
+        )
+
+    def plan_for_graph(self, config: AttentionConfig, metadata: AttentionMetadata, num_pages: int) -> UnifiedPlan:
+        """As `plan`, for as many rows as any batch of these sizes may have: no more than each request's queries."""
+        most = min(metadata.num_tokens, metadata.num_requests * metadata.max_query_len)
+        return replace(self.plan(config, metadata), num_rows=most)
+
+    def run(
+        self,
+        plan: UnifiedPlan,
+        query: torch.Tensor,
+        key_cache: torch.Tensor,
+        value_cache: torch.Tensor,
+        output: torch.Tensor,
+        lse: torch.Tensor | None,
+    ) -> None:
+        """Computes the batch in one call; vLLM chooses the kernel."""
+        config, metadata = plan.config, plan.metadata
+        unified_attention, _ = _load(self.batch_invariant, interpreted=accelerator().device == "cpu")
+        segment_outputs, segment_maxima, segment_sums = plan.segments
+        # Rows of a tile that belong to nobody divide 0 by 0, of which the interpreter's numpy would warn.
+        with np.errstate(all="ignore"):
+            unified_attention(
+                q=query[: plan.num_rows],
+                k=key_cache,
+                v=value_cache,
+                out=output[: plan.num_rows],
+                cu_seqlens_q=metadata.query_start_loc,
+                max_seqlen_q=metadata.max_query_len,
+                seqused_k=metadata.seq_lens,
+                max_seqlen_k=metadata.max_seq_len,
+                softmax_scale=config.scale,
+                causal=metadata.causal,
+                # vLLM, as FlashAttention, does not count the query's own key.
+                window_size=(-1, -1) if config.window is None else (config.window - 1, 0),
+                block_table=metadata.block_table,
+                softcap=config.softcap or 0.0,
+                q_descale=None,
+                k_descale=None,
+                v_descale=None,
+                seq_threshold_3D=self._threshold(config),
+                num_par_softmax_segments=_SEGMENTS,
+                softmax_segm_output=segment_outputs,
+                softmax_segm_max=segment_maxima,
+                softmax_segm_expsum=segment_sums,
+                sinks=config.sinks,
+            )
+
+    @staticmethod
+    def _threshold(config: AttentionConfig) -> int:
+        """Requests up to which keys are shared: enough programs for a GPU without sharing."""
+        return _LEAST_PROGRAMS // config.num_kv_heads
+
+
+def vllm_triton_attention() -> list[VllmTritonAttention]:
+    """The kernel under both values of vLLM's flag."""
+    return [VllmTritonAttention(batch_invariant=True), VllmTritonAttention(batch_invariant=False)]
+
+
+def _find_files() -> dict[str, LibraryFile]:
+    return {name: find(DISTRIBUTION, f"{_FOLDER}/{name}.py") for name in (_HELPERS, _KERNELS)}
+
+
+@functools.cache
+def _load(batch_invariant: bool, interpreted: bool) -> tuple[Callable[..., None], str]:
+    """Imports a private copy of the two files: `unified_attention`, and the version of vLLM.
+
+    Raises:
+        LibraryMissing: a file is missing or does not import.
+    """
+    files = _find_files()
+    version = files[_KERNELS].version
+    try:
+        with ExitStack() as scope:
+            if interpreted:
+                from samebits.backends.triton_interpreter import interpreting
+
+                scope.enter_context(interpreting())
+            scope.enter_context(_stand_ins(batch_invariant))
+            modules = {name: _run_file(name, file.path) for name, file in files.items()}
+        return modules[_KERNELS].unified_attention, version
+    except (Exception, SystemExit) as error:
+        told = f"{type(error).__name__}: {' '.join(str(error).split())[:300] or 'no message'}"
+        raise LibraryMissing(f"importing {_FOLDER}/{_KERNELS}.py of {DISTRIBUTION} {version} raised {told}") from error
+
+
+def _run_file(name: str, path: Path) -> ModuleType:
+    """Runs a file under the name that it has in vLLM, where the next file finds it."""
+    full_name = f"{_FOLDER.replace('/', '.')}.{name}"
+    spec = importlib.util.spec_from_file_location(full_name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[full_name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextmanager
+def _stand_ins(batch_invariant: bool) -> Iterator[None]:
+    """Lets what the files import from vLLM resolve to stand-ins, and puts back whatever had those names before."""
+
+    def named() -> list[str]:
+        return [name for name in sys.modules if name == DISTRIBUTION or name.startswith(f"{DISTRIBUTION}.")]
+
+    displaced = {name: sys.modules.pop(name) for name in named()}
+    for name, content in _contents(batch_invariant).items():
+        module = ModuleType(name)
+        # What has no path is no package, and what is imported from vLLM beyond this must fail.
+        module.__path__ = []
+        vars(module).update(content)
+        sys.modules[name] = module
+    try:
+        yield
+    finally:
+        for name in named():
+            del sys.modules[name]
+        sys.modules.update(displaced)
+
+
+def _contents(batch_invariant: bool) -> Mapping[str, Mapping[str, Any]]:
+    """What the files import from vLLM, by module."""
+    triton = importlib.import_module("triton")
+
+    class CurrentPlatform:
+        """Stands for vLLM's platform, which is asked for the type of caches that are not tested here."""
+
+        @staticmethod
+        def fp8_dtype() -> torch.dtype:
+            return torch.float8_e4m3fn
+
+    packages = ("vllm", "vllm.v1", "vllm.v1.attention", "vllm.v1.attention.ops")
+    return {
+        **{name: {} for name in packages},
+        "vllm.envs": {"VLLM_BATCH_INVARIANT": batch_invariant},
+        "vllm.logger": {"init_logger": logging.getLogger},
+        "vllm.platforms": {"current_platform": CurrentPlatform},
+        "vllm.triton_utils": {"triton": triton, "tl": importlib.import_module("triton.language")},
+        "vllm.v1.kv_cache_interface": {"KVQuantMode": KVQuantMode},
+    }

