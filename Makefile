@@ -19,7 +19,7 @@ export OPENBLAS_NUM_THREADS := 1
 matrix: $(INSTALLED)  ## Run the main job on what this machine has, and print the table.
 	$(BIN)/pytest -m batch_invariant -n $(WORKERS) -q $(PYTEST_ARGS)
 
-suites: $(INSTALLED)  ## Run the other suites: dtype, semantics, rope, run_to_run.
+suites: $(INSTALLED)  ## Run the other suites.
 	$(BIN)/pytest -m "not batch_invariant" -n $(WORKERS) -q $(PYTEST_ARGS)
 
 test: $(INSTALLED)  ## Run the project's own tests.

@@ -16,6 +16,7 @@ docs/aiter.md for how the kernels are reached where there is no ROCm.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -33,7 +34,8 @@ from samebits.backends.contract import (
     Tiling,
 )
 from samebits.backends.platform import accelerator
-from samebits.backends.problem import Mask, Problem
+from samebits.backends.problem import Mask, Problem, Strides
+from samebits.backends.subject import GraphSupport
 from samebits.backends.support import Support
 
 _UNIFIED = EntryPoint(
@@ -81,12 +83,13 @@ _ROUNDED_QUERIES = "docs/aiter.md, queries are rounded after scaling"
 _KVCACHE_GAPS = (
     *(
         KnownGap(_ROUNDED_QUERIES, relation=relation, dtype=dtype)
-        for relation in ("large_scores", "huge_scores", "lse_large_scores", "lse_huge_scores", "lse_ties")
+        for relation in (
+            *("large_scores", "huge_scores", "negative_scores", "window"),
+            *("lse_large_scores", "lse_huge_scores", "lse_negative_scores", "lse_ties"),
+        )
         for dtype in ("bf16", "fp16")
     ),
-    KnownGap(_ROUNDED_QUERIES, relation="lse_negative_scores", dtype="bf16"),
     # About as far off as it may be.
-    KnownGap(_ROUNDED_QUERIES, relation="lse_negative_scores", dtype="fp16", always=False),
     KnownGap(_ROUNDED_QUERIES, relation="scale", dtype="bf16", always=False),
     *(
         KnownGap("docs/aiter.md, a maximum that hides NaN", relation=relation)
@@ -118,8 +121,11 @@ class UnifiedAttention(Implementation[UnifiedPlan]):
     # last page reaches the output.
     claims = Claims(
         ignores_unread_memory=False,
+        # It chooses kernel, tiles and splits by padded sizes and by bounds, and reads lengths on the device.
+        cuda_graph=GraphSupport.ALWAYS,
         source="amd-aiter declares no batch invariance; unified_attention.py loads whole pages unmasked",
     )
+    known_gaps = (KnownGap("docs/aiter.md, a row whose first tile is hidden", relation="window"),)
     # Pages can become tiles, and `reduce_segments` names an undefined variable where head_dim fills no tile. A query
     # that sees no key at all divides by zero wherever its tile is computed for another, so its output is NaN, not 0.
     support = Support(
@@ -133,6 +139,10 @@ class UnifiedAttention(Implementation[UnifiedPlan]):
     )
     # Splits are whole pages, and need a bound on the lengths above 512.
     tiling = Tiling(query_tile=16, kv_tile=64, kv_split=64)
+    triton_kernels: Mapping[str, tuple[str, ...]] = {
+        "decode": ("kernel_unified_attention_3d", "reduce_segments"),
+        "prefill": ("kernel_unified_attention_2d",),
+    }
 
     def __init__(self) -> None:
         """Records what the adapter substitutes."""
@@ -235,6 +245,7 @@ class FlashAttentionWithKVCache(Implementation[KVCachePlan]):
     # A tile holds 64 keys, but none of another page, and splits are at least 64 keys long.
     tiling = Tiling(query_tile=16, kv_tile=16, kv_split=64)
     known_gaps = _KVCACHE_GAPS
+    triton_kernels: Mapping[str, tuple[str, ...]] = {"decode": ("_fwd_kernel_splitK", "_splitK_reduce")}
 
     def __init__(self) -> None:
         """Records what the adapter substitutes."""
@@ -249,8 +260,11 @@ class FlashAttentionWithKVCache(Implementation[KVCachePlan]):
     def reasons(self, problem: Problem) -> list[str]:
         """Why this problem cannot be computed, one sentence each; empty when it can."""
         found = super().reasons(problem)
-        if problem.layout.strided:
-            found.append("keys and values interleaved in one allocation are not supported, only pages without gaps")
+        if problem.layout.strides is Strides.MIXED_ORDER and problem.geometry.num_kv_heads > 1:
+            found.append(
+                "keys slot by slot beside values head by head are not supported: "
+                "one block table leads to the pages of both, which must be as many slots apart"
+            )
         return found
 
     def plan(self, config: AttentionConfig, metadata: AttentionMetadata) -> KVCachePlan:
@@ -292,15 +306,10 @@ class FlashAttentionWithKVCache(Implementation[KVCachePlan]):
         AITER reads the longest length back to the host to choose its splits, so a CUDA graph cannot capture this.
 
         Raises:
-            ValueError: the pages do not follow one another without gaps, as AITER takes for granted.
+            ValueError: no block table leads to the pages of both caches.
         """
         config = plan.config
-        for name, cache in (("key_cache", key_cache), ("value_cache", value_cache)):
-            if cache.stride(0) != cache.shape[1] * cache.stride(1):
-                raise ValueError(
-                    f"{name} has strides {cache.stride()}; flash_attn_with_kvcache needs pages without gaps, "
-                    f"stride(0) = page_size * stride(1) = {cache.shape[1] * cache.stride(1)}"
-                )
+        distance = _page_distance(key_cache, value_cache)
         kernel = reach(_KVCACHE)
         for call in plan.calls:
             with kernel.launching():
@@ -313,7 +322,7 @@ class FlashAttentionWithKVCache(Implementation[KVCachePlan]):
                     causal=call.causal,
                     window_size=_window_size(config),
                     return_softmax_lse=True,
-                    page_table=call.block_table,
+                    page_table=call.block_table * distance,
                 )
             output[call.rows] = call_output.flatten(0, 1)
             if lse is not None:
@@ -336,6 +345,33 @@ def _refuse_encoder_tokens(label: str, config: AttentionConfig, metadata: Attent
             f"{label} reads a request's slots from its first, and cannot compute mask {config.mask} behind "
             f"encoder_seq_lens {encoder_lens}; they must be 0"
         )
+
+
+def _page_distance(key_cache: torch.Tensor, value_cache: torch.Tensor) -> int:
+    """How many pages lie from the beginning of one to that of the next, those of a gap among them.
+
+    AITER takes it for 1: it computes a page's address as `page * page_size * stride(1)`. Page numbers that are
+    multiplied by the distance lead it to pages with gaps between them, and to pages that hold one head after another.
+
+    Raises:
+        ValueError: it is no whole number, or not the same in both caches.
+    """
+    distances = []
+    for name, cache in (("key_cache", key_cache), ("value_cache", value_cache)):
+        page = cache.shape[1] * cache.stride(1)
+        distance, rest = divmod(cache.stride(0), page)
+        if rest:
+            raise ValueError(
+                f"{name} has strides {cache.stride()}; flash_attn_with_kvcache needs a first one that is a multiple of "
+                f"page_size times the second, {page}"
+            )
+        distances.append(distance)
+    if distances[0] != distances[1]:
+        raise ValueError(
+            f"key_cache has strides {key_cache.stride()} and value_cache {value_cache.stride()}; "
+            f"flash_attn_with_kvcache needs the same ratio of the first to the second in both"
+        )
+    return distances[0]
 
 
 def _window_size(config: AttentionConfig) -> tuple[int, int]:

@@ -22,8 +22,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from samebits.backends.libraries import LibraryFile, LibraryMissing, find
 from samebits.backends.platform import accelerator
 from samebits.backends.subject import Availability
+from samebits.backends.target import Target, supposed_target
 
 if TYPE_CHECKING:
     from triton.runtime.jit import KernelInterface
@@ -77,18 +79,25 @@ class Reached:
     launching: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
-@functools.cache
 def reach(entry_point: EntryPoint) -> Reached:
-    """Imports exactly what will be called.
+    """Imports exactly what will be called, on this machine or on the device that is supposed.
 
     Never raises for what a missing, broken or foreign package does at import, `SystemExit` included.
 
     Args:
         entry_point: what will be called.
     """
+    return _reach(entry_point, supposed_target())
+
+
+@functools.cache
+def _reach(entry_point: EntryPoint, target: Target | None) -> Reached:
     version = _installed_version()
+    bundled = None if version else _bundled_package(entry_point)
+    if bundled is not None:
+        version = bundled.version
     try:
-        function = _checked_function(_import(entry_point, version), entry_point)
+        function = _checked_function(_import(entry_point, version, bundled), entry_point)
     except Unreachable as error:
         return Reached(function=_unreachable, version=version, reason=str(error))
     return Reached(function=function, version=version, launching=_LAUNCHING[accelerator().kind])
@@ -109,7 +118,7 @@ def substitutions() -> Mapping[str, str]:
     """What is substituted on this platform, for the records of results."""
     kind = accelerator().kind
     if kind == "rocm":
-        return {"adapter": "none"}
+        return {"adapter": "ahead of time" if supposed_target() else "none"}
     target = ":".join(map(str, _IMPORT_TARGET[:2]))
     if kind == "cuda":
         return {"adapter": "cuda", "import_target": target, "waves_per_eu": "dropped", "fp32_products": "ieee"}
@@ -133,18 +142,32 @@ def _installed_version() -> str:
         return ""
 
 
-def _import(entry_point: EntryPoint, version: str) -> ModuleType:
+def _bundled_package(entry_point: EntryPoint) -> LibraryFile | None:
+    """The package in a bundle that has an entry point's module; None where there is none."""
+    relative = entry_point.module.replace(".", "/") + ".py"
+    try:
+        module = find(DISTRIBUTION, relative)
+    except LibraryMissing:
+        return None
+    return LibraryFile(module.path.parents[relative.count("/") - 1], module.version)
+
+
+def _import(entry_point: EntryPoint, version: str, bundled: LibraryFile | None) -> ModuleType:
     """Imports an entry point's module: as AITER's users do on ROCm, else a private copy with the substitutions."""
-    locations = _find_package(entry_point, version)
-    kind = accelerator().kind
-    if kind != "rocm" and version != TESTED_VERSION:
+    kind, supposed = accelerator().kind, supposed_target()
+    as_installed = kind == "rocm" and supposed is None
+    if bundled is not None and not as_installed:
+        locations: Sequence[str] = [str(bundled.path)]
+    else:
+        locations = _find_package(entry_point, _installed_version())
+    if not as_installed and version != TESTED_VERSION:
         raise Unreachable(
             f"{DISTRIBUTION} {version or 'of unknown version'} was never tested with the adapter that runs it without "
             f"ROCm, which needs {TESTED_VERSION}; {_INSTALL}"
         )
     try:
         with ExitStack() as scope:
-            if kind != "rocm":
+            if not as_installed:
                 # Triton deprecates how AITER asks for tuning, of kernels that are not called here.
                 scope.enter_context(warnings.catch_warnings(action="ignore", category=DeprecationWarning))
                 scope.enter_context(_private_package(locations))
@@ -156,20 +179,22 @@ def _import(entry_point: EntryPoint, version: str) -> ModuleType:
             module = importlib.import_module(entry_point.module)
     except (Exception, SystemExit) as error:
         raise Unreachable(f"importing {entry_point.module} raised {_summary(error)}") from error
-    if kind != "rocm":
-        _substitute(module, interpreted=kind == "cpu")
+    if not as_installed:
+        _substitute(module, kind)
     return module
 
 
-def _substitute(module: ModuleType, interpreted: bool) -> None:
-    """Replaces, in a private copy, what only an AMD device can answer or take."""
+def _substitute(module: ModuleType, kind: str) -> None:
+    """Replaces, in a private copy, what only an AMD device can answer or take, or only one that is here."""
     from triton.runtime.jit import KernelInterface
 
     for name, value in list(vars(module).items()):
-        if isinstance(value, KernelInterface):
+        if isinstance(value, KernelInterface) and kind != "rocm":
             setattr(module, name, _LaunchedElsewhere(value))
-    if interpreted and hasattr(module, "get_num_sms"):
-        module.get_num_sms = lambda: INTERPRETED_MULTIPROCESSORS  # type: ignore[attr-defined]
+    target = supposed_target()
+    programs = target.multiprocessors if target else INTERPRETED_MULTIPROCESSORS if kind == "cpu" else None
+    if programs is not None and hasattr(module, "get_num_sms"):
+        module.get_num_sms = lambda: programs  # type: ignore[attr-defined]
 
 
 def _find_package(entry_point: EntryPoint, version: str) -> Sequence[str]:

@@ -4,10 +4,10 @@ An implementation says where it runs (`probe`), what it supports (`support`), wh
 a batch in two steps: `plan` may look at lengths on the host, `run` only launches. Everything else in samebits knows
 implementations through this module alone.
 
-Tensors carry the field's names and layouts:
+Tensors carry the field's names and layouts. Their last stride is 1; the others may be any, each tensor's its own:
 
 * `query` and `output`: `[num_tokens, num_heads, head_dim]`, requests packed one after another.
-* `key_cache` and `value_cache`: `[num_pages, page_size, num_kv_heads, head_dim]`, any strides with the last one 1.
+* `key_cache` and `value_cache`: `[num_pages, page_size, num_kv_heads, head_dim]`.
 * `lse`: `[num_heads, num_tokens]`, float32, natural logarithm of the sum of `exp(score)`, a sink's among them; `-inf`
   for a row that sees neither a key nor a sink. The output of a row that sees no key is 0.
 """
@@ -21,6 +21,7 @@ from typing import Generic, TypeVar
 
 import torch
 
+from samebits.backends.plan_tensors import plan_tensors
 from samebits.backends.problem import Mask, Problem
 from samebits.backends.subject import Availability, Claims, KnownGap, Subject, Tiling
 from samebits.backends.support import Support
@@ -205,3 +206,40 @@ class Implementation(Subject, Generic[PlanT]):
         Writes every row of every request, and may leave padding rows as they are. Launches only: no allocation that
         depends on lengths, no synchronisation with the host. `lse` is None unless `support.lse` is True.
         """
+
+    def plan_for_graph(self, config: AttentionConfig, metadata: AttentionMetadata, num_pages: int) -> PlanT:
+        """Prepares a batch whose `run` a CUDA graph may capture, as far as `claims.cuda_graph` goes.
+
+        The graph will be replayed on other batches of the same padded sizes: other lengths, pages, slots and numbers of
+        requests. What `run` reads must therefore stay where it is, and be as large as any such batch needs. Unlike in
+        `plan`, numbers of the host may follow from shapes and bounds alone, never from what tensors hold now.
+
+        Args:
+            config: of the layer; its tensors stay as they are.
+            metadata: of persistent tensors, which hold a batch and will hold others. Requests and tokens up to their
+                sizes are padding, `max_query_len` and `max_seq_len` are bounds on all batches.
+            num_pages: pages of the cache, a bound on what block tables will name.
+
+        Returns:
+            By default that of `plan`: right where a plan keeps the metadata's own tensors, upper bounds and scratch.
+        """
+        return self.plan(config, metadata)
+
+    def refill(self, config: AttentionConfig, plan: PlanT, metadata: AttentionMetadata) -> None:
+        """Brings a plan of `plan_for_graph` up to date, in place, before a replay. May read lengths on the host.
+
+        Args:
+            config: that the plan was made for.
+            plan: whose `run` was captured.
+            metadata: the tensors that the plan was made from, which hold another batch by now.
+
+        By default nothing is done: right where the plan keeps no tensor but those, and scratch.
+        """
+
+    def buffers(self, plan: PlanT) -> Mapping[str, torch.Tensor]:
+        """Every tensor that a captured `run` reads besides its arguments, by name; those it only writes may be among.
+
+        By default all that are found in the plan, see `plan_tensors`. Who keeps others, in the implementation itself
+        for example, adds them.
+        """
+        return plan_tensors(plan)

@@ -30,8 +30,9 @@ from samebits.backends.gathered import (
     write_blind_rows,
 )
 from samebits.backends.problem import Mask
-from samebits.backends.subject import Subject
+from samebits.backends.subject import GraphSupport, PaddingRows, Subject
 from samebits.backends.support import Support
+from samebits.backends.vllm_cpu import vllm_cpu_attention
 from samebits.kernels.cpu.attention import (
     LANES,
     ROW_TILE,
@@ -41,6 +42,7 @@ from samebits.kernels.cpu.attention import (
     schedule_batch,
 )
 from samebits.kernels.cpu.build import SOURCE_DIRECTORY, BuildError, load_library
+from samebits.kernels.cpu.lasting_schedule import lasting_schedule, refill_schedule
 
 # Two chunks are crossed by a few hundred keys; a chunk's partial sums are 1/32 of the bf16 keys and values it reads.
 DEFAULT_CHUNK_SIZE = 128
@@ -59,6 +61,7 @@ class BundledAttention(Implementation[Schedule]):
     """
 
     backend = "CPU"
+    platforms = ("cpu",)
     name = "bundled"
     claims = Claims(
         batch_invariant=True,
@@ -66,6 +69,9 @@ class BundledAttention(Implementation[Schedule]):
         thread_invariant=True,
         ignores_unread_memory=True,
         ignores_hidden_keys=True,
+        # No graph captures what runs on a processor; a plan serves other batches all the same.
+        cuda_graph=GraphSupport.ALWAYS,
+        padding_rows=PaddingRows.UNTOUCHED,
         source=(
             "kernels/cpu/attention.cpp: chunks at fixed positions, each from zero, merged in ascending order; "
             "a key that a row cannot see is never multiplied into it"
@@ -104,7 +110,24 @@ class BundledAttention(Implementation[Schedule]):
     def plan(self, config: AttentionConfig, metadata: AttentionMetadata) -> Schedule:
         """Divides the batch into tasks and allocates scratch for the long ones."""
         self.require(config)
-        parameters = AttentionParameters(
+        return self._schedule(self._parameters(config), config.mask, metadata)
+
+    def plan_for_graph(self, config: AttentionConfig, metadata: AttentionMetadata, num_pages: int) -> Schedule:
+        """Allocates what any batch of these sizes needs, and fills in this one's tasks."""
+        self.require(config)
+        parameters = self._parameters(config)
+        plan = lasting_schedule(
+            parameters, metadata.block_table, metadata.num_tokens, metadata.max_seq_len, self._num_threads()
+        )
+        refill_schedule(plan, self._schedule(parameters, config.mask, metadata))
+        return plan
+
+    def refill(self, config: AttentionConfig, plan: Schedule, metadata: AttentionMetadata) -> None:
+        """Writes the tasks of the batch over those of the one before."""
+        refill_schedule(plan, self._schedule(plan.parameters, config.mask, metadata))
+
+    def _parameters(self, config: AttentionConfig) -> AttentionParameters:
+        return AttentionParameters(
             num_kv_heads=config.num_kv_heads,
             group_size=config.group_size,
             head_dim=config.head_dim,
@@ -115,9 +138,14 @@ class BundledAttention(Implementation[Schedule]):
             chunk_size=self._chunk_size,
             sinks=config.sinks,
         )
+
+    def _num_threads(self) -> int:
+        return max(self._shared_by, torch.get_num_threads())
+
+    def _schedule(self, parameters: AttentionParameters, mask: Mask, metadata: AttentionMetadata) -> Schedule:
         query_start_loc, kv_starts, kv_lens = (
             tensor.to(device="cpu", dtype=torch.int64).numpy()
-            for tensor in (metadata.query_start_loc, metadata.kv_starts(config.mask), metadata.kv_lens(config.mask))
+            for tensor in (metadata.query_start_loc, metadata.kv_starts(mask), metadata.kv_lens(mask))
         )
         return schedule_batch(
             parameters,
@@ -126,7 +154,7 @@ class BundledAttention(Implementation[Schedule]):
             kv_starts,
             kv_lens,
             _causal_requests(metadata),
-            max(self._shared_by, torch.get_num_threads()),
+            self._num_threads(),
         )
 
     def run(
@@ -163,6 +191,7 @@ class SdpaAttention(Implementation[SdpaPlan]):
     """
 
     backend = "CPU"
+    platforms = ("cpu",)
     name = "torch"
     claims = Claims(
         batch_invariant=True,
@@ -221,7 +250,7 @@ class SdpaAttention(Implementation[SdpaPlan]):
 
 def implementations() -> list[Subject]:
     """What the CPU backend offers."""
-    return [BundledAttention(), SdpaAttention(), *operations()]
+    return [BundledAttention(), SdpaAttention(), *vllm_cpu_attention(), *operations()]
 
 
 def _causal_requests(metadata: AttentionMetadata) -> npt.NDArray[np.int64]:

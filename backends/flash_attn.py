@@ -7,8 +7,6 @@ the keys and values that each request attends to, and nothing else of the cache 
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,9 +31,17 @@ from samebits.backends.gathered import (
 )
 from samebits.backends.platform import accelerator
 from samebits.backends.problem import Mask
-from samebits.backends.subject import Subject
+from samebits.backends.subject import GraphSupport, PaddingRows, Subject
 from samebits.backends.support import Support
 from samebits.backends.torch_operations import operations
+from samebits.backends.variable_length import (
+    VariableLengthCall,
+    VariableLengthPlan,
+    lasting_plan,
+    refill_plan,
+    variable_length_call,
+)
+from samebits.backends.vllm_flash_attn import vllm_flash_attention
 
 _TORCH_KERNELS = "ATen/native/cpu/FlashAttentionKernel.cpp and torch.nn.attention.varlen declare none"
 _MASKS = (Mask.CAUSAL, Mask.NON_CAUSAL, Mask.SLIDING_WINDOW, Mask.CROSS, Mask.PER_REQUEST)
@@ -123,40 +129,16 @@ class ProcessorFlash(Implementation[ProcessorPlan]):
                 lse[:, call.request.rows] = result_lse[0]
 
 
-@dataclass(frozen=True)
-class VariableLengthCall:
-    """Requests of a batch that are masked alike, for one call of the variable-length kernel.
-
-    Attributes:
-        rows: their query rows: a slice, or int64 indices where other requests lie between them.
-        slots: int64 `[total_keys]`, cache slots of all their keys, request after request.
-        query_start_loc, key_start_loc: int32 `[requests + 1]`.
-        causal: whether a query sees no later key.
-    """
-
-    rows: slice | torch.Tensor
-    slots: torch.Tensor
-    query_start_loc: torch.Tensor
-    key_start_loc: torch.Tensor
-    causal: bool
-
-
-@dataclass(frozen=True)
-class VariableLengthPlan:
-    """A batch for the variable-length kernel."""
-
-    config: AttentionConfig
-    calls: tuple[VariableLengthCall, ...]
-    max_query_len: int
-    max_kv_len: int
-
-
 class VariableLengthFlash(Implementation[VariableLengthPlan]):
-    """Torch's variable-length flash attention on CUDA and ROCm."""
+    """Torch's variable-length flash attention on CUDA and ROCm.
+
+    Args:
+        num_splits: parts that a request's keys are divided into, in a variant of its own; None for torch's choice, and
+            for versions of torch that leave none.
+    """
 
     backend = "FLASH_ATTN"
     name = "torch"
-    claims = Claims(source=_TORCH_KERNELS)
     support = Support(
         dtypes=("bf16", "fp16"),
         masks=_MASKS,
@@ -167,12 +149,35 @@ class VariableLengthFlash(Implementation[VariableLengthPlan]):
     )
     tiling = Tiling(query_tile=128, kv_tile=128, kv_split=256)
     # Its output is NaN where it should be; its log-sum-exp says that the row sees no key.
-    known_gaps = (KnownGap("docs/backends.md, torch's log-sum-exp hides NaN", relation="lse_seen_nan"),)
+    known_gaps = tuple(
+        KnownGap("docs/backends.md, torch's log-sum-exp hides NaN", relation=relation)
+        for relation in ("lse_seen_nan", "lse_all_nan")
+    )
+
+    def __init__(self, num_splits: int | None = None) -> None:
+        self.num_splits = num_splits
+        self.variant = "" if num_splits is None else f"num_splits={num_splits}"
+        declared = "docstring of torch.nn.attention.varlen.varlen_attn, num_splits"
+        self.claims = Claims(
+            batch_invariant=num_splits == 1,
+            # Lengths are read on the device, and what is gathered is as large as bounds say: `lasting_plan`.
+            cuda_graph=GraphSupport.ALWAYS,
+            padding_rows=PaddingRows.UNTOUCHED,
+            source=declared if num_splits == 1 else _TORCH_KERNELS,
+        )
+
+    def absence(self) -> str:
+        """Looks for the argument that a variant needs."""
+        if self.num_splits is None or "num_splits" in _argument_names("_flash_attention_forward"):
+            return ""
+        return f"torch {torch.__version__}'s aten::_flash_attention_forward takes no num_splits; torch 2.13's does"
 
     def probe(self) -> Availability:
         """Asks torch for the accelerator and for the operator that `run` calls."""
         if not hasattr(torch.ops.aten, "_flash_attention_forward"):
             return Availability(reason="this torch has no aten::_flash_attention_forward")
+        if self.absence():
+            return Availability(reason=self.absence())
         if not torch.backends.cuda.is_flash_attention_available():
             return Availability(reason="this torch was built without flash attention")
         if accelerator().kind == "cuda":
@@ -191,10 +196,21 @@ class VariableLengthFlash(Implementation[VariableLengthPlan]):
         groups = [group for group in alike if group]
         return VariableLengthPlan(
             config=config,
-            calls=tuple(_variable_length_call(group, is_whole_batch=len(groups) == 1) for group in groups),
+            calls=tuple(variable_length_call(group, is_whole_batch=len(groups) == 1) for group in groups),
             max_query_len=metadata.max_query_len,
             max_kv_len=metadata.max_seq_len,
         )
+
+    def plan_for_graph(
+        self, config: AttentionConfig, metadata: AttentionMetadata, num_pages: int
+    ) -> VariableLengthPlan:
+        """Makes room for the keys of any batch of these sizes."""
+        self.require(config)
+        return lasting_plan(config, metadata)
+
+    def refill(self, config: AttentionConfig, plan: VariableLengthPlan, metadata: AttentionMetadata) -> None:
+        """Looks up the slots of the batch's keys."""
+        refill_plan(plan, metadata)
 
     def run(
         self,
@@ -206,34 +222,65 @@ class VariableLengthFlash(Implementation[VariableLengthPlan]):
         lse: torch.Tensor | None,
     ) -> None:
         """Gathers the keys and values of each call, and computes it."""
-        window = plan.config.window
         for call in plan.calls:
-            result, result_lse, *_ = torch.ops.aten._flash_attention_forward(
+            result, result_lse = self._attend(
+                plan,
+                call,
                 # The kernel loads 16 bytes at a time, which need not be aligned in rows of any stride.
                 query[call.rows].contiguous(),
                 gather_slots(key_cache, call.slots).contiguous(),
                 gather_slots(value_cache, call.slots).contiguous(),
-                call.query_start_loc,
-                call.key_start_loc,
-                plan.max_query_len,
-                plan.max_kv_len,
-                0.0,
-                call.causal,
-                False,
-                scale=plan.config.scale,
-                window_size_left=None if window is None else window - 1,
-                window_size_right=None if window is None else 0,
             )
-            output[call.rows] = result
+            call.write(output, result)
             if lse is not None:
                 # The kernel reports +inf for a row that sees no key.
-                lse[:, call.rows] = result_lse.masked_fill(result_lse == torch.inf, -torch.inf)
+                keyless = result_lse.masked_fill(result_lse == torch.inf, -torch.inf)
+                call.write(lse.transpose(0, 1), keyless.transpose(0, 1))
+
+    def _attend(
+        self,
+        plan: VariableLengthPlan,
+        call: VariableLengthCall,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Calls the kernel on gathered tokens: the output, and the log-sum-exp `[num_heads, rows]`."""
+        window = plan.config.window
+        splits = {} if self.num_splits is None else {"num_splits": self.num_splits}
+        output, lse, *_ = torch.ops.aten._flash_attention_forward(
+            queries,
+            keys,
+            values,
+            call.query_start_loc,
+            call.key_start_loc,
+            plan.max_query_len,
+            plan.max_kv_len,
+            0.0,
+            call.causal,
+            False,
+            scale=plan.config.scale,
+            window_size_left=None if window is None else window - 1,
+            window_size_right=None if window is None else 0,
+            **splits,
+        )
+        return output, lse
 
 
 def implementations() -> list[Subject]:
-    """Attention on this machine's platform, and the operations on tokens, of which torch's kernels have none."""
-    attention = ProcessorFlash() if accelerator().kind == "cpu" else VariableLengthFlash()
-    return [attention, *operations(attention.backend, accelerator().device)]
+    """Torch's attention on this machine's platform, vendors', and the operations on tokens, of which none has any."""
+    # Imported here, as its classes derive from those above.
+    from samebits.backends.flash_attn_packages import packaged_flash_attention
+
+    on_processor = accelerator().kind == "cpu"
+    attention = [ProcessorFlash()] if on_processor else [VariableLengthFlash(), VariableLengthFlash(num_splits=1)]
+    vendors = [*vllm_flash_attention(), *packaged_flash_attention()]
+    return [*attention, *vendors, *operations("FLASH_ATTN", accelerator().device)]
+
+
+def _argument_names(operator: str) -> list[str]:
+    """What an operator of ATen's takes."""
+    return [argument.name for argument in getattr(torch.ops.aten, operator).default._schema.arguments]
 
 
 def _processor_call(request: GatheredRequest, config: AttentionConfig) -> ProcessorCall:
@@ -241,24 +288,3 @@ def _processor_call(request: GatheredRequest, config: AttentionConfig) -> Proces
     square = request.causal and request.num_rows == request.num_keys
     is_causal = square and request.window is None and config.sinks is None
     return ProcessorCall(request, None if is_causal else additive_mask(request, config), is_causal)
-
-
-def _variable_length_call(requests: Sequence[GatheredRequest], is_whole_batch: bool) -> VariableLengthCall:
-    # A request's blind rows come right before the others, and the kernel finds them by itself.
-    firsts, lasts = [request.blind_rows.start for request in requests], [request.rows.stop for request in requests]
-    device = requests[0].slots.device
-
-    def starts(lengths: Sequence[int]) -> torch.Tensor:
-        return torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32).to(device)
-
-    rows: slice | torch.Tensor = slice(firsts[0], lasts[-1])
-    if not is_whole_batch:
-        ranges = [torch.arange(first, last) for first, last in zip(firsts, lasts, strict=True)]
-        rows = torch.cat(ranges).to(device)
-    return VariableLengthCall(
-        rows=rows,
-        slots=torch.cat([request.slots for request in requests]),
-        query_start_loc=starts([last - first for first, last in zip(firsts, lasts, strict=True)]),
-        key_start_loc=starts([request.num_keys for request in requests]),
-        causal=requests[0].causal,
-    )

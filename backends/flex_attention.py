@@ -19,9 +19,10 @@ from samebits.backends.contract import (
     Implementation,
     Tiling,
 )
+from samebits.backends.plan_tensors import plan_tensors
 from samebits.backends.platform import Platform, accelerator, import_or_reason
-from samebits.backends.problem import Mask
-from samebits.backends.subject import Subject
+from samebits.backends.problem import Mask, Problem, Strides
+from samebits.backends.subject import GraphSupport, PaddingRows, Subject
 from samebits.backends.support import Support
 from samebits.backends.torch_operations import operations
 from samebits.kernels.flex.tiles import Sequences, TileShape, Visibility
@@ -29,7 +30,7 @@ from samebits.kernels.flex.tiles import Sequences, TileShape, Visibility
 # Importing it imports torch's compiler, which takes a second: left to those who probe or run this backend.
 KERNEL_MODULE = "samebits.kernels.flex.attention"
 if TYPE_CHECKING:
-    from samebits.kernels.flex.attention import FlexPlan
+    from samebits.kernels.flex.attention import Capacity, FlexPlan
 
 # Rows and keys that a matrix unit takes at least. It is also the tile of vLLM's FlexAttention under batch invariance.
 _SMALLEST_TILE = 16
@@ -56,6 +57,9 @@ class FlexAttention(Implementation["FlexPlan"]):
         schedule_invariant=True,
         # The kernels multiply a whole block of values by weights that are 0 where the mask says so, and 0 * NaN is NaN.
         ignores_unread_memory=False,
+        # Tiles and blocks are laid out on the host, into tensors with room for any batch of the padded sizes.
+        cuda_graph=GraphSupport.ALWAYS,
+        padding_rows=PaddingRows.FINITE,
         source=(
             "kernels/flex/tiles.py: tiles of one request, blocks in the order of its tokens; unread memory: "
             "torch/_inductor/kernel/flex/templates/common.py.jinja and codegen/cpp_flex_attention_template.py load "
@@ -96,8 +100,48 @@ class FlexAttention(Implementation["FlexPlan"]):
             reason = _processor_reason() if on_processor else import_or_reason("triton.compiler")[1]
         return Availability(reason=reason, version=torch.__version__, device=self._platform.device)
 
+    def reasons(self, problem: Problem) -> list[str]:
+        """Why this problem cannot be computed, one sentence each; empty when it can."""
+        found = super().reasons(problem)
+        geometry = problem.geometry
+        # With sinks the blocks are copied, from wherever they are.
+        if problem.layout.strides is Strides.MIXED_ORDER and geometry.num_kv_heads > 1 and not geometry.sinks:
+            found.append(
+                "keys slot by slot beside values head by head are not supported: "
+                "one list of blocks leads to the pages of both, which must be as many slots apart"
+            )
+        return found
+
     def plan(self, config: AttentionConfig, metadata: AttentionMetadata) -> FlexPlan:
         """Lays the batch out in tiles on the host."""
+        return self._plan(config, metadata)
+
+    def plan_for_graph(self, config: AttentionConfig, metadata: AttentionMetadata, num_pages: int) -> FlexPlan:
+        """Lays the batch out with room for any other of these sizes."""
+        from samebits.kernels.flex.attention import Capacity
+
+        capacity = Capacity.of(
+            metadata.num_requests,
+            metadata.num_tokens,
+            config.group_size,
+            metadata.max_seq_len,
+            num_pages,
+            self._tile_shape(config),
+        )
+        return self._plan(config, metadata, capacity)
+
+    def refill(self, config: AttentionConfig, plan: FlexPlan, metadata: AttentionMetadata) -> None:
+        """Lays the batch out anew, with as much room, and copies that over the tensors of the plan."""
+        capacity = plan.capacity
+        assert capacity is not None, "only a plan for a graph serves other batches"
+        held = plan_tensors(plan)
+        for name, tensor in plan_tensors(self._plan(config, metadata, capacity)).items():
+            held[name].copy_(tensor)
+
+    def _tile_shape(self, config: AttentionConfig) -> TileShape:
+        return TileShape(rows=self._tile, keys=math.gcd(config.page_size, self._tile))
+
+    def _plan(self, config: AttentionConfig, metadata: AttentionMetadata, capacity: Capacity | None = None) -> FlexPlan:
         self.require(config)
         from samebits.kernels.flex.attention import Layer, plan_batch
 
@@ -130,7 +174,8 @@ class FlexAttention(Implementation["FlexPlan"]):
             Sequences(query_lens, seq_lens - query_lens, first_slots, num_keys),
             Visibility(causal, config.window),
             metadata.block_table.cpu(),
-            TileShape(rows=self._tile, keys=math.gcd(config.page_size, self._tile)),
+            self._tile_shape(config),
+            capacity,
         )
 
     def run(

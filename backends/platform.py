@@ -11,6 +11,8 @@ from types import ModuleType
 
 import torch
 
+from samebits.backends.target import supposed_target
+
 _CPUINFO = Path("/proc/cpuinfo")
 
 
@@ -29,9 +31,26 @@ class Platform:
     name: str
 
 
-@functools.cache
 def accelerator() -> Platform:
-    """The accelerator where there is one, else the processor."""
+    """The accelerator where there is one, else the processor; inside `supposing`, the device that is supposed."""
+    target = supposed_target()
+    return Platform(target.kind, "cuda", target.name) if target else _present_accelerator()
+
+
+def multiprocessors(device: torch.device) -> int:
+    """Multiprocessors of an accelerator: programs that it runs at once, at the least.
+
+    Args:
+        device: the accelerator; inside `supposing` whatever stands for it.
+    """
+    target = supposed_target()
+    if target:
+        return target.multiprocessors
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+@functools.cache
+def _present_accelerator() -> Platform:
     if torch.cuda.is_available():
         kind = "rocm" if torch.version.hip else "cuda"
         return Platform(kind=kind, device="cuda", name=torch.cuda.get_device_name())

@@ -5,8 +5,12 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import IntEnum, StrEnum
 
 from samebits.backends.problem import Mask
+
+# As `Platform.kind` has them.
+PLATFORMS = ("cpu", "cuda", "rocm")
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,37 @@ class Availability:
         return not self.reason
 
 
+class GraphSupport(IntEnum):
+    """Which batches' `run` a CUDA graph may capture and replay; each level holds those before it.
+
+    * `NEVER`: none.
+    * `SINGLE_TOKEN_DECODE`: those in which every request has one query token.
+    * `UNIFORM_BATCH`: those in which every request has the same number of query tokens.
+    * `ALWAYS`: all.
+    """
+
+    NEVER = 0
+    SINGLE_TOKEN_DECODE = 1
+    UNIFORM_BATCH = 2
+    ALWAYS = 3
+
+    def __str__(self) -> str:
+        return self.name.lower().replace("_", " ")
+
+
+class PaddingRows(StrEnum):
+    """What a run leaves in rows of its output and log-sum-exp that belong to no request.
+
+    * `ANYTHING`: whatever it likes.
+    * `FINITE`: what was there, or numbers that are finite; a log-sum-exp may be `-inf`.
+    * `UNTOUCHED`: what was there.
+    """
+
+    ANYTHING = "anything"
+    FINITE = "finite"
+    UNTOUCHED = "untouched"
+
+
 @dataclass(frozen=True)
 class Claims:
     """What an implementation says of itself. Audited, never trusted.
@@ -43,6 +78,9 @@ class Claims:
         thread_invariant: bits do not depend on the number of threads within one operation on a processor.
         ignores_hidden_keys: what the mask hides from one query and shows another may hold NaN, and the first query's
             result stands.
+        cuda_graph: of which batches a CUDA graph may capture `run`, to replay it on others of the same padded sizes
+            once persistent buffers are refilled. Without a GPU, the same is asked of a plan that serves other batches.
+        padding_rows: what a run leaves in rows of no request.
         source: where the claim is made: a document, a line of code.
     """
 
@@ -52,6 +90,8 @@ class Claims:
     ignores_hidden_keys: bool = False
     deterministic: bool = True
     thread_invariant: bool = False
+    cuda_graph: GraphSupport = GraphSupport.NEVER
+    padding_rows: PaddingRows = PaddingRows.ANYTHING
     source: str = ""
 
 
@@ -78,6 +118,7 @@ class KnownGap:
         issue: name or address of the issue.
         relation, mask, dtype: what the gap is confined to; None for any.
         batch: name of the batch that it is confined to, as case ids end; None for any.
+        device: torch device type that it is confined to, for example `cuda`; None for any.
         raises: name of the exception that it raises; None where what it computes is wrong. Nothing else is excused: no
             other exception, and no write outside of the results.
         always: whether every cell inside fails. Otherwise, as with an error about as large as its bound, some may pass.
@@ -88,15 +129,21 @@ class KnownGap:
     mask: Mask | None = None
     dtype: str | None = None
     batch: str | None = None
+    device: str | None = None
     raises: str | None = None
     always: bool = True
 
-    def matches(self, relation: str, mask: Mask | None, dtype: str, case_id: str) -> bool:
+    def matches(self, relation: str, mask: Mask | None, dtype: str, case_id: str, device: str) -> bool:
         """Whether a cell lies inside the gap."""
         in_batch = self.batch is None or case_id.endswith(f"-{self.batch}")
         return in_batch and all(
             ours in (None, theirs)
-            for ours, theirs in ((self.relation, relation), (self.mask, mask), (self.dtype, dtype))
+            for ours, theirs in (
+                (self.relation, relation),
+                (self.mask, mask),
+                (self.dtype, dtype),
+                (self.device, device),
+            )
         )
 
 
@@ -115,6 +162,10 @@ class Subject(abc.ABC):
         tiling: where its arithmetic changes.
         configuration: kernel settings that decide bits, recorded with every result.
         known_gaps: failures that are tracked elsewhere.
+        triton_kernels: names of its Triton kernels by the kind of batch that launches them, `decode` or `prefill` of
+            attention, `tokens` of other operations. Each is compiled ahead of time for devices that are not here, for
+            which the implementation is made once more, without arguments.
+        platforms: kinds of platform that it is made for, of `PLATFORMS`; the nightly matrix runs it on each.
         costly: True where a small batch takes seconds, as an interpreted kernel of many programs may. The default tier
             then gives it the cases of the smoke tier only.
     """
@@ -127,6 +178,8 @@ class Subject(abc.ABC):
     tiling: Tiling = Tiling()
     configuration: Mapping[str, str] = {}
     known_gaps: tuple[KnownGap, ...] = ()
+    triton_kernels: Mapping[str, tuple[str, ...]] = {}
+    platforms: tuple[str, ...] = PLATFORMS
     costly: bool = False
 
     @property
@@ -134,6 +187,14 @@ class Subject(abc.ABC):
         """`BACKEND/name`, with `[variant]` where there is one."""
         variant = f"[{self.variant}]" if self.variant else ""
         return f"{self.backend}/{self.name}{variant}"
+
+    def absence(self) -> str:
+        """Why the library cannot be on this machine, as one sentence, found out without importing any of it.
+
+        Empty where it may be here: `probe` then finds out. What is absent leaves one row in each suite and not one for
+        each cell: for the libraries of vendors, most of which most machines are without.
+        """
+        return ""
 
     @abc.abstractmethod
     def probe(self) -> Availability:

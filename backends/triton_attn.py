@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -15,12 +16,13 @@ from samebits.backends.contract import (
     Implementation,
     Tiling,
 )
-from samebits.backends.platform import accelerator
+from samebits.backends.platform import accelerator, multiprocessors
 from samebits.backends.problem import Mask
-from samebits.backends.subject import Subject
+from samebits.backends.subject import GraphSupport, PaddingRows, Subject
 from samebits.backends.support import Support
-from samebits.backends.triton_kernels import load_kernels, probe_kernels
+from samebits.backends.triton_kernels import load_kernels, next_power_of_two, probe_kernels
 from samebits.backends.triton_operations import operations
+from samebits.backends.vllm_triton import vllm_triton_attention
 
 LOG2_E = math.log2(math.e)
 KERNELS = "samebits.kernels.triton.paged_attention"
@@ -111,7 +113,12 @@ class TritonAttention(Implementation[TritonPlan]):
     backend = "TRITON_ATTN"
     name = "bundled"
     claims = Claims(
-        batch_invariant=True, schedule_invariant=True, source="docstring of samebits/kernels/triton/paged_attention.py"
+        batch_invariant=True,
+        schedule_invariant=True,
+        # The launch follows from padded sizes and bounds alone, and lengths are read on the device.
+        cuda_graph=GraphSupport.ALWAYS,
+        padding_rows=PaddingRows.UNTOUCHED,
+        source="docstring of samebits/kernels/triton/paged_attention.py",
     )
     support = Support(
         dtypes=("fp32", "bf16", "fp16"),
@@ -121,6 +128,10 @@ class TritonAttention(Implementation[TritonPlan]):
         lse=True,
         sinks=True,
     )
+    triton_kernels: Mapping[str, tuple[str, ...]] = {
+        "decode": ("paged_attention_kernel", "merge_chunks_kernel"),
+        "prefill": ("paged_attention_kernel",),
+    }
 
     def __init__(
         self,
@@ -153,7 +164,7 @@ class TritonAttention(Implementation[TritonPlan]):
         self.require(config)
         configuration = self._configuration_for(config)
         if config.group_size > configuration.block_rows:
-            configuration = replace(configuration, block_rows=_next_power_of_two(config.group_size))
+            configuration = replace(configuration, block_rows=next_power_of_two(config.group_size))
         num_tiles = metadata.num_tokens // (configuration.block_rows // config.group_size) + metadata.num_requests
         partial_shape = (
             metadata.num_tokens,
@@ -199,12 +210,16 @@ class TritonAttention(Implementation[TritonPlan]):
         kernels = load_kernels(self.kernels, self.device)
         partial_max, partial_sum, partial_output = plan.partials or (None, None, None)
         partial_chunks = 0 if partial_max is None else partial_max.shape[2]
-        lse_strides = (0, 0) if lse is None else lse.stride()
-        sink_stride = 0 if config.sinks is None else config.sinks.stride(0)
+        results = (output, lse, config.sinks, partial_max, partial_sum, partial_output)
+        result_strides = (
+            *output.stride()[:2],
+            *((0, 0) if lse is None else lse.stride()),
+            0 if config.sinks is None else config.sinks.stride(0),
+        )
         shape = {
             "GROUP": config.group_size,
             "HEAD_DIM": config.head_dim,
-            "HEAD_DIM_PADDED": max(_next_power_of_two(config.head_dim), 16),
+            "HEAD_DIM_PADDED": max(next_power_of_two(config.head_dim), 16),
             "CAUSAL": metadata.causal,
             "WINDOW": config.window or 0,
             "BLOCK_ROWS": configuration.block_rows,
@@ -216,12 +231,7 @@ class TritonAttention(Implementation[TritonPlan]):
             query,
             key_cache,
             value_cache,
-            output,
-            lse,
-            config.sinks,
-            partial_max,
-            partial_sum,
-            partial_output,
+            *results,
             metadata.query_start_loc,
             plan.kv_lens,
             plan.kv_starts,
@@ -234,9 +244,7 @@ class TritonAttention(Implementation[TritonPlan]):
             *query.stride()[:2],
             *key_cache.stride()[:3],
             *value_cache.stride()[:3],
-            *output.stride()[:2],
-            *lse_strides,
-            sink_stride,
+            *result_strides,
             metadata.block_table.stride(0),
             PAGE_SIZE=config.page_size,
             KV_TILE=configuration.kv_tile,
@@ -246,20 +254,13 @@ class TritonAttention(Implementation[TritonPlan]):
         )
         if plan.partials is not None:
             kernels.merge_chunks_kernel[(plan.num_tiles, config.num_kv_heads)](
-                output,
-                lse,
-                config.sinks,
-                partial_max,
-                partial_sum,
-                partial_output,
+                *results,
                 metadata.query_start_loc,
                 plan.kv_lens,
                 metadata.causal_requests,
                 metadata.num_requests,
                 partial_chunks,
-                *output.stride()[:2],
-                *lse_strides,
-                sink_stride,
+                *result_strides,
                 NUM_STAGES=configuration.num_stages,
                 **shape,
                 **options,
@@ -275,17 +276,10 @@ class TritonAttention(Implementation[TritonPlan]):
     def _segments_for_load(self, config: AttentionConfig, num_tiles: int, partial_shape: tuple[int, int, int]) -> int:
         if math.prod(partial_shape) * (config.head_dim + 2) * 4 > MAX_PARTIAL_BYTES:
             return 1
-        if self.interpreted:
-            wanted = INTERPRETED_PROGRAMS
-        else:
-            wanted = 2 * torch.cuda.get_device_properties(config.device).multi_processor_count
+        wanted = INTERPRETED_PROGRAMS if self.interpreted else 2 * multiprocessors(config.device)
         return max(1, min(partial_shape[-1], wanted // (num_tiles * config.num_kv_heads)))
 
 
-def _next_power_of_two(value: int) -> int:
-    return 1 << (value - 1).bit_length()
-
-
 def implementations() -> list[Subject]:
-    """Our kernel of attention, and the operations on tokens."""
-    return [TritonAttention(), *operations()]
+    """Our kernel of attention, vLLM's, and the operations on tokens."""
+    return [TritonAttention(), *vllm_triton_attention(), *operations()]

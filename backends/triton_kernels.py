@@ -37,3 +37,8 @@ def load_kernels(kernels: str, device: str) -> ModuleType:
     from samebits.backends.triton_interpreter import import_interpreted
 
     return import_interpreted(kernels)
+
+
+def next_power_of_two(size: int) -> int:
+    """The smallest power of 2 that is at least `size`: what each side of a kernel's tile must be."""
+    return 1 << (size - 1).bit_length()

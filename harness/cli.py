@@ -65,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     listing = commands.add_parser("list", help="every implementation, its version, whether it can run, and its claims")
     listing.add_argument("--json", action="store_true", help="for machines")
     listing.add_argument("--load", metavar="FILE", type=Path, action="append", default=[], help=_LOAD_HELP)
+    listing.add_argument("--libs", metavar="DIR", type=Path, action="append", default=[], help=_LIBS_HELP)
     listing.set_defaults(run=_list)
 
     report = commands.add_parser("report", help="tables of a run, and what changed since its baseline")
@@ -73,14 +74,49 @@ def _parser() -> argparse.ArgumentParser:
     report.set_defaults(run=_report)
 
     compare = commands.add_parser("compare", help="what changed from one run to another; exits 1 on a regression")
-    compare.add_argument("old", metavar="OLD", type=Path, help="results of the earlier run, or a baseline file")
+    compare.add_argument(
+        "old", metavar="OLD", type=Path, help="results of the earlier run, a baseline file, or a directory of them"
+    )
     compare.add_argument("new", metavar="NEW", type=Path, help="results of the later run; its own tables stay")
     compare.add_argument("-o", "--output", metavar="DIR", type=Path, help=_OUTPUT_HELP)
     compare.set_defaults(run=_compare)
+
+    merging = commands.add_parser("merge", help="several runs into one for each kind of device; names lost shards")
+    merging.add_argument("directories", metavar="DIR", type=Path, nargs="+", help="a run's results")
+    merging.add_argument("-o", "--output", metavar="DIR", type=Path, required=True, help=_MERGED_HELP)
+    merging.add_argument("--matrix", metavar="FILE", type=Path, help="what was to be run: of samebits matrix --json")
+    merging.set_defaults(run=_merge)
+
+    matrix = commands.add_parser("matrix", help="the nightly matrix: a job for each backend, device and dtype")
+    form = matrix.add_mutually_exclusive_group(required=True)
+    form.add_argument("--json", action="store_true", help="print it, for a CI system and for samebits merge")
+    form.add_argument("--slurm", action="store_true", help="run it through submitit, and merge what comes of it")
+    for what in ("backend", "device", "dtype"):
+        matrix.add_argument(
+            f"--{what}", metavar="NAME", action="append", default=[], help=f"only this {what}; repeatable"
+        )
+    matrix.add_argument("--tier", metavar="TIER", default="default", help="smoke, default or nightly")
+    matrix.add_argument("--runner", metavar="DEVICE=LABEL[,LABEL]", action="append", default=[], help=_RUNNER_HELP)
+    matrix.add_argument("--load", metavar="FILE", type=Path, action="append", default=[], help=_LOAD_HELP)
+    matrix.add_argument("-o", "--output", metavar="DIR", type=Path, help="of --slurm: where results and logs go")
+    matrix.add_argument(
+        "--cluster", metavar="NAME", default="slurm", help="of --slurm: slurm, or local for this machine"
+    )
+    matrix.add_argument(
+        "--set",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="of --slurm: a parameter of its executor",
+    )
+    matrix.set_defaults(run=_matrix)
     return parser
 
 
+_MERGED_HELP = "where the merged runs go: a directory for each kind of device"
+_RUNNER_HELP = "labels of the runners with a kind of device; a job without a runner becomes rows that say so"
 _LOAD_HELP = "run a Python file that defines a backend; repeatable"
+_LIBS_HELP = "run vendors' libraries that are not installed from this bundle; repeatable"
 _OUTPUT_HELP = "where the tables of the comparison go (default: a directory named against-OLD in that of NEW)"
 _BASELINE_HELP = "what to compare with (default: the baselines that come with samebits)"
 
@@ -91,7 +127,7 @@ def _list(options: argparse.Namespace) -> int:
         from samebits.harness import listing
         from samebits.harness.registry import load_registry
 
-        registry = load_registry(options.load)
+        registry = load_registry(options.load, options.libs)
         told = listing.as_json(registry) if options.json else listing.as_text(registry)
     print(told)
     return _EXIT_GREEN
@@ -104,13 +140,48 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    # As a file, so that one of another device is refused rather than passed over.
-    old = records_file(options.old)
+    # As a file, so that one of another device is refused rather than passed over. A directory of baselines may hold one
+    # that fits, or none, which is no regression.
+    is_run = os.path.exists(records_file(options.old)) or not any(options.old.glob("*.jsonl"))
+    old = records_file(options.old) if is_run else options.old
     directory = options.output or records_file(options.new).parent / f"against-{_short_name(options.old)}"
     report = write_report(read_run(options.new), old, directory)
     _print(report)
     print(f"{'a' if report.regressed else 'no'} regression from {options.old} to {options.new}")
     return _EXIT_RED if report.regressed else _EXIT_GREEN
+
+
+def _merge(options: argparse.Namespace) -> int:
+    from samebits.harness.ci_matrix import read_matrix
+    from samebits.harness.merging import merge
+
+    matrix = None if options.matrix is None else read_matrix(options.matrix)
+    for directory in merge(options.directories, options.output, matrix):
+        print(f"written: {directory / RECORDS_FILE}")
+    return _EXIT_GREEN
+
+
+def _matrix(options: argparse.Namespace) -> int:
+    # A library may print while it is imported, which must not get into what machines read.
+    with contextlib.redirect_stdout(sys.stderr):
+        from samebits.harness.ci_jobs import make_matrix
+        from samebits.harness.ci_matrix import parse_runners
+        from samebits.harness.registry import load_registry
+
+        registry = load_registry(options.load)
+        runners = parse_runners(options.runner)
+        matrix = make_matrix(registry, runners, options.tier, options.backend, options.device, options.dtype)
+    if options.json:
+        print(matrix.to_json())
+        return _EXIT_GREEN
+    if options.output is None:
+        raise UnusableInput("--slurm needs a directory for its results; give one with --output DIR")
+    from samebits.harness.ci_slurm import run_matrix
+
+    loaded = [word for path in options.load for word in ("--load", str(path.absolute()))]
+    for directory in run_matrix(matrix, options.output, options.cluster, options.set, loaded):
+        print(f"written: {directory / RECORDS_FILE}")
+    return _EXIT_GREEN
 
 
 def _short_name(path: Path) -> str:
@@ -124,3 +195,7 @@ def _print(report: Report) -> None:
     print(report.summary, end="\n\n")
     for path in report.paths:
         print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -10,8 +10,17 @@ from typing import Any
 from samebits.backends.contract import Claims, Implementation, KnownGap, Tiling
 from samebits.backends.operations import TokenImplementation
 from samebits.backends.problem import DTYPE_NAMES, Geometry, Mask, Problem, Request
+from samebits.backends.subject import GraphSupport, PaddingRows
 from samebits.backends.support import Support
-from samebits.backends.token_problem import TOKEN_OPERATIONS
+from samebits.backends.token_problem import (
+    TOKEN_OPERATIONS,
+    CacheWrite,
+    Linear,
+    MergeStates,
+    RmsNorm,
+    RotaryEmbedding,
+    TokenProblem,
+)
 
 # What the controls run as; see `harness.controls`.
 CONTROL_BACKEND = "CONTROL"
@@ -23,7 +32,23 @@ _NAMES = {
         "letters, digits and '.', '_', '=', ',', '-', or be empty",
     ),
 }
-_SMALL = Problem(Geometry("small", num_heads=1, num_kv_heads=1, head_dim=64), Mask.CAUSAL, "fp32", (Request(1, 1),))
+# Claims that are no matter of yes or no.
+_LEVELS: Mapping[str, type] = {"cuda_graph": GraphSupport, "padding_rows": PaddingRows}
+# A problem of each operation that any implementation of it can be asked about.
+_SMALL: Mapping[str, Problem | TokenProblem] = {
+    Implementation.operation: Problem(
+        Geometry("small", num_heads=1, num_kv_heads=1, head_dim=64), Mask.CAUSAL, "fp32", (Request(1, 1),)
+    )
+} | {
+    operation.operation: TokenProblem(operation, "fp32", (Request(1, 1),))
+    for operation in (
+        RotaryEmbedding("small", num_heads=1, num_kv_heads=1, head_dim=64, rotary_dim=64),
+        CacheWrite("small", num_kv_heads=1, head_dim=64),
+        MergeStates("small", num_heads=1, head_dim=64),
+        Linear("small", in_features=64, out_features=64),
+        RmsNorm("small", size=64),
+    )
+}
 
 AnyImplementation = Implementation[Any] | TokenImplementation[Any, Any]
 
@@ -41,7 +66,7 @@ def complaint(implementation: object) -> str:
         return f"{type(implementation).__name__}.operation is {given!r}; it must be one of {known}"
     # Each check relies on those before it, which is why the first complaint ends them.
     checks: list[Callable[[Any], Iterator[str]]] = [_names, _kinds, _claims, _tiling, _configuration, _known_gaps]
-    checks += [_support, _answers] if isinstance(implementation, Implementation) else [_token_dtypes]
+    checks += [_support if isinstance(implementation, Implementation) else _token_dtypes, _answers]
     found = (told for check in checks for told in check(implementation))
     return next((f"{type(implementation).__name__}{told}" for told in found), "")
 
@@ -78,6 +103,10 @@ def _claims(implementation: AnyImplementation) -> Iterator[str]:
     source = claims.pop("source")
     if not isinstance(source, str):
         yield f".claims has source={source!r}; it must be a string that says where they are made"
+    for claim, kind in _LEVELS.items():
+        value = claims.pop(claim)
+        if not isinstance(value, kind):
+            yield f" claims {claim}={value!r}; it must be a member of {kind.__name__}"
     for claim, value in claims.items():
         if not isinstance(value, bool):
             yield f" claims {claim}={value!r}; it must be True or False"
@@ -115,6 +144,8 @@ def _known_gaps(implementation: AnyImplementation) -> Iterator[str]:
             yield f".known_gaps has always={gap.always!r}; it must be True or False"
         if not isinstance(gap.batch, str | None):
             yield f".known_gaps has batch={gap.batch!r}; it must be the name of one, or None for any"
+        if not isinstance(gap.device, str | None):
+            yield f".known_gaps has device={gap.device!r}; it must be a torch device type, or None for any"
         if gap.dtype not in (None, *DTYPE_NAMES):
             yield f".known_gaps has dtype={gap.dtype!r}; it must be among {', '.join(DTYPE_NAMES)}, or None for any"
 
@@ -134,9 +165,12 @@ def _support(implementation: Implementation[Any]) -> Iterator[str]:
             yield f".support has {field.name}={value!r}; it must be True or False"
 
 
-def _answers(implementation: Implementation[Any]) -> Iterator[str]:
+def _answers(implementation: AnyImplementation) -> Iterator[str]:
+    computes_attention = isinstance(implementation, Implementation)
+    problem = _SMALL[Implementation.operation if computes_attention else implementation.operation]
+    ask: Callable[[Any], object] = implementation.reasons
     try:
-        reasons = implementation.reasons(_SMALL)
+        reasons = ask(problem)
     except Exception:
         return  # A cell that asks tells of it, and is an error of its own.
     if not isinstance(reasons, list) or not _holds(reasons, lambda reason: isinstance(reason, str)):

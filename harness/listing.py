@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from samebits.backends.contract import Claims, Implementation
 from samebits.backends.operations import TokenImplementation
 from samebits.backends.platform import accelerator
-from samebits.backends.subject import Subject
+from samebits.backends.subject import GraphSupport, Subject
 from samebits.harness.registry import Registry
 from samebits.reports import text
 from samebits.reports.columns import columns
@@ -22,6 +22,7 @@ _CLAIMS = {
     "deterministic": ("determi-", "nistic"),
     "ignores_unread_memory": ("unread", "memory"),
     "ignores_hidden_keys": ("hidden", "keys"),
+    "cuda_graph": ("CUDA", "graph"),
 }
 
 
@@ -54,7 +55,7 @@ def _described(implementation: Subject, registry: Registry) -> dict[str, object]
         "reason": availability.reason,
         "version": availability.version,
         "device": availability.device if availability.available else None,
-        "claims": dataclasses.asdict(implementation.claims),
+        "claims": dataclasses.asdict(implementation.claims) | {"cuda_graph": str(implementation.claims.cuda_graph)},
         "operation": implementation.operation,
         **_supported(implementation),
         "configuration": dict(implementation.configuration),
@@ -83,7 +84,13 @@ def _table(registry: Registry) -> list[str]:
 
 
 def _claimed(claims: Claims) -> list[str]:
-    return ["yes" if getattr(claims, claim) else "-" for claim in _CLAIMS]
+    return [_told(getattr(claims, claim)) for claim in _CLAIMS]
+
+
+def _told(claim: bool | GraphSupport) -> str:
+    if not claim:
+        return "-"
+    return str(claim) if isinstance(claim, GraphSupport) else "yes"
 
 
 def _reasons(registry: Registry) -> Iterator[str]:

@@ -15,7 +15,7 @@ class NotOffered(TokenImplementation[Any, Any]):
         """Names the backend by its implementation of attention."""
         self.operation, self.backend, self.name = operation, backend, name
 
-    def reasons(self, operation: object, dtype: str) -> list[str]:
+    def reasons(self, problem: object) -> list[str]:
         """The one reason there is."""
         return [f"{self.backend} offers no {self.operation}"]
 
@@ -25,4 +25,4 @@ class NotOffered(TokenImplementation[Any, Any]):
 
     def run(self, operation: object, tensors: object) -> None:
         """Never called: there is a reason against every problem."""
-        raise NotImplementedError(self.reasons(operation, "")[0])
+        raise NotImplementedError(self.reasons(operation)[0])

@@ -14,6 +14,7 @@ import pytest
 
 from samebits.harness.records import Record, UnusableInput, Verdict
 from samebits.harness.run_log import RECORD_PROPERTY, SUITE_MARKS, RunLog, or_exit
+from samebits.harness.worker_gpu import pin_this_process
 
 if TYPE_CHECKING:
     from samebits.harness.matrix import Cell
@@ -65,9 +66,13 @@ _OPTIONS = (
     _Option("baseline", "FILE|DIR", "what to compare with (default: the baselines that come with samebits)", path=True),
     _Option("update-baseline", "FILE", "write this run's results as a baseline", path=True),
     _Option("load", "FILE", "run a Python file that defines a backend", repeatable=True, path=True),
+    _Option(
+        "libs", "DIR", "run vendors' libraries that are not installed from this bundle", repeatable=True, path=True
+    ),
     _Option("cell", "ID", "only the cell of this id", repeatable=True),
     _Option("threads", "N", "threads within one operation (default: 1)", default="1"),
     _Option("seed", "N", "seed of all data (default: 0)", default="0"),
+    _Option("shard", "NAME", "name of the job of the nightly matrix that this run is", default=""),
 )
 
 
@@ -183,6 +188,8 @@ def run_cell(request: pytest.FixtureRequest, record_property: Callable[[str, obj
 def _session(config: pytest.Config) -> MatrixSession:
     """The matrix of this process, made when it is first asked for: it imports torch and every backend."""
     if _SESSION not in config.stash:
+        # Before torch is imported. Not earlier: workers of other projects keep the GPUs that they have.
+        pin_this_process()
         from samebits.harness.session import MatrixSession, Options
 
         given = {option.name: getattr(config.option, option.destination) for option in _OPTIONS}
@@ -193,9 +200,11 @@ def _session(config: pytest.Config) -> MatrixSession:
                 dtypes=tuple(given["dtype"]),
                 tier=given["tier"],
                 load=tuple(config.invocation_params.dir / path for path in given["load"]),
+                libs=tuple(config.invocation_params.dir / path for path in given["libs"]),
                 cells=tuple(given["cell"]),
                 threads=_whole_number("--threads", given["threads"], _THREADS),
                 seed=_whole_number("--seed", given["seed"]),
+                shard=given["shard"],
                 places=("--pyargs", "samebits.suites") if config.option.pyargs else (),
             )
         )

@@ -79,6 +79,7 @@ class Record:
         seconds: time the cell took.
         environment: where it ran.
         configuration: kernel settings that decide bits.
+        resources: what a compiled kernel asks of its device, by name; empty where nothing was compiled ahead of time.
         seed: of all data.
         command: reproduces this cell alone.
         schema_version: of this record.
@@ -112,6 +113,7 @@ class Record:
     smallest_batch: str = ""
     seconds: float = 0.0
     configuration: Mapping[str, str] = field(default_factory=dict)
+    resources: Mapping[str, int] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -147,6 +149,8 @@ class RunHeader:
         narrowed: True when single cells were selected, so that absent cells mean nothing.
         environment: of the accelerator's cells, or the processor's where there is no accelerator.
         asked: names of backends and implementations that the user gave; empty when none, and all were selected.
+        shard: name of the job of the nightly matrix that this run is; empty for a run of its own.
+        shards: headers of the runs that this one was merged from; empty unless it was merged.
         schema_version: of the file.
     """
 
@@ -159,7 +163,14 @@ class RunHeader:
     narrowed: bool
     environment: Environment
     asked: tuple[str, ...] = ()
+    shard: str = ""
+    shards: tuple[RunHeader, ...] = ()
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def runs(self) -> tuple[RunHeader, ...]:
+        """The headers of all runs that this one is made of: its own unless it was merged."""
+        return self.shards or (self,)
 
     def to_line(self) -> str:
         """The header as one line of JSON, without its line break."""

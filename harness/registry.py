@@ -9,15 +9,16 @@ from pathlib import Path
 
 import torch
 
+from samebits.backends import BUNDLED_ORDER
 from samebits.backends.contract import AttentionConfig, AttentionMetadata, Availability, Implementation
+from samebits.backends.libraries import UnusableBundle, use_bundles
 from samebits.backends.subject import Subject
 from samebits.backends.support import Support
 from samebits.harness.declarations import complaint
+from samebits.harness.global_state import telling_global_state
 from samebits.harness.records import UnusableInput
 
 ENTRY_POINT_GROUP = "samebits.backends"
-# The order of the backends in lists and tables; others follow by name.
-_BUNDLED_ORDER = ("FLASH_ATTN", "TRITON_ATTN", "FLEX_ATTENTION", "AITER", "CPU")
 
 
 class Unloadable(Implementation[None]):
@@ -112,27 +113,42 @@ class Registry:
         )
 
 
-def load_registry(extra_files: Sequence[Path] = ()) -> Registry:
+def load_registry(extra_files: Sequence[Path] = (), libraries: Sequence[Path] = ()) -> Registry:
     """Loads all installed backends and those of some files.
 
     Args:
         extra_files: Python files that define `implementations()`. They are run.
+        libraries: folders of vendors' libraries, for those that are not installed. Implementations run what they hold.
 
     Raises:
-        UnusableInput: a file does not import, or what it defines is no implementation.
+        UnusableInput: a file does not import, what it defines is no implementation, or a folder is damaged.
     """
+    try:
+        use_bundles(libraries)
+    except UnusableBundle as error:
+        raise UnusableInput(str(error)) from error
     found: list[Subject] = []
     for entry_point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
         distribution = entry_point.dist.name if entry_point.dist else "unknown"
         try:
-            made = _validated(entry_point.load(), f"entry point {entry_point.name} of {distribution}")
+            with telling_global_state(f"loading {entry_point.value} of {distribution}"):
+                made = _validated(entry_point.load(), f"entry point {entry_point.name} of {distribution}")
         except (Exception, SystemExit) as error:
             reason = f"loading {entry_point.value} of {distribution} raised {_told(error)}"
             made = [Unloadable(entry_point.name, distribution.lower(), reason)]
         found.extend(made)
     for path in extra_files:
-        found.extend(_load_file(path))
+        with telling_global_state(f"loading {path}"):
+            found.extend(_load_file(path))
     return Registry(found)
+
+
+def is_absent(subject: Subject) -> bool:
+    """Whether an implementation says that its library cannot be here. Where it cannot even say, its probe will tell."""
+    try:
+        return bool(subject.absence())
+    except Exception:
+        return False
 
 
 def _load_file(path: Path) -> list[Subject]:
@@ -166,7 +182,8 @@ def _validated(factory: object, origin: str) -> list[Subject]:
 
 def _probe(implementation: Subject) -> Availability:
     try:
-        availability = implementation.probe()
+        with telling_global_state(f"the probe of {implementation.label}"):
+            availability = implementation.probe()
     except (Exception, SystemExit) as error:
         return Availability(reason=f"its probe raised {_told(error)}")
     if not isinstance(availability, Availability):
@@ -191,5 +208,8 @@ def _is_named(implementation: Subject, name: str) -> bool:
 
 def _table_order(implementation: Subject) -> tuple[int, str, str]:
     backend = implementation.backend
-    place = _BUNDLED_ORDER.index(backend) if backend in _BUNDLED_ORDER else len(_BUNDLED_ORDER)
-    return place, backend, implementation.label
+    return (
+        BUNDLED_ORDER.index(backend) if backend in BUNDLED_ORDER else len(BUNDLED_ORDER),
+        backend,
+        implementation.label,
+    )

@@ -25,6 +25,8 @@ SUITE_MARKS = {
     "semantics": "each mask and each option of attention means what it should",
     "run_to_run": "the same call gives the same bits, again and again",
     "rope": "rotary embedding is right, invariant, and keeps the rules of its cache",
+    "compile": "each Triton kernel compiles for devices that are not here, and fits them",
+    "cuda_graph": "what was captured once computes every other batch of its padded sizes",
 }
 # How a test hands its record over: as a property of its report, which xdist carries from a worker to the controller.
 RECORD_PROPERTY = "samebits_record"

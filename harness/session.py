@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +14,15 @@ import torch
 from samebits.backends.contract import Availability
 from samebits.backends.platform import accelerator
 from samebits.backends.problem import DTYPE_NAMES
+from samebits.backends.subject import Subject
+from samebits.harness.compilation.cases import CompiledSubject
+from samebits.harness.compilation.judgement import judge_compilation
 from samebits.harness.environment import environment
 from samebits.harness.executor import Executor
-from samebits.harness.judgement import judge, unjudged
+from samebits.harness.judgement import judge, told_apart, unjudged
 from samebits.harness.matrix import Cell, Selection
 from samebits.harness.records import TIERS, Record, RunHeader, UnusableInput, Verdict
-from samebits.harness.registry import load_registry
+from samebits.harness.registry import is_absent, load_registry
 from samebits.harness.suite_cells import SUITES
 
 CellRunner = Callable[[Cell], None]
@@ -33,9 +36,11 @@ class Options:
         backends, implementations, dtypes: names; empty for all.
         tier: name of the tier.
         load: Python files of further backends.
+        libs: folders of vendors' libraries, for what is not installed.
         cells: ids of single cells; empty for all.
         threads: intra-operation threads.
         seed: of all data.
+        shard: name of the job of the nightly matrix that this is; empty for none.
         places: words that tell pytest where the suites are; none in a checkout, which knows.
     """
 
@@ -44,9 +49,11 @@ class Options:
     dtypes: tuple[str, ...] = ()
     tier: str = "default"
     load: tuple[Path, ...] = ()
+    libs: tuple[Path, ...] = ()
     cells: tuple[str, ...] = ()
     threads: int = 1
     seed: int = 0
+    shard: str = ""
     places: tuple[str, ...] = ()
 
 
@@ -57,7 +64,8 @@ class MatrixSession:
         """Checks the options against what there is.
 
         Raises:
-            UnusableInput: a backend, an implementation, a dtype or a tier is unknown, or a file cannot be loaded.
+            UnusableInput: a backend, an implementation, a dtype or a tier is unknown, a file cannot be loaded, or a
+                folder of libraries is damaged.
         """
         if options.tier not in TIERS:
             raise UnusableInput(f"unknown tier {options.tier!r}; known are {', '.join(TIERS)}")
@@ -66,7 +74,7 @@ class MatrixSession:
                 raise UnusableInput(f"unknown dtype {dtype!r}; known are {', '.join(DTYPE_NAMES)}")
         torch.set_num_threads(options.threads)
         self.options = options
-        self._registry = load_registry(options.load)
+        self._registry = load_registry(options.load, options.libs)
         self.selection = Selection(
             implementations=self._registry.select(options.backends, options.implementations),
             dtypes=tuple(dict.fromkeys(options.dtypes)),
@@ -77,17 +85,33 @@ class MatrixSession:
             asked = ", ".join((*options.backends, *options.implementations))
             raise UnusableInput(f"nothing is selected by {asked} together; name an implementation of a named backend")
         self._executors: dict[tuple[str, str], Executor] = {}
+        # Records of the correct kernels that controls were broken from, by suite and cell.
+        self._parents: dict[tuple[str, str], Record] = {}
         self._check_cells()
 
     def cells(self, suite: str) -> list[Cell]:
-        """The cells of a suite, or those of them that were asked for by name."""
+        """The cells of a suite, or those of them that were asked for by name.
+
+        An implementation whose library is absent has its first cell only, which says so, unless others are asked for.
+        """
         every = SUITES[suite](self.selection)
         wanted = self.options.cells
-        return [cell for cell in every if not wanted or cell.cell_id in wanted]
+        return [cell for cell in every if cell.cell_id in wanted] if wanted else list(_once_where_absent(every))
 
     def run(self, cell: Cell) -> Record:
-        """Runs one cell."""
+        """Runs one cell; of a control that of its parent, too, which several controls may share."""
+        record, of_parent = self._judged(cell), cell.of_parent
+        if of_parent is None:
+            return record
+        name = (of_parent.suite, of_parent.cell_id)
+        if name not in self._parents:
+            self._parents[name] = self._judged(of_parent)
+        return told_apart(record, self._parents[name])
+
+    def _judged(self, cell: Cell) -> Record:
         implementation, availability = cell.implementation, self._availability(cell)
+        if isinstance(implementation, CompiledSubject):
+            return judge_compilation(cell, availability, self._command(cell))
         name = (implementation.operation, implementation.label)
         if name not in self._executors:
             self._executors[name] = Executor(implementation, torch.device(availability.device))
@@ -125,11 +149,12 @@ class MatrixSession:
             started=now.isoformat(timespec="seconds"),
             suites=suites,
             implementations=tuple(dict.fromkeys(subject.label for subject in self.selection.implementations)),
-            dtypes=tuple(sorted({cell.dtype for suite in suites for cell in self.cells(suite)})),
+            dtypes=tuple(sorted({cell.dtype for suite in suites for cell in self.cells(suite) if cell.flaw is None})),
             tier=self.selection.tier,
             narrowed=narrowed,
             asked=(*self.options.backends, *self.options.implementations),
             environment=environment(accelerator().device),
+            shard=self.options.shard,
         )
 
     def _availability(self, cell: Cell) -> Availability:
@@ -139,6 +164,8 @@ class MatrixSession:
         words = ["pytest", *self.options.places, "-m", cell.suite]
         for path in self.options.load:
             words += ["--load", str(path)]
+        for path in self.options.libs:
+            words += ["--libs", str(path)]
         if self.options.tier != "default":
             words += ["--tier", self.options.tier]
         if self.selection.dtypes:
@@ -159,3 +186,15 @@ class MatrixSession:
                     f"unknown cell {name!r} in tier {self.options.tier}; it must be the cell_id of a record, "
                     "and --tier, --dtype, --seed and --load must be those of its run"
                 )
+
+
+def _once_where_absent(cells: Iterable[Cell]) -> Iterator[Cell]:
+    """All cells, but of each implementation whose library is absent no more than one."""
+    absent: dict[Subject, bool] = {}
+    for cell in cells:
+        subject = cell.implementation
+        if subject not in absent:
+            absent[subject] = is_absent(subject)
+        elif absent[subject]:
+            continue
+        yield cell

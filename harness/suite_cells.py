@@ -19,19 +19,25 @@ from samebits.backends.token_problem import (
     RotaryEmbedding,
 )
 from samebits.harness.cases import Case, cases
+from samebits.harness.compilation.cells import compile_cells
 from samebits.harness.controls.arithmetic import DEGRADATIONS, TiledKernel
 from samebits.harness.controls.disturbances import DISTURBANCES, DisturbedKernel
+from samebits.harness.controls.kernels import control_cell
+from samebits.harness.controls.memory import KeepsSinks, repeated_controls
 from samebits.harness.controls.operations import token_controls
 from samebits.harness.controls.readings import LEAKS, MISREADINGS, PlainKernel
-from samebits.harness.controls.schedules import controls
+from samebits.harness.controls.schedules import FLAWS, ScheduledKernel
+from samebits.harness.controls.trespasses import TRESPASSES, TrespassingKernel
 from samebits.harness.geometries import GEOMETRIES
+from samebits.harness.graphs.cells import cuda_graph_cells
 from samebits.harness.inputs import INPUTS, TOKEN_INPUTS
 from samebits.harness.matrix import AnyCase, Cell, Selection
 from samebits.harness.not_offered import NotOffered
+from samebits.harness.registry import is_absent
 from samebits.harness.relations import RELATIONS, Relation
 from samebits.harness.repeats import ATTEMPTS, THREADS, repeated
 from samebits.harness.semantics import MEANINGS, semantic_cases
-from samebits.harness.tokens.cases import token_cases
+from samebits.harness.tokens.cases import TokenCase, token_cases
 from samebits.harness.tokens.relations import ROTARY_RULES, TOKEN_RELATIONS
 
 _CONTROL_CASE = Case(GEOMETRIES["llama3-8b"], Mask.CAUSAL, "mixed", "smoke", ("fp32",))
@@ -51,9 +57,11 @@ _SUMMING_OPERATIONS = (MergeStates.operation, Linear.operation, RmsNorm.operatio
 def batch_invariance_cells(selection: Selection) -> Iterator[Cell]:
     """A request keeps its bits whatever its batch, neighbours, pages and schedule."""
     suite = "batch_invariant"
-    for relation in RELATIONS.values():
-        for control in controls(relation.name):
-            yield Cell(suite, control, relation, _CONTROL_CASE, "fp32", "smoke", selection.seed, control.flaw)
+    for flaw in FLAWS:
+        yield control_cell(suite, ScheduledKernel(flaw), RELATIONS[flaw.check], _CONTROL_CASE, "fp32", selection.seed)
+    for trespass in TRESPASSES:
+        control, check = TrespassingKernel(trespass), RELATIONS[trespass.check]
+        yield control_cell(suite, control, check, _CONTROL_CASE, "fp32", selection.seed)
     yield from token_controls(suite, _OTHER_OPERATIONS, TOKEN_RELATIONS.values(), selection.seed)
     for implementation in selection.attention:
         for case in selection.cases_of(implementation):
@@ -72,9 +80,9 @@ def dtype_cells(selection: Selection) -> Iterator[Cell]:
     suite = "dtype"
     for degradation in DEGRADATIONS:
         control, check = TiledKernel(degradation), INPUTS[degradation.check]
-        yield Cell(suite, control, check, _LONG_CONTROL_CASE, degradation.dtype, "smoke", selection.seed, degradation)
+        yield control_cell(suite, control, check, _LONG_CONTROL_CASE, degradation.dtype, selection.seed)
     for leak in LEAKS:
-        yield Cell(suite, PlainKernel(leak), INPUTS[leak.check], _WINDOW_CASE, "fp32", "smoke", selection.seed, leak)
+        yield control_cell(suite, PlainKernel(leak), INPUTS[leak.check], _WINDOW_CASE, "fp32", selection.seed)
     yield from token_controls(suite, _SUMMING_OPERATIONS, TOKEN_INPUTS.values(), selection.seed)
     for implementation in selection.attention:
         for case in _cases_of_data(selection.tier):
@@ -91,9 +99,11 @@ def semantics_cells(selection: Selection) -> Iterator[Cell]:
     """What each mask and each option of attention means, on cases made for it."""
     suite = "semantics"
     for misreading in MISREADINGS:
-        meaning = MEANINGS[misreading.meaning]
+        meaning = MEANINGS[misreading.check]
         case = meaning.cases[misreading.case]
-        yield Cell(suite, PlainKernel(misreading), meaning.check, case, "fp32", "smoke", selection.seed, misreading)
+        yield control_cell(suite, PlainKernel(misreading), meaning.check, case, "fp32", selection.seed)
+    meaning = MEANINGS["sinks"]
+    yield control_cell(suite, KeepsSinks(), meaning.check, meaning.cases[0], "fp32", selection.seed)
     for implementation in selection.attention:
         for meaning in MEANINGS.values():
             for case in semantic_cases(meaning, selection.tier):
@@ -116,7 +126,9 @@ def run_to_run_cells(selection: Selection) -> Iterator[Cell]:
     checks = {check.name: check for check in (repeated(ATTEMPTS[selection.tier]), THREADS)}
     for flaw in DISTURBANCES:
         check = checks[flaw.check]
-        yield Cell(suite, DisturbedKernel(flaw), check, _CONTROL_CASE, "fp32", "smoke", selection.seed, flaw)
+        yield control_cell(suite, DisturbedKernel(flaw), check, _CONTROL_CASE, "fp32", selection.seed)
+    for control in repeated_controls():
+        yield control_cell(suite, control, checks["repeated"], _CONTROL_CASE, "fp32", selection.seed)
     operations = [operation.operation for operation in TOKEN_OPERATIONS]
     yield from token_controls(suite, operations, checks.values(), selection.seed)
     for subject, case in _repeated(selection):
@@ -134,8 +146,14 @@ def _repeated(selection: Selection) -> Iterator[tuple[Subject, AnyCase]]:
     for operation in TOKEN_OPERATIONS:
         name = operation.operation
         for tokens in selection.of_tokens(name):
-            for token_case in token_cases(name, "nightly") if nightly else list(token_cases(name, "smoke"))[:1]:
+            for token_case in token_cases(name, "nightly") if nightly else [_repeated_tokens(name)]:
                 yield tokens, token_case
+
+
+def _repeated_tokens(operation: str) -> TokenCase:
+    """The first case of an operation, and of a linear layer the one with a bias: more of it could be remembered."""
+    found = list(token_cases(operation, "smoke"))
+    return next((case for case in found if isinstance(case.geometry, Linear) and case.geometry.bias), found[0])
 
 
 # Each suite by its mark: the cells of a selection.
@@ -145,6 +163,8 @@ SUITES: Mapping[str, Callable[[Selection], Iterator[Cell]]] = {
     "semantics": semantics_cells,
     "rope": rope_cells,
     "run_to_run": run_to_run_cells,
+    "compile": compile_cells,
+    "cuda_graph": cuda_graph_cells,
 }
 
 
@@ -176,7 +196,10 @@ def _token_cells(
                             yield cell
         offered = {implementation.backend for implementation in selection.of_tokens(operation)}
         missing = [subject for subject in selection.attention if subject.backend not in offered]
-        for backend, name in dict.fromkeys((subject.backend, subject.name) for subject in missing):
+        names: dict[str, str] = {}
+        for subject in sorted(missing, key=is_absent):
+            names.setdefault(subject.backend, subject.name)
+        for backend, name in names.items():
             first = next(token_cases(operation, "smoke"))
             check = next(iter(checks))
             yield _cell(suite, NotOffered(operation, backend, name), check, first, first.dtypes[0], selection)

@@ -55,8 +55,7 @@ class BaselineRow:
             error_budget=record.error_budget,
             max_ulp=record.max_ulp,
             digest=record.digest,
-            # What is not available has no device: its row belongs to the machine that looked for it.
-            environment=header.environment if record.verdict is Verdict.UNAVAILABLE else record.environment,
+            environment=environment_of(record, header),
         )
 
     @property
@@ -68,6 +67,13 @@ class BaselineRow:
     def key(self) -> Key:
         """What a later cell must share to be compared with this row; versions may differ, and are told."""
         return self.cell_id, *self.place, tuple(sorted(self.configuration.items()))
+
+
+def environment_of(record: Record, header: RunHeader) -> Environment:
+    """Where a cell ran. What is not available has no device: it belongs to the machine that looked for it."""
+    # A merged run has many machines, and says of each record whose it is.
+    looked_for = record.verdict is Verdict.UNAVAILABLE and not header.shards
+    return header.environment if looked_for else record.environment
 
 
 @dataclass(frozen=True)
@@ -166,15 +172,22 @@ class Scope:
         return cls(
             header=run.header,
             truncated=run.truncated,
-            devices=frozenset(record.environment.device for record in run.records) | {run.header.environment.device},
+            devices=frozenset(record.environment.device for record in run.records)
+            | {header.environment.device for header in run.header.runs},
             seeds=frozenset(record.seed for record in run.records),
             cell_ids=frozenset(record.cell_id for record in run.records),
         )
 
     def misses(self, row: BaselineRow) -> bool:
         """Whether a cell should have produced this row, and none did. Controls run with their suite, always."""
-        header, environment = self.header, row.environment
-        if header.narrowed or self.truncated or row.suite not in header.suites or row.cell_id in self.cell_ids:
+        if self.truncated or row.cell_id in self.cell_ids:
+            return False
+        return any(self._covers(header, row) for header in self.header.runs)
+
+    def _covers(self, header: RunHeader, row: BaselineRow) -> bool:
+        """Whether one of the runs set out to produce a row."""
+        environment = row.environment
+        if header.narrowed or row.suite not in header.suites:
             return False
         if environment.device not in self.devices or environment.threads != header.environment.threads:
             return False

@@ -59,10 +59,31 @@ RELATION_ORDER = (
     "block",
     "per_request",
     "edges",
+    "strided_interleaved",
+    "strided_heads_first",
+    "strided_padded_heads",
+    "strided_mixed_order",
     "cache_dtype",
     "cache_in_place",
     "repeated",
     "threads",
+    "persistent_replay",
+    "persistent_again",
+    "persistent_outgrown",
+    "persistent_interleaved",
+    "persistent_memory",
+    "persistent_buffers",
+    "persistent_launches",
+    "persistent_unpadded",
+    "graph_replay",
+    "graph_again",
+    "graph_outgrown",
+    "graph_interleaved",
+    "graph_memory",
+    "graph_buffers",
+    "graph_launches",
+    "graph_unpadded",
+    "compiles",
 )
 # What is told of, in this order, and under which title.
 FINDING_TITLES = {
@@ -194,6 +215,8 @@ def guards(run: Run) -> list[Guard]:
     """The controls of every relation that was checked, operation by operation."""
     controls: dict[tuple[str, str, str], list[Record]] = {}
     for record in run.records:
+        if not record.control and record.verdict in DID_NOT_RUN:
+            continue
         of_guard = controls.setdefault((record.suite, record.operation, record.relation), [])
         if record.control:
             of_guard.append(record)

@@ -11,6 +11,7 @@ from tabulate import tabulate
 from samebits.reports import text
 from samebits.reports.findings import FINDING_TITLES, Finding, findings, gaps, guards
 from samebits.reports.regression import ComparedCell, Comparison, State
+from samebits.reports.resources import COLUMNS, WORDS, resource_rows
 from samebits.reports.sentences import baseline_sentences, conclusion, controls_sentence, run_sentences
 from samebits.reports.tables import budget_table, claims_table, implementation_table
 
@@ -38,6 +39,7 @@ def page(comparison: Comparison, cells: pd.DataFrame) -> str:
         _findings(comparison),
         _implementations(cells),
         _budgets(cells),
+        _resources(comparison),
         _claims(comparison),
         _controls(comparison),
         _gaps(comparison),
@@ -130,6 +132,22 @@ def _budgets(cells: pd.DataFrame) -> Iterator[str]:
         "Each cell is one kind of data, and its budget that of its worst element. ULP are distances from the rounded "
         "fp64 reference, among elements no smaller than the root mean square of their row.\n"
     )
+
+
+def _resources(comparison: Comparison) -> Iterator[str]:
+    rows = resource_rows(comparison.records)
+    if not rows:
+        return
+    yield "## Kernels compiled ahead of time\n"
+    yield from _table(list(COLUMNS), [_resource_row(row) for row in rows], numbers=len(COLUMNS) - WORDS)
+    yield (
+        "For devices that are not here. *registers* and *scratch bytes* are of one thread; *spills* are registers kept "
+        "in memory or in other registers, which is slow and not wrong; *shared bytes* and *threads* are of a program.\n"
+    )
+
+
+def _resource_row(row: list[str]) -> list[str]:
+    return [*map(text.markdown, row[:WORDS]), *row[WORDS:]]
 
 
 def _claims(comparison: Comparison) -> Iterator[str]:

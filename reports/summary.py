@@ -12,6 +12,7 @@ from samebits.reports import text
 from samebits.reports.columns import columns
 from samebits.reports.findings import FINDING_TITLES, Finding, findings, gaps
 from samebits.reports.regression import Comparison, State
+from samebits.reports.resources import COLUMNS, WORDS, resource_rows
 from samebits.reports.sentences import baseline_sentences, conclusion, controls_sentence, has_baseline, run_sentences
 from samebits.reports.tables import BUDGET_COLUMNS, STATES, VERDICTS, budget_table, implementation_table
 
@@ -39,6 +40,7 @@ def summary(comparison: Comparison, cells: pd.DataFrame) -> str:
         "\n".join(_title(comparison)),
         "\n".join(_table(cells)),
         "\n".join(_budgets(cells)),
+        "\n".join(_resources(comparison)),
         *_findings(comparison),
         "\n".join(_gaps(comparison)),
         "\n".join(_changes(comparison, cells)),
@@ -75,6 +77,19 @@ def _budgets(cells: pd.DataFrame) -> Iterator[str]:
         for label, dtype, count, worst, median, max_ulp in table.to_numpy().tolist()
     ]
     yield from columns([*headings, ("worst ULP", "to fp64")], rows, 2)
+
+
+def _resources(comparison: Comparison) -> Iterator[str]:
+    """How many kernels were compiled ahead of time, and those that spill."""
+    rows = resource_rows(comparison.records)
+    if not rows:
+        return
+    spilling = [row for row in rows if row[COLUMNS.index("spills")] != "-"]
+    yield f"Compiled ahead of time: {text.counted(len(rows), 'kernel')}, of which {len(spilling)} spill registers."
+    if spilling:
+        headings = [(upper, lower) for upper, _, lower in (column.rpartition(" ") for column in COLUMNS)]
+        yield from columns(headings, spilling[:_MOST], WORDS)
+    yield from _more(len(spilling), "kernels that spill")
 
 
 def _aligned(table: pd.DataFrame, shown: list[str]) -> Iterator[str]:

@@ -90,8 +90,8 @@ def implementation_table(cells: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Columns `implementation` and `suite`; `relations` that ran, and how many of them are `claimed`, and `held` in
-        every cell; `cells`, and how many came to each verdict; the worst `error_budget` and `max_ulp`; how many cells
-        are in each state.
+        every cell; `cells`, and how many came to each verdict; the worst `error_budget` and `max_ulp`, of cells that
+        fail as is known apart; how many cells are in each state.
     """
     own = cells[~cells["control"].astype(bool)]
     lines = [
@@ -113,8 +113,7 @@ def budget_table(cells: pd.DataFrame) -> pd.DataFrame:
     Returns:
         Columns `implementation`, `dtype`, `cells`; `worst` and `median` error budget; `max_ulp`.
     """
-    ran = ~cells["verdict"].isin([None, Verdict.KNOWN.value, *(verdict.value for verdict in DID_NOT_RUN)])
-    own = cells[~cells["control"].astype(bool) & ran & (cells["suite"] == "dtype")]
+    own = _measured(cells[~cells["control"].astype(bool) & (cells["suite"] == "dtype")])
     lines = [
         {
             "implementation": label,
@@ -205,7 +204,8 @@ def _cell(cell: ComparedCell) -> dict[str, object]:
 
 def _implementation(cells: pd.DataFrame) -> dict[str, object]:
     """The figures of one implementation in one suite."""
-    ran = cells[cells["verdict"].notna() & ~cells["verdict"].isin([verdict.value for verdict in DID_NOT_RUN])]
+    ran = _with_other_verdicts(cells, *DID_NOT_RUN)
+    measured = _measured(cells)
     relations = ran.groupby("relation")
     verdicts, states = cells["verdict"].value_counts(), cells["state"].value_counts()
     return {
@@ -213,11 +213,21 @@ def _implementation(cells: pd.DataFrame) -> dict[str, object]:
         "claimed": sum(bool(group["claimed"].eq(True).all()) for _, group in relations),
         "held": sum(bool((group["verdict"] == Verdict.PASS.value).all()) for _, group in relations),
         "cells": int(cells["verdict"].count()),
-        "error_budget": _largest(ran["error_budget"]),
-        "max_ulp": _largest(ran["max_ulp"]),
+        "error_budget": _largest(measured["error_budget"]),
+        "max_ulp": _largest(measured["max_ulp"]),
         **{verdict: int(verdicts.get(verdict, 0)) for verdict in VERDICTS},
         **{state: int(states.get(state, 0)) for state in STATES},
     }
+
+
+def _measured(cells: pd.DataFrame) -> pd.DataFrame:
+    """Cells whose figures say how good an implementation is: one that fails as is known would hide all others."""
+    return _with_other_verdicts(cells, *DID_NOT_RUN, Verdict.KNOWN)
+
+
+def _with_other_verdicts(cells: pd.DataFrame, *left_out: Verdict) -> pd.DataFrame:
+    """Cells of the run, but for some verdicts; a missing cell has none."""
+    return cells[cells["verdict"].notna() & ~cells["verdict"].isin([verdict.value for verdict in left_out])]
 
 
 def _unbounded(budget: float | None) -> float | None:

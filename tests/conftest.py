@@ -1,12 +1,22 @@
-"""What several test modules need: an installation with something deleted from it."""
+"""What several test modules need: an installation with something deleted from it, and one thread to compute on."""
 
 from __future__ import annotations
 
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Torch computes on one thread, and on as many as before when the test is over."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from samebits.backends.aiter import FlashAttentionWithKVCache, UnifiedAttention,
 from samebits.backends.aiter_adapter import DISTRIBUTION, PACKAGE, TESTED_VERSION, _private_package
 from samebits.backends.contract import Implementation
 from samebits.backends.platform import Platform, accelerator
-from samebits.backends.problem import Geometry, Layout, Mask, Problem, Request
+from samebits.backends.problem import Geometry, Layout, Mask, Problem, Request, Strides
 from samebits.harness.batch import make_batch
 from samebits.harness.comparison import compare_bits
 from samebits.harness.execution import execute
@@ -29,6 +29,7 @@ from samebits.harness.execution import execute
 DEVICE = torch.device(accelerator().device)
 GEOMETRY = Geometry("small", num_heads=2, num_kv_heads=1, head_dim=64, page_size=16, window=20)
 WITH_SINKS = replace(GEOMETRY, name="with_sinks", sinks=True)
+SEVERAL_KV_HEADS = replace(GEOMETRY, name="several_kv_heads", num_heads=4, num_kv_heads=2)
 EXTEND, DECODE = Request(1, 5, 68), Request(2, 1, 40)
 
 
@@ -102,8 +103,10 @@ class TestKernels:
         case = replace(problem(EXTEND, DECODE, mask=mask), geometry=WITH_SINKS).with_layout(max_seq_len_slack=slack)
         assert_correct(UnifiedAttention(), case)
 
-    def test_unified_takes_views(self) -> None:
-        assert_correct(UnifiedAttention(), problem(EXTEND, DECODE).with_layout(strided=True))
+    @pytest.mark.parametrize("strides", Strides)
+    def test_unified_takes_views(self, strides: Strides) -> None:
+        case = replace(problem(EXTEND, DECODE), geometry=SEVERAL_KV_HEADS).with_layout(strides=strides)
+        assert_correct(UnifiedAttention(), case)
 
     def test_kvcache_gives_zero_for_queries_that_see_no_key(self) -> None:
         more_queries_than_keys, no_keys = Request(1, 5, -2), Request(2, 5, -5)
@@ -117,11 +120,27 @@ class TestKernels:
         beside = computed(implementation, problem(DECODE, longer))[:1]
         assert compare_bits(alone, beside).mismatches == 0, "a request of another query_len changed a decode row"
 
-    def test_kvcache_refuses_pages_with_gaps(self) -> None:
-        interleaved = problem(DECODE).with_layout(strided=True)
-        assert any("only pages without gaps" in reason for reason in FlashAttentionWithKVCache().reasons(interleaved))
-        with pytest.raises(ValueError, match=r"key_cache has strides .* needs pages without gaps"):
-            computed(FlashAttentionWithKVCache(), interleaved)
+    @pytest.mark.parametrize("strides", [strides for strides in Strides if strides is not Strides.MIXED_ORDER])
+    def test_kvcache_takes_pages_that_are_as_far_apart_in_both_caches(self, strides: Strides) -> None:
+        case = replace(problem(EXTEND, DECODE), geometry=SEVERAL_KV_HEADS).with_layout(strides=strides)
+        assert FlashAttentionWithKVCache().reasons(case) == []
+        assert_correct(FlashAttentionWithKVCache(), case)
+
+    def test_kvcache_refuses_pages_that_no_one_table_leads_to(self) -> None:
+        mixed = replace(problem(DECODE), geometry=SEVERAL_KV_HEADS).with_layout(strides=Strides.MIXED_ORDER)
+        reasons = FlashAttentionWithKVCache().reasons(mixed)
+        assert any("keys slot by slot beside values head by head are not supported" in reason for reason in reasons)
+        with pytest.raises(ValueError, match=r"key_cache has strides .* needs the same ratio"):
+            computed(FlashAttentionWithKVCache(), mixed)
+
+    def test_kvcache_refuses_pages_that_begin_between_slots(self) -> None:
+        batch = make_batch(problem(DECODE), DEVICE)
+        longer = torch.nn.functional.pad(batch.key_cache, (0, 0, 0, 0, 0, 1))[:, : batch.key_cache.shape[1]]
+        implementation = FlashAttentionWithKVCache()
+        plan = implementation.plan(batch.config, batch.metadata)
+        output = torch.empty_like(batch.query)
+        with pytest.raises(ValueError, match=r"key_cache has strides .* a multiple of page_size times the second"):
+            implementation.run(plan, batch.query, longer, batch.value_cache, output, None)
 
     def test_padding_requests_and_rows_are_left_alone(self) -> None:
         for implementation in (UnifiedAttention(), FlashAttentionWithKVCache()):
@@ -344,9 +363,8 @@ class TestOnROCm:
             del sys.modules[name]
 
     def reached(self, *parameters: str) -> aiter_adapter.Reached:
-        return aiter_adapter.reach.__wrapped__(
-            aiter_adapter.EntryPoint("aiter.ops.triton.unified_attention", "unified_attention", parameters)
-        )
+        entry_point = aiter_adapter.EntryPoint("aiter.ops.triton.unified_attention", "unified_attention", parameters)
+        return aiter_adapter._reach.__wrapped__(entry_point, None)
 
     def test_the_package_is_imported_as_its_users_do(self, tmp_path: Path) -> None:
         add_kernels(tmp_path, "import aiter\ndef unified_attention(q): return aiter.initialised\n")

@@ -203,8 +203,8 @@ def test_list_tells_what_runs_and_why_the_rest_does_not(my_backend: Path, capsys
     assert code == 0
     lines = out.splitlines()
     assert [line.split() for line in lines if line.startswith("MY_ATTN")] == [
-        ["MY_ATTN/mine", "attention", "cpu", "1.2", "yes", "-", "-", "yes", "yes", "-"],
-        ["MY_ATTN/mine[fast]", "attention", "unavailable", "-", "yes", "-", "-", "yes", "yes", "-"],
+        ["MY_ATTN/mine", "attention", "cpu", "1.2", "yes", "-", "-", "yes", "yes", "-", "-"],
+        ["MY_ATTN/mine[fast]", "attention", "unavailable", "-", "yes", "-", "-", "yes", "yes", "-", "-"],
     ]
     assert "  MY_ATTN/mine[fast] attention: importing mine raised ImportError: no such luck" in lines
     assert "  MY_ATTN/mine attention: its README" in lines

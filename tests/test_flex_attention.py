@@ -10,7 +10,7 @@ import torch
 
 from samebits.backends.flex_attention import KERNEL_MODULE, FlexAttention, implementations
 from samebits.backends.platform import processor
-from samebits.backends.problem import Geometry, Layout, Mask, Problem, Request
+from samebits.backends.problem import Geometry, Layout, Mask, Problem, Request, Strides
 from samebits.harness.batch import Batch, make_batch, sinks_of
 from samebits.harness.execution import Execution, execute
 
@@ -366,6 +366,14 @@ def test_a_cache_that_cannot_be_read_in_place_is_refused(flex: FlexAttention) ->
         run_batch(flex, dataclasses.replace(batch, value_cache=apart))
     with pytest.raises(ValueError, match="key_cache has 1 pages; it must have at least"):
         run_batch(flex, dataclasses.replace(batch, key_cache=keys[:1]))
+
+
+@pytest.mark.parametrize("geometry", [GROUPED, SINKING], ids=["in place", "copied"])
+def test_caches_of_two_orders_are_unsupported_where_they_are_read_in_place(geometry: Geometry) -> None:
+    problem = problem_of(geometry, Mask.CAUSAL, "fp32", Request(1, 1)).with_layout(strides=Strides.MIXED_ORDER)
+    reasons = FlexAttention(processor()).reasons(problem)
+    said = any("keys slot by slot beside values head by head are not supported" in reason for reason in reasons)
+    assert said is not geometry.sinks, f"with sinks={geometry.sinks} it says {reasons}"
 
 
 def test_what_is_unsupported_is_refused_by_plan_in_the_words_of_reasons() -> None:

@@ -40,7 +40,7 @@ def judged(gap: KnownGap, wrong: bool) -> Record:
     "gap",
     [
         KnownGap("issue"),
-        KnownGap("issue", relation="block", mask=Mask.NON_CAUSAL, dtype="fp32", batch="draft"),
+        KnownGap("issue", relation="block", mask=Mask.NON_CAUSAL, dtype="fp32", batch="draft", device="cpu"),
         KnownGap("issue", always=False),
     ],
     ids=str,
@@ -58,6 +58,7 @@ def test_a_failure_inside_is_known(gap: KnownGap) -> None:
         KnownGap("issue", mask=Mask.CAUSAL),
         KnownGap("issue", dtype="bf16"),
         KnownGap("issue", batch="raft"),
+        KnownGap("issue", device="cuda"),
     ],
     ids=str,
 )

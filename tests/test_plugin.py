@@ -93,7 +93,7 @@ def unwritable_results(directory: Path) -> Path:
             ["--backend", "TRITON"],
             "unknown backend 'TRITON'; known are FLASH_ATTN, TRITON_ATTN, FLEX_ATTENTION, AITER, CPU",
         ),
-        (["--implementation", "CPU/fa"], "unknown implementation 'CPU/fa'; known are FLASH_ATTN/torch"),
+        (["--implementation", "CPU/fa"], "unknown implementation 'CPU/fa'; known are FLASH_ATTN/fa4"),
         (["--dtype", "int8"], "unknown dtype 'int8'; known are fp32, bf16, fp16"),
         (["--tier", "daily"], "unknown tier 'daily'; known are smoke, default, nightly"),
         (["--cell", "CPU/torch:x"], "unknown cell 'CPU/torch:x'"),

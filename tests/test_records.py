@@ -115,6 +115,7 @@ STRATEGIES: dict[str, st.SearchStrategy[Any]] = {
     "float | None": st.none() | NUMBERS,
     "tuple[str, ...]": st.lists(TEXTS, max_size=3).map(tuple),
     "Mapping[str, str]": st.dictionaries(TEXTS, TEXTS, max_size=3),
+    "Mapping[str, int]": st.dictionaries(TEXTS, st.integers(), max_size=3),
     "Verdict": st.sampled_from(Verdict),
     "Environment": st.builds(
         Environment, device=TEXTS, versions=st.dictionaries(TEXTS, TEXTS, max_size=3), threads=st.integers()

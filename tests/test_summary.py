@@ -14,10 +14,12 @@ from samebits.harness.records import Record, Verdict
 from samebits.harness.registry import load_registry
 from samebits.harness.relations import RELATIONS
 from samebits.harness.suite_cells import SUITES
+from samebits.reports.baseline import Baseline
 from samebits.reports.baseline_files import write_baseline
 from samebits.reports.findings import RELATION_ORDER
+from samebits.reports.regression import compare
 from samebits.reports.report import Report, write_report
-from samebits.reports.tables import claim_held
+from samebits.reports.tables import budget_table, cell_table, claim_held, implementation_table
 
 from .samples import CPU, FAILS, GREEN, REGRESSED, UNSUPPORTED, VARIES, cell, control, run_of, save
 
@@ -156,6 +158,17 @@ def test_the_dtype_suite_tells_the_worst_and_the_median_budget_of_each_dtype(tmp
     assert ["CPU/bundled", "fp32", "3", "0.6", "0.2", "2"] in lines, report.summary
     assert ["CPU/bundled", "bf16", "3", "0.4", "0.3", "2"] in lines, report.summary
     assert "## Error budgets" in report.paths[0].read_text()
+
+
+def test_a_cell_that_fails_as_is_known_is_counted_and_hides_no_figure(tmp_path: Path) -> None:
+    known = cell("CPU/bundled", "ties", "bf16", suite="dtype", claimed=None, verdict=Verdict.KNOWN, error_budget=1e9)
+    right = [replace(known, cell_id=f"x{i}", verdict=Verdict.PASS, error_budget=i / 10, max_ulp=i) for i in (1, 2)]
+    cells = cell_table(compare(run_of(known, *right, suites=("dtype",)), Baseline("none", ())))
+    (of_implementation,) = implementation_table(cells).to_dict("records")
+    (of_dtype,) = budget_table(cells).to_dict("records")
+    assert (of_implementation["error_budget"], of_implementation["max_ulp"]) == (0.2, 2)
+    assert (of_dtype["worst"], of_dtype["max_ulp"], of_dtype["cells"]) == (0.2, 2, 2)
+    assert (of_implementation["cells"], of_implementation["known"]) == (3, 1), "the known failure is not counted"
 
 
 @pytest.mark.parametrize(

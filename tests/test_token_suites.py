@@ -1,4 +1,4 @@
-"""The suites of operations on tokens see every flaw that they have a control for, and pass plain correct kernels."""
+"""The suites of operations on tokens pass plain correct kernels, and their tensors and references are right."""
 
 from __future__ import annotations
 
@@ -8,18 +8,16 @@ import pytest
 import torch
 
 from samebits.backends.contract import Availability, Claims
-from samebits.backends.problem import Request
+from samebits.backends.problem import Request, Strides
 from samebits.backends.token_problem import CacheWrite, Linear, RotaryEmbedding, TokenProblem
-from samebits.harness.controls.operations import FlawedOperation, TokenFlaw, correct_operations
+from samebits.harness.controls.plain_operations import CORRECT, PlainOperation, TokenFlaw
 from samebits.harness.executor import Executor
-from samebits.harness.inputs import TOKEN_INPUTS
 from samebits.harness.judgement import judge
 from samebits.harness.matrix import Cell, Selection
 from samebits.harness.records import Verdict
 from samebits.harness.suite_cells import SUITES
 from samebits.harness.tokens.cache_write import PreparedCacheWrite
 from samebits.harness.tokens.linear import PreparedLinear
-from samebits.harness.tokens.relations import ROTARY_RULES, TOKEN_RELATIONS
 from samebits.harness.tokens.rotary import PreparedRotary, cos_sin_cache
 
 CPU = torch.device("cpu")
@@ -34,27 +32,15 @@ def control_cells() -> Iterator[Cell]:
 
 def cells_of_correct_operations() -> Iterator[Cell]:
     for suite, dtype in (("batch_invariant", "fp32"), ("dtype", "bf16"), ("rope", "bf16")):
-        for cell in SUITES[suite](Selection(tuple(correct_operations()), (dtype,), "smoke")):
+        for cell in SUITES[suite](Selection(tuple(map(PlainOperation, CORRECT)), (dtype,), "smoke")):
             if cell.flaw is None:
                 yield cell
-
-
-@pytest.mark.parametrize("cell", list(control_cells()), ids=lambda cell: f"{cell.suite}:{cell.flaw.name}")
-def test_the_flaw_is_caught(cell: Cell) -> None:
-    record = judge(cell, Availability(), Executor(cell.implementation, CPU), "command")
-    assert record.verdict is Verdict.FAIL, f"{cell.cell_id} was not caught: {record.reasons}"
 
 
 @pytest.mark.parametrize("cell", list(cells_of_correct_operations()), ids=lambda cell: cell.cell_id)
 def test_a_plain_operation_passes(cell: Cell) -> None:
     record = judge(cell, Availability(), Executor(cell.implementation, CPU), "command")
     assert record.verdict is Verdict.PASS, f"{cell.cell_id}: {record.reasons}"
-
-
-def test_every_check_of_rotary_embedding_has_a_control() -> None:
-    guarded = {cell.relation.name for cell in control_cells() if cell.suite == "rope"}
-    said_nothing_of = {"pages", "leading_dimensions"}
-    assert guarded == {*TOKEN_INPUTS, *ROTARY_RULES, *TOKEN_RELATIONS} - said_nothing_of
 
 
 def test_a_backend_without_an_operation_leaves_a_row() -> None:
@@ -100,7 +86,7 @@ def test_a_slot_that_is_not_the_batchs_may_not_change() -> None:
 def test_leading_dimensions_are_views_of_the_same_rows(dimensions: int) -> None:
     operation = Linear("test", 32, 16)
     problem = TokenProblem(operation, "fp32", (Request(1, 5), Request(2, 6)))
-    problem = problem.with_layout(leading_dimensions=dimensions, strided=True)
+    problem = problem.with_layout(leading_dimensions=dimensions, strides=Strides.INTERLEAVED)
     prepared = PreparedLinear(problem, operation, CPU)
     assert prepared.tensors.input.dim() == dimensions + 1
     assert prepared.tensors.input.data_ptr() == prepared.read["input"].data_ptr()
@@ -108,6 +94,6 @@ def test_leading_dimensions_are_views_of_the_same_rows(dimensions: int) -> None:
 
 def test_a_flawed_operation_claims_what_it_breaks() -> None:
     for cell in control_cells():
-        assert isinstance(cell.implementation, FlawedOperation)
+        assert isinstance(cell.implementation, PlainOperation)
         claim = cell.relation.claim
         assert claim is None or isinstance(getattr(Claims(), claim), bool)

@@ -1,0 +1,36 @@
+#!/usr/bin/env python3
+"""Writes the nightly matrix: `ci/matrix.py FILE [arguments of samebits matrix --json]`.
+
+On GitHub it also sets the outputs `jobs`, those that some runner can take, and `unavailable`, how many cannot be run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+def main(path: str, *arguments: str) -> int:
+    """Runs `samebits matrix` and keeps what it prints."""
+    command = [sys.executable, "-m", "samebits.harness.cli", "matrix", "--json", *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        return done.returncode
+    Path(path).write_text(done.stdout, encoding="utf-8")
+    jobs = json.loads(done.stdout)["jobs"]
+    runnable = [job for job in jobs if job["runner"]]
+    outputs = os.environ.get("GITHUB_OUTPUT")
+    if outputs:
+        with Path(outputs).open("a", encoding="utf-8") as stream:
+            stream.write(f"jobs={json.dumps(runnable)}\nunavailable={len(jobs) - len(runnable)}\n")
+    print(f"{len(runnable)} jobs have a runner, {len(jobs) - len(runnable)} have none")
+    return 0
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit("usage: ci/matrix.py FILE [arguments of samebits matrix --json]")
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,78 @@
+"""A GPU of its own for each worker of pytest-xdist, chosen before anything in the process asks for one."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import MutableMapping
+
+from samebits.harness.records import UnusableInput
+
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
+_WORKER = "PYTEST_XDIST_WORKER"
+
+
+def own_device(visible: str, worker: int) -> str:
+    """The device of a worker, among those that its caller may use: one each, in turns where workers are more.
+
+    Args:
+        visible: the caller's `CUDA_VISIBLE_DEVICES`: numbers, or UUIDs of GPUs or MIG instances, with commas between.
+            As for CUDA, the list ends before the first negative number.
+        worker: number of the worker, from 0.
+
+    Returns:
+        One entry, as it is written; `visible` itself where it shows no device.
+    """
+    devices: list[str] = []
+    for entry in visible.split(","):
+        device = entry.strip()
+        if not device or device.startswith("-"):
+            break
+        devices.append(device)
+    return devices[worker % len(devices)] if devices else visible
+
+
+def pin_worker(environment: MutableMapping[str, str]) -> None:
+    """Leaves this process one GPU, where it is a worker and there are several.
+
+    Args:
+        environment: of this process, which is changed.
+
+    Raises:
+        UnusableInput: CUDA has been initialised already, and would go on with the GPUs that it found.
+    """
+    number = re.fullmatch(r"gw(\d+)", environment.get(_WORKER, ""))
+    if number is None:
+        return
+    visible = environment.get(_VISIBLE)
+    if visible is None:
+        visible = _all_devices()
+    if visible is None:
+        return
+    chosen = own_device(visible, int(number[1]))
+    if chosen == environment.get(_VISIBLE):
+        return
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        raise UnusableInput(
+            f"CUDA was initialised before worker {environment[_WORKER]} was given GPU {chosen}; load no plugin or "
+            "conftest that uses a GPU, or run without -n"
+        )
+    environment[_VISIBLE] = chosen
+
+
+def _all_devices() -> str | None:
+    """UUIDs of all GPUs as `CUDA_VISIBLE_DEVICES` takes them; None where there is none of NVIDIA's."""
+    command = ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return ",".join(done.stdout.split()) or None
+
+
+def pin_this_process() -> None:
+    """`pin_worker` of this process."""
+    pin_worker(os.environ)
