@@ -33,6 +33,7 @@ from samebits.backends.contract import (
     Subject,
     Tiling,
 )
+from samebits.backends.encoder_tokens import refuse_encoder_lengths, refuse_encoder_tokens
 from samebits.backends.platform import accelerator
 from samebits.backends.problem import Mask, Problem, Strides
 from samebits.backends.subject import GraphSupport
@@ -125,7 +126,10 @@ class UnifiedAttention(Implementation[UnifiedPlan]):
         cuda_graph=GraphSupport.ALWAYS,
         source="amd-aiter declares no batch invariance; unified_attention.py loads whole pages unmasked",
     )
-    known_gaps = (KnownGap("docs/aiter.md, a row whose first tile is hidden", relation="window"),)
+    known_gaps = (
+        KnownGap("docs/aiter.md, a row whose first tile is hidden", relation="window"),
+        KnownGap("docs/aiter.md, a softcap of exponentials", relation="softcap"),
+    )
     # Pages can become tiles, and `reduce_segments` names an undefined variable where head_dim fills no tile. A query
     # that sees no key at all divides by zero wherever its tile is computed for another, so its output is NaN, not 0.
     support = Support(
@@ -159,7 +163,17 @@ class UnifiedAttention(Implementation[UnifiedPlan]):
             ValueError: the layer or the batch is outside of `support`.
         """
         self.require(config)
-        _refuse_encoder_tokens(self.label, config, metadata)
+        refuse_encoder_tokens(self.label, config, metadata)
+        return UnifiedPlan(config=config, metadata=metadata)
+
+    def plan_for_graph(self, config: AttentionConfig, metadata: AttentionMetadata, num_pages: int) -> UnifiedPlan:
+        """As `plan`, which reads nothing on the host here.
+
+        Raises:
+            ValueError: the layer is outside of `support`, or there may be encoder tokens before a request's keys.
+        """
+        self.require(config)
+        refuse_encoder_lengths(self.label, config, metadata)
         return UnifiedPlan(config=config, metadata=metadata)
 
     def run(
@@ -186,7 +200,7 @@ class UnifiedAttention(Implementation[UnifiedPlan]):
                 max_seqlen_k=metadata.max_seq_len,
                 softmax_scale=config.scale,
                 causal=metadata.causal,
-                window_size=_window_size(config),
+                window_size=config.window_sides or _NO_WINDOW,
                 block_table=metadata.block_table,
                 softcap=0.0 if config.softcap is None else config.softcap,
                 q_descale=None,
@@ -274,7 +288,7 @@ class FlashAttentionWithKVCache(Implementation[KVCachePlan]):
             ValueError: the layer or the batch is outside of `support`.
         """
         self.require(config)
-        _refuse_encoder_tokens(self.label, config, metadata)
+        refuse_encoder_tokens(self.label, config, metadata)
         query_start_loc = metadata.query_start_loc.tolist()
         causal_of = [metadata.causal] * metadata.num_requests
         if metadata.causal_requests is not None:
@@ -320,7 +334,7 @@ class FlashAttentionWithKVCache(Implementation[KVCachePlan]):
                     cache_seqlens=call.kv_lens,
                     softmax_scale=config.scale,
                     causal=call.causal,
-                    window_size=_window_size(config),
+                    window_size=config.window_sides or _NO_WINDOW,
                     return_softmax_lse=True,
                     page_table=call.block_table * distance,
                 )
@@ -333,18 +347,6 @@ class FlashAttentionWithKVCache(Implementation[KVCachePlan]):
 def implementations() -> list[Subject]:
     """Both kernels of attention, and the operations on tokens."""
     return [UnifiedAttention(), FlashAttentionWithKVCache(), *operations()]
-
-
-def _refuse_encoder_tokens(label: str, config: AttentionConfig, metadata: AttentionMetadata) -> None:
-    """Refuses self-attention behind encoder tokens: both kernels read a request's slots from its first."""
-    if config.mask is Mask.CROSS or metadata.encoder_seq_lens is None:
-        return
-    encoder_lens = metadata.encoder_seq_lens.tolist()
-    if any(encoder_lens):
-        raise ValueError(
-            f"{label} reads a request's slots from its first, and cannot compute mask {config.mask} behind "
-            f"encoder_seq_lens {encoder_lens}; they must be 0"
-        )
 
 
 def _page_distance(key_cache: torch.Tensor, value_cache: torch.Tensor) -> int:
@@ -372,8 +374,3 @@ def _page_distance(key_cache: torch.Tensor, value_cache: torch.Tensor) -> int:
             f"flash_attn_with_kvcache needs the same ratio of the first to the second in both"
         )
     return distances[0]
-
-
-def _window_size(config: AttentionConfig) -> tuple[int, int]:
-    """Keys to the left and right of a query's own, which FlashAttention's convention does not count."""
-    return _NO_WINDOW if config.window is None else (config.window - 1, 0)

@@ -22,8 +22,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from samebits.backends.libraries import LibraryFile, LibraryMissing, find
-from samebits.backends.platform import accelerator
+from samebits.backends.libraries import TESTED_VERSIONS, LibraryFile, LibraryMissing, find
+from samebits.backends.platform import accelerator, summary_of
 from samebits.backends.subject import Availability
 from samebits.backends.target import Target, supposed_target
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 PACKAGE = "aiter"
 DISTRIBUTION = "amd-aiter"
-TESTED_VERSION = "0.1.7.post2.dev18"
+TESTED_VERSION = TESTED_VERSIONS[DISTRIBUTION]
 _INSTALL = "pip install 'samebits[aiter]'"
 # What AITER asks its device for: multiprocessors, of which it wants four programs each. A device has hundreds, and the
 # interpreter's problems are as much smaller: with 8, a few requests are split over their keys and a crowd is not.
@@ -178,7 +178,7 @@ def _import(entry_point: EntryPoint, version: str, bundled: LibraryFile | None) 
                 scope.enter_context(interpreting())
             module = importlib.import_module(entry_point.module)
     except (Exception, SystemExit) as error:
-        raise Unreachable(f"importing {entry_point.module} raised {_summary(error)}") from error
+        raise Unreachable(f"importing {entry_point.module} raised {summary_of(error)}") from error
     if not as_installed:
         _substitute(module, kind)
     return module
@@ -202,7 +202,7 @@ def _find_package(entry_point: EntryPoint, version: str) -> Sequence[str]:
     try:
         spec = importlib.util.find_spec(PACKAGE)
     except Exception as error:
-        raise Unreachable(f"looking for {PACKAGE} raised {_summary(error)}") from error
+        raise Unreachable(f"looking for {PACKAGE} raised {summary_of(error)}") from error
     if spec is None:
         if not version:
             raise Unreachable(f"{DISTRIBUTION} is not installed; {_INSTALL}")
@@ -234,7 +234,9 @@ def _checked_function(module: ModuleType, entry_point: EntryPoint) -> Callable[.
     try:
         accepted = inspect.signature(function).parameters
     except (TypeError, ValueError) as error:
-        raise Unreachable(f"{entry_point.module}.{entry_point.function} has no signature: {_summary(error)}") from error
+        raise Unreachable(
+            f"{entry_point.module}.{entry_point.function} has no signature: {summary_of(error)}"
+        ) from error
     missing = [name for name in entry_point.parameters if name not in accepted]
     if missing:
         raise Unreachable(
@@ -365,7 +367,3 @@ def _told_foreign(found: str, entry_point: EntryPoint) -> str:
         f"the module {PACKAGE} that Python finds first, at {found}, is not that of {DISTRIBUTION}: "
         f"it has no {entry_point.module}; take it off sys.path"
     )
-
-
-def _summary(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300] or 'no message'}"

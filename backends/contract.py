@@ -101,6 +101,11 @@ class AttentionConfig:
         """Query heads that share one key/value head."""
         return self.num_heads // self.num_kv_heads
 
+    @property
+    def window_sides(self) -> tuple[int, int] | None:
+        """Keys that a query sees to the left and right of its own, as FlashAttention counts; None for no window."""
+        return None if self.window is None else (self.window - 1, 0)
+
 
 @dataclass(frozen=True)
 class AttentionMetadata:
@@ -111,6 +116,7 @@ class AttentionMetadata:
             `query_start_loc[b]:query_start_loc[b + 1]`. Rows after the last are padding.
         seq_lens: int32 `[num_requests]`, decoder tokens in the cache, this step's included.
         block_table: int32 `[num_requests, max_pages_per_request]`; entries past a request's own pages are stale.
+            Rows may lie further apart than they are long; the last stride is 1.
         slot_mapping: int64 `[num_tokens]`, `page * page_size + offset` of each query token's key; -1 is padding.
         max_query_len: longest query of the batch.
         max_seq_len: upper bound on the keys any request attends to.

@@ -18,13 +18,14 @@ from typing import Any
 import torch
 
 from samebits.backends.contract import Availability, Claims, Tiling
-from samebits.backends.flash_attn import VariableLengthFlash
+from samebits.backends.flash_limits import head_dim_supported, page_size_supported
+from samebits.backends.libraries import TESTED_VERSIONS
 from samebits.backends.paged_flash import PagedFlashWithSinks, PagedPlan, nvidia_reason
 from samebits.backends.platform import import_or_reason
 from samebits.backends.problem import Mask
 from samebits.backends.subject import Subject
 from samebits.backends.support import Support
-from samebits.backends.variable_length import VariableLengthCall, VariableLengthPlan
+from samebits.backends.variable_length import VariableLengthCall, VariableLengthFlash, VariableLengthPlan
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,8 @@ class FlashAttnPackage(VariableLengthFlash):
     name = "flash-attn"
     support = Support(
         dtypes=("bf16", "fp16"),
-        masks=(Mask.CAUSAL, Mask.NON_CAUSAL, Mask.SLIDING_WINDOW, Mask.CROSS, Mask.PER_REQUEST),
-        head_dims=lambda head_dim: head_dim % 8 == 0 and head_dim <= 256,
+        masks=tuple(Mask),
+        head_dims=head_dim_supported,
         encoder_offset=True,
         lse=True,
     )
@@ -157,7 +158,7 @@ class FlashAttnPackage(VariableLengthFlash):
             max_seqlen_k=plan.max_kv_len,
             softmax_scale=config.scale,
             causal=call.causal,
-            window_size=(-1, -1) if config.window is None else (config.window - 1, 0),
+            window_size=config.window_sides or (-1, -1),
             softcap=config.softcap or 0.0,
             # What it calls so are the output, the log-sum-exp and, without dropout, nothing.
             return_attn_probs=True,
@@ -172,8 +173,8 @@ class FlashAttention4(PagedFlashWithSinks):
     support = Support(
         dtypes=("bf16", "fp16"),
         masks=(Mask.CAUSAL, Mask.NON_CAUSAL, Mask.SLIDING_WINDOW, Mask.CROSS),
-        head_dims=lambda head_dim: head_dim % 8 == 0 and head_dim <= 256,
-        page_sizes=lambda page_size: page_size % 16 == 0,
+        head_dims=head_dim_supported,
+        page_sizes=page_size_supported,
         lse=True,
         sinks=True,
     )
@@ -184,7 +185,8 @@ class FlashAttention4(PagedFlashWithSinks):
         super().__init__(num_splits=1)
         self.claims = Claims(
             source=(
-                "flash-attn-4 declares no batch invariance; vllm 0.20.2, vllm/v1/attention/backends/fa_utils.py, "
+                f"flash-attn-4 declares no batch invariance; vllm {TESTED_VERSIONS['vllm']}, "
+                "vllm/v1/attention/backends/fa_utils.py, "
                 "get_flash_attn_version, refuses it under VLLM_BATCH_INVARIANT"
             )
         )
@@ -217,7 +219,7 @@ class FlashAttention4(PagedFlashWithSinks):
             page_table=plan.block_table,
             softmax_scale=plan.config.scale,
             causal=plan.causal,
-            window_size=plan.window or (None, None),
+            window_size=plan.config.window_sides or (None, None),
             learnable_sink=plan.sinks,
             softcap=plan.config.softcap or 0.0,
             num_splits=self.num_splits,

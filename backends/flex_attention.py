@@ -52,6 +52,7 @@ class FlexAttention(Implementation["FlexPlan"]):
 
     backend = "FLEX_ATTENTION"
     name = "torch"
+    compiles_each_shape = True
     claims = Claims(
         batch_invariant=True,
         schedule_invariant=True,

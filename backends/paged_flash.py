@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from samebits.backends.contract import AttentionConfig, AttentionMetadata, Implementation
+from samebits.backends.encoder_tokens import refuse_encoder_lengths, refuse_encoder_tokens
 from samebits.backends.platform import accelerator
-from samebits.backends.problem import Mask, Problem
+from samebits.backends.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,6 @@ class PagedPlan:
     causal: bool
     sinks: torch.Tensor | None = None
 
-    @property
-    def window(self) -> tuple[int, int] | None:
-        """Keys to the left and right of a query's own, which FlashAttention does not count; None for no window."""
-        return None if self.config.window is None else (self.config.window - 1, 0)
-
 
 class PagedFlash(Implementation[PagedPlan]):
     """Attention by a build of FlashAttention that reads pages.
@@ -64,6 +60,19 @@ class PagedFlash(Implementation[PagedPlan]):
         """
         self.require(config)
         refuse_encoder_tokens(self.label, config, metadata)
+        return self._as_it_is(config, metadata)
+
+    def plan_for_graph(self, config: AttentionConfig, metadata: AttentionMetadata, num_pages: int) -> PagedPlan:
+        """Takes the batch as it is: nothing is read on the host.
+
+        Raises:
+            ValueError: the layer is outside of `support`, or there may be encoder tokens before a request's keys.
+        """
+        self.require(config)
+        refuse_encoder_lengths(self.label, config, metadata)
+        return self._as_it_is(config, metadata)
+
+    def _as_it_is(self, config: AttentionConfig, metadata: AttentionMetadata) -> PagedPlan:
         return PagedPlan(
             config=config,
             query_start_loc=metadata.query_start_loc,
@@ -119,9 +128,9 @@ class PagedFlashWithSinks(PagedFlash):
             found += self._sink_reasons(problem.dtype == "bf16", problem.geometry.num_heads)
         return found
 
-    def plan(self, config: AttentionConfig, metadata: AttentionMetadata) -> PagedPlan:
-        """As of the base class, with the sinks in bfloat16, which is lossless in a layer of that dtype."""
-        plan = super().plan(config, metadata)
+    def _as_it_is(self, config: AttentionConfig, metadata: AttentionMetadata) -> PagedPlan:
+        # With the sinks in bfloat16, which is lossless in a layer of that dtype.
+        plan = super()._as_it_is(config, metadata)
         if config.sinks is None:
             return plan
         refusals = self._sink_reasons(config.dtype is torch.bfloat16, config.num_heads)
@@ -153,19 +162,3 @@ def nvidia_reason(library: str, least: tuple[int, int], most: tuple[int, int] | 
         needed = f"{least[0]}.x" if most is not None else f"{'.'.join(map(str, least))} or newer"
         return f"{library} needs compute capability {needed}, and this GPU has {'.'.join(map(str, found))}"
     return ""
-
-
-def refuse_encoder_tokens(label: str, config: AttentionConfig, metadata: AttentionMetadata) -> None:
-    """Refuses self-attention behind encoder tokens, for a kernel that reads a request's slots from its first.
-
-    Raises:
-        ValueError: a request has encoder tokens before the keys that it attends to.
-    """
-    if config.mask is Mask.CROSS or metadata.encoder_seq_lens is None:
-        return
-    encoder_lens = metadata.encoder_seq_lens.tolist()
-    if any(encoder_lens):
-        raise ValueError(
-            f"{label} reads a request's slots from its first, and cannot compute mask {config.mask} behind "
-            f"encoder_seq_lens {encoder_lens}; they must be 0"
-        )

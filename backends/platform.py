@@ -97,5 +97,9 @@ def import_or_reason(module_name: str) -> tuple[ModuleType | None, str]:
     try:
         return importlib.import_module(module_name), ""
     except Exception as error:
-        summary = " ".join(str(error).split()) or "no message"
-        return None, f"importing {module_name} raised {type(error).__name__}: {summary[:300]}"
+        return None, f"importing {module_name} raised {summary_of(error)}"
+
+
+def summary_of(error: BaseException) -> str:
+    """An exception's type and message in one line, of the message 300 characters at most."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300] or 'no message'}"

@@ -20,6 +20,7 @@ DATA_NAMES = (
     "large_scores",
     "huge_scores",
     "negative_scores",
+    "far_scores",
     "large_values",
     "huge_values",
     "offset_values",

@@ -168,6 +168,8 @@ class Subject(abc.ABC):
         platforms: kinds of platform that it is made for, of `PLATFORMS`; the nightly matrix runs it on each.
         costly: True where a small batch takes seconds, as an interpreted kernel of many programs may. The default tier
             then gives it the cases of the smoke tier only.
+        compiles_each_shape: True where each number of heads, head_dim and page size is compiled anew, in seconds. The
+            default tier then leaves out the table of option pairs, where no two cases have the same.
     """
 
     operation: str
@@ -181,6 +183,7 @@ class Subject(abc.ABC):
     triton_kernels: Mapping[str, tuple[str, ...]] = {}
     platforms: tuple[str, ...] = PLATFORMS
     costly: bool = False
+    compiles_each_shape: bool = False
 
     @property
     def label(self) -> str:

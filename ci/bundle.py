@@ -203,7 +203,9 @@ def unpack(archive: Path, directory: Path) -> int:
                 path = directory / member.name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content.read())
-    except (OSError, EOFError, tarfile.TarError, lzma.LZMAError) as error:
+    except OSError as error:
+        raise UnusableInput(f"{archive} cannot be opened: {error.strerror or error}") from error
+    except (EOFError, tarfile.TarError, lzma.LZMAError) as error:
         raise UnusableInput(f"{archive} cannot be opened: {type(error).__name__}: {error}") from error
     return len(members)
 

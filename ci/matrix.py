@@ -32,5 +32,6 @@ def main(path: str, *arguments: str) -> int:
 
 if __name__ == "__main__":
     if len(sys.argv) < 2:
-        sys.exit("usage: ci/matrix.py FILE [arguments of samebits matrix --json]")
+        print("usage: ci/matrix.py FILE [arguments of samebits matrix --json]", file=sys.stderr)
+        sys.exit(2)
     sys.exit(main(*sys.argv[1:]))

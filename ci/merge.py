@@ -54,5 +54,6 @@ def _summarise(page: str) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) != 5:
-        sys.exit("usage: ci/merge.py MATRIX SHARDS DIRECTORY BASELINE")
+        print("usage: ci/merge.py MATRIX SHARDS DIRECTORY BASELINE", file=sys.stderr)
+        sys.exit(2)
     sys.exit(main(*sys.argv[1:]))

@@ -33,7 +33,8 @@ def main(matrix_file: str, name: str, directory: str, *arguments: str) -> int:
 
 if __name__ == "__main__":
     if len(sys.argv) < 4:
-        sys.exit("usage: ci/shard.py MATRIX JOB|--unavailable DIRECTORY [arguments of pytest]")
+        print("usage: ci/shard.py MATRIX JOB|--unavailable DIRECTORY [arguments of pytest]", file=sys.stderr)
+        sys.exit(2)
     try:
         sys.exit(main(*sys.argv[1:]))
     except UnusableInput as error:

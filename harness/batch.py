@@ -13,6 +13,7 @@ import torch
 
 from samebits.backends.contract import DTYPES, AttentionConfig, AttentionMetadata
 from samebits.backends.problem import Mask, Problem, Request, Strides
+from samebits.harness.comparison import same_bits
 from samebits.harness.dataset import Role, shaped, token_values
 from samebits.harness.strides import span, strides_of, whole_memory
 
@@ -22,6 +23,8 @@ NULL_PAGE = 0
 _UNUSED_PAGES = 3
 # Entries behind every request's own, so that a read past its end finds a stale page rather than no table.
 _STALE_COLUMNS = 1
+# By how much rows of the block table lie further apart than they are long: an engine hands over part of a wider one.
+_TABLE_GAP = 3
 # Around a tensor that a kernel writes: how much, and a value that no kernel writes by chance.
 _CANARY_ELEMENTS, _CANARY = 256, 1.625
 # In place of a request's key in the name of data that belong to the layer.
@@ -67,7 +70,7 @@ class GuardedTensor:
         memory = whole_memory(self.tensor)
         expected = torch.full_like(memory, _CANARY)
         _view_of(expected, self.tensor).copy_(self.tensor)
-        return torch.equal(_bytes(memory), _bytes(expected))
+        return same_bits(memory, expected)
 
 
 def guarded(
@@ -294,9 +297,9 @@ def _make_metadata(
     # An engine's table is wider than its longest request; entries that are not in use hold former occupants' pages.
     columns = max(len(owned) for owned in pages) + _STALE_COLUMNS + layout.extra_table_columns
     stale = np.random.Generator(np.random.Philox(key=layout.page_seed + (1 << 64)))
-    block_table = stale.integers(0, num_pages, size=(len(seq_lens), columns))
-    block_table[len(pages) :] = NULL_PAGE
-    for row, owned in zip(block_table, pages, strict=False):
+    wider_table = stale.integers(0, num_pages, size=(len(seq_lens), columns + _TABLE_GAP))
+    wider_table[len(pages) :, :columns] = NULL_PAGE
+    for row, owned in zip(wider_table, pages, strict=False):
         row[: len(owned)] = owned
 
     def on_device(values: list[int]) -> torch.Tensor:
@@ -305,7 +308,7 @@ def _make_metadata(
     return AttentionMetadata(
         query_start_loc=on_device(np.cumsum([0, *query_lens]).tolist()),
         seq_lens=on_device(seq_lens),
-        block_table=torch.from_numpy(block_table.astype(np.int32)).to(device),
+        block_table=torch.from_numpy(wider_table.astype(np.int32)).to(device)[:, :columns],
         slot_mapping=slot_mapping.to(device),
         max_query_len=max(query_lens),
         max_seq_len=max(problem.kv_len(request) for request in problem.requests) + layout.max_seq_len_slack,
@@ -313,7 +316,3 @@ def _make_metadata(
         encoder_seq_lens=on_device(encoder_lens) if any(encoder_lens) else None,
         causal_requests=torch.tensor(causal).to(device) if problem.mask is Mask.PER_REQUEST else None,
     )
-
-
-def _bytes(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.contiguous().view(torch.uint8)

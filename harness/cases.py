@@ -39,12 +39,17 @@ class Case:
 
     def problem(self, dtype: str, tiling: Tiling, seed: int) -> Problem:
         """The base problem for an implementation's tiling."""
-        requests = BATCHES[self.batch](self.geometry.page_size, tiling)
-        if self.mask is Mask.CROSS:
-            requests = [_crossed(request) for request in requests]
-        if self.mask is Mask.PER_REQUEST:
-            requests = [replace(request, causal=index % 2 == 0) for index, request in enumerate(requests)]
+        requests = requests_under(self.mask, BATCHES[self.batch](self.geometry.page_size, tiling))
         return Problem(self.geometry, self.mask, dtype, tuple(requests), seed=seed)
+
+
+def requests_under(mask: Mask, requests: list[Request]) -> list[Request]:
+    """A batch of self-attention as another mask has it: as many keys for each query, every other request causal."""
+    if mask is Mask.CROSS:
+        return [_crossed(request) for request in requests]
+    if mask is Mask.PER_REQUEST:
+        return [replace(request, causal=index % 2 == 0) for index, request in enumerate(requests)]
+    return requests
 
 
 def _crossed(request: Request) -> Request:
@@ -53,29 +58,29 @@ def _crossed(request: Request) -> Request:
     return Request(request.key, request.query_len, context_len=2, encoder_len=request.seq_len)
 
 
-def _numbered(*lengths: tuple[int, int]) -> list[Request]:
+def numbered(*lengths: tuple[int, int]) -> list[Request]:
     """Requests of (query_len, seq_len), keyed by their place."""
     return [Request(key, query_len, seq_len - query_len) for key, (query_len, seq_len) in enumerate(lengths, start=1)]
 
 
 def _decode(page: int, tiling: Tiling) -> list[Request]:
     split = tiling.kv_split
-    return _numbered(*((1, length) for length in (2 * split + 3, split, split + 1, tiling.kv_tile - 1, page, 1)))
+    return numbered(*((1, length) for length in (2 * split + 3, split, split + 1, tiling.kv_tile - 1, page, 1)))
 
 
 def _prefill(page: int, tiling: Tiling) -> list[Request]:
     length = tiling.kv_split + tiling.kv_tile + 1
-    return _numbered((length, length), (page, page), (page + 1, page + 1), (1, 1))
+    return numbered((length, length), (page, page), (page + 1, page + 1), (1, 1))
 
 
 def _draft(page: int, tiling: Tiling) -> list[Request]:
     split = tiling.kv_split
-    return _numbered((4, 2 * split + 1), (2, tiling.kv_tile + 1), (16, split + 5), (5, 5))
+    return numbered((4, 2 * split + 1), (2, tiling.kv_tile + 1), (16, split + 5), (5, 5))
 
 
 def _mixed(page: int, tiling: Tiling) -> list[Request]:
     split = tiling.kv_split
-    return _numbered(
+    return numbered(
         (1, 2 * split + 3),
         (tiling.query_tile + 1, split + tiling.query_tile),
         (page + 1, page + 1),
@@ -87,17 +92,17 @@ def _mixed(page: int, tiling: Tiling) -> list[Request]:
 def _pair(page: int, tiling: Tiling) -> list[Request]:
     """One of each kind, a decode and an extension of a cached prefix: relations put their dearest neighbours beside."""
     split = tiling.kv_split
-    return _numbered((1, 2 * split + 3), (tiling.query_tile + 1, split + tiling.query_tile))
+    return numbered((1, 2 * split + 3), (tiling.query_tile + 1, split + tiling.query_tile))
 
 
 def _edges(page: int, tiling: Tiling) -> list[Request]:
     """No keys, one key, more queries than keys, beside a request of two splits."""
-    return _numbered((1, 2 * tiling.kv_split + 1), (1, 0), (1, 1), (7, 3), (page, 0))
+    return numbered((1, 2 * tiling.kv_split + 1), (1, 0), (1, 1), (7, 3), (page, 0))
 
 
 def _behind_encoder(page: int, tiling: Tiling) -> list[Request]:
     """Self-attention of requests whose slots begin with encoder tokens, of none, few and whole pages."""
-    lengths = _numbered((1, tiling.kv_split + 3), (page + 1, page + 1), (3, tiling.kv_tile + 2))
+    lengths = numbered((1, tiling.kv_split + 3), (page + 1, page + 1), (3, tiling.kv_tile + 2))
     return [
         Request(request.key, request.query_len, request.context_len, encoder_len)
         for request, encoder_len in zip(lengths, (7, 0, 2 * page), strict=True)
@@ -106,12 +111,12 @@ def _behind_encoder(page: int, tiling: Tiling) -> list[Request]:
 
 def _splits(page: int, tiling: Tiling) -> list[Request]:
     """Few queries over many splits: what a kernel shares among workers, and merges from scratch."""
-    return _numbered((6, 5 * tiling.kv_split + 3), (1, 2), (1, 1))
+    return numbered((6, 5 * tiling.kv_split + 3), (1, 2), (1, 1))
 
 
 def _long(page: int, tiling: Tiling) -> list[Request]:
     """Enough keys for what accumulates badly to show, whatever the tiling."""
-    return _numbered((4, 1500), (1, 1027))
+    return numbered((4, 1500), (1, 1027))
 
 
 BATCHES: Mapping[str, _BatchMaker] = {

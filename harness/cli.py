@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from samebits.harness.record_files import read_run, records_file
 from samebits.harness.records import RECORDS_FILE, UnusableInput
-from samebits.reports.report import Report, write_report
+from samebits.reports.report import Report, require_common_suite, write_report
 
 _EXIT_GREEN, _EXIT_RED, _EXIT_UNUSABLE = 0, 1, 2
 # As a shell tells of a process that SIGPIPE ended.
@@ -98,10 +98,9 @@ def _parser() -> argparse.ArgumentParser:
     matrix.add_argument("--tier", metavar="TIER", default="default", help="smoke, default or nightly")
     matrix.add_argument("--runner", metavar="DEVICE=LABEL[,LABEL]", action="append", default=[], help=_RUNNER_HELP)
     matrix.add_argument("--load", metavar="FILE", type=Path, action="append", default=[], help=_LOAD_HELP)
+    matrix.add_argument("--libs", metavar="DIR", type=Path, action="append", default=[], help=_LIBS_HELP)
     matrix.add_argument("-o", "--output", metavar="DIR", type=Path, help="of --slurm: where results and logs go")
-    matrix.add_argument(
-        "--cluster", metavar="NAME", default="slurm", help="of --slurm: slurm, or local for this machine"
-    )
+    matrix.add_argument("--cluster", metavar="NAME", help="of --slurm: slurm, the default, or local for this machine")
     matrix.add_argument(
         "--set",
         metavar="NAME=VALUE",
@@ -144,8 +143,10 @@ def _compare(options: argparse.Namespace) -> int:
     # that fits, or none, which is no regression.
     is_run = os.path.exists(records_file(options.old)) or not any(options.old.glob("*.jsonl"))
     old = records_file(options.old) if is_run else options.old
+    run = read_run(options.new)
+    require_common_suite(run, old)
     directory = options.output or records_file(options.new).parent / f"against-{_short_name(options.old)}"
-    report = write_report(read_run(options.new), old, directory)
+    report = write_report(run, old, directory)
     _print(report)
     print(f"{'a' if report.regressed else 'no'} regression from {options.old} to {options.new}")
     return _EXIT_RED if report.regressed else _EXIT_GREEN
@@ -162,13 +163,19 @@ def _merge(options: argparse.Namespace) -> int:
 
 
 def _matrix(options: argparse.Namespace) -> int:
+    of_slurm = {"--output": options.output, "--cluster": options.cluster, "--set": options.set}
+    ignored = [name for name, value in of_slurm.items() if value]
+    if options.json and ignored:
+        raise UnusableInput(
+            f"--json prints the matrix and runs nothing; leave out {', '.join(ignored)}, or give --slurm"
+        )
     # A library may print while it is imported, which must not get into what machines read.
     with contextlib.redirect_stdout(sys.stderr):
         from samebits.harness.ci_jobs import make_matrix
         from samebits.harness.ci_matrix import parse_runners
         from samebits.harness.registry import load_registry
 
-        registry = load_registry(options.load)
+        registry = load_registry(options.load, options.libs)
         runners = parse_runners(options.runner)
         matrix = make_matrix(registry, runners, options.tier, options.backend, options.device, options.dtype)
     if options.json:
@@ -178,8 +185,10 @@ def _matrix(options: argparse.Namespace) -> int:
         raise UnusableInput("--slurm needs a directory for its results; give one with --output DIR")
     from samebits.harness.ci_slurm import run_matrix
 
-    loaded = [word for path in options.load for word in ("--load", str(path.absolute()))]
-    for directory in run_matrix(matrix, options.output, options.cluster, options.set, loaded):
+    # Jobs have another working directory.
+    given = [("--load", path) for path in options.load] + [("--libs", path) for path in options.libs]
+    words = [word for option, path in given for word in (option, str(path.absolute()))]
+    for directory in run_matrix(matrix, options.output, options.cluster or "slurm", options.set, words):
         print(f"written: {directory / RECORDS_FILE}")
     return _EXIT_GREEN
 

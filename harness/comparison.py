@@ -53,7 +53,7 @@ def compare_bits(left: torch.Tensor, right: torch.Tensor) -> Difference:
             f"compared tensors are {tuple(left.shape)} {left.dtype} and {tuple(right.shape)} {right.dtype}; "
             "they must have one shape and one dtype"
         )
-    left_bits, right_bits = _bits(left), _bits(right)
+    left_bits, right_bits = bits_of(left), bits_of(right)
     differs = left_bits != right_bits
     mismatches = int(differs.sum())
     if not mismatches:
@@ -75,7 +75,12 @@ def compare_bits(left: torch.Tensor, right: torch.Tensor) -> Difference:
 
 def same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
     """Whether two tensors of one shape, dtype and device hold the same bytes, of whatever strides."""
-    return torch.equal(_bits(left), _bits(right))
+    return torch.equal(bits_of(left), bits_of(right))
+
+
+def bits_of(tensor: torch.Tensor) -> torch.Tensor:
+    """The bits of each element of a tensor as a signed integer: a view of the same shape, strides and element size."""
+    return tensor.view(_INTEGERS[tensor.element_size()])
 
 
 def ulp_distance(actual: torch.Tensor, expected: torch.Tensor, counted: torch.Tensor) -> int:
@@ -87,7 +92,7 @@ def ulp_distance(actual: torch.Tensor, expected: torch.Tensor, counted: torch.Te
         counted: bool, same shape. Next to 0, where units in the last place vanish, a distance in them says nothing.
     """
     rounded = expected.to(actual.dtype)
-    distance = (_ordered(_bits(actual)) - _ordered(_bits(rounded))).abs()
+    distance = (_ordered(bits_of(actual)) - _ordered(bits_of(rounded))).abs()
     distance = distance.masked_fill(actual.isnan() | rounded.isnan() | ~counted, 0)
     return int(distance.max()) if distance.numel() else 0
 
@@ -113,10 +118,6 @@ def _row_distance(left: torch.Tensor, right: torch.Tensor, distance: torch.Tenso
     unit = unit.clamp(min=number_format.smallest_normal * number_format.eps)
     units = ((wide[0] - wide[1]).abs() / unit).ceil().clamp(min=1)
     return torch.where(finite.all(dim=0), units.nan_to_num().to(torch.int64), distance)
-
-
-def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.view(_INTEGERS[tensor.element_size()])
 
 
 def _ordered(bits: torch.Tensor) -> torch.Tensor:

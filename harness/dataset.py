@@ -58,6 +58,9 @@ def shaped(
     * `huge_scores`: queries 64 times as large, so that the exponential of a score alone would overflow.
     * `negative_scores`: positive queries on negative keys, so that 0 would be the largest score of all, by so much that
       in float32 the exponential of every score is 0 beside it.
+    * `far_scores`: the same on queries 4096 times as large, so that scores lie around -30,000, far below what stands in
+      for infinity here and there, and above the ends of clamps. Of sinks, the even heads' lie as far above all scores,
+      and the odd heads' mostly below, as low as fp16 can hold.
     * `large_values`: values 1000 times as large.
     * `huge_values`: values beyond what fp16 can hold, but in fp16.
     * `offset_values`: values around 10, so that nothing cancels in their sum.
@@ -80,6 +83,11 @@ def shaped(
         return values * np.float32(64.0)
     if data == "negative_scores" and not is_value:
         return -np.abs(values) if is_key else np.abs(values) * np.float32(16.0)
+    if data == "far_scores" and role is Role.SINK:
+        odd_head = (np.arange(values.shape[1]) % 2 == 1)[:, None]
+        return np.where(odd_head, np.abs(values) * np.float32(-4096.0) - np.float32(49152.0), np.abs(values))
+    if data == "far_scores" and not is_value:
+        return -np.abs(values) if is_key else np.abs(values) * np.float32(4096.0)
     if data == "large_values" and is_value:
         return values * np.float32(1000.0)
     if data == "huge_values" and is_value:

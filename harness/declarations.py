@@ -94,8 +94,10 @@ def _kinds(implementation: AnyImplementation) -> Iterator[str]:
         value = getattr(implementation, attribute, None)
         if not isinstance(value, kind):
             yield f".{attribute} is {value!r}; it must be an instance of {kind.__name__}"
-    if not isinstance(implementation.costly, bool):
-        yield f".costly is {implementation.costly!r}; it must be True or False"
+    for flag in ("costly", "compiles_each_shape"):
+        value = getattr(implementation, flag)
+        if not isinstance(value, bool):
+            yield f".{flag} is {value!r}; it must be True or False"
 
 
 def _claims(implementation: AnyImplementation) -> Iterator[str]:

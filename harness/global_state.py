@@ -97,25 +97,13 @@ _SETTINGS: tuple[_Setting, ...] = (
         torch.backends.cuda.preferred_blas_library,
         torch.backends.cuda.preferred_blas_library,
     ),
-    _Setting(
-        "torch.backends.cuda.flash_sdp_enabled()",
-        torch.backends.cuda.flash_sdp_enabled,
-        torch.backends.cuda.enable_flash_sdp,
-    ),
-    _Setting(
-        "torch.backends.cuda.mem_efficient_sdp_enabled()",
-        torch.backends.cuda.mem_efficient_sdp_enabled,
-        torch.backends.cuda.enable_mem_efficient_sdp,
-    ),
-    _Setting(
-        "torch.backends.cuda.math_sdp_enabled()",
-        torch.backends.cuda.math_sdp_enabled,
-        torch.backends.cuda.enable_math_sdp,
-    ),
-    _Setting(
-        "torch.backends.cuda.cudnn_sdp_enabled()",
-        torch.backends.cuda.cudnn_sdp_enabled,
-        torch.backends.cuda.enable_cudnn_sdp,
+    *(
+        _Setting(
+            f"torch.backends.cuda.{kernel}_sdp_enabled()",
+            getattr(torch.backends.cuda, f"{kernel}_sdp_enabled"),
+            getattr(torch.backends.cuda, f"enable_{kernel}_sdp"),
+        )
+        for kernel in ("flash", "mem_efficient", "math", "cudnn")
     ),
 )
 _ON_GPU: tuple[_Setting, ...] = (

@@ -22,7 +22,7 @@ _CLAIMS = {
     "deterministic": ("determi-", "nistic"),
     "ignores_unread_memory": ("unread", "memory"),
     "ignores_hidden_keys": ("hidden", "keys"),
-    "cuda_graph": ("CUDA", "graph"),
+    "cuda_graph": ("", "replay"),
 }
 
 

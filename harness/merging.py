@@ -9,6 +9,7 @@ from pathlib import Path
 from samebits.harness.ci_matrix import CiMatrix
 from samebits.harness.record_files import RecordWriter, read_run
 from samebits.harness.records import Record, Run, RunHeader, UnusableInput, Verdict
+from samebits.harness.relation_order import merged_order
 from samebits.reports.baseline import environment_of
 
 _DID_NOT_RUN = (Verdict.UNSUPPORTED, Verdict.UNAVAILABLE)
@@ -62,7 +63,9 @@ def merge(directories: Sequence[Path], output: Path, matrix: CiMatrix | None = N
     """
     shards = [Shard(directory, read_run(directory)) for directory in directories]
     shards.sort(key=lambda shard: (shard.header.shard, shard.header.started, str(shard.directory)))
-    for complaint in _complaints(shards, matrix):
+    # The first alone: those that follow may come of it.
+    complaint = next(_complaints(shards, matrix), None)
+    if complaint is not None:
         raise UnusableInput(complaint)
     merged = {device: [shard for shard in shards if shard.device == device] for device in _devices(shards)}
     records = {device: _merged_records(of_device) for device, of_device in merged.items()}
@@ -81,7 +84,7 @@ def _devices(shards: Iterable[Shard]) -> list[str]:
 
 
 def _complaints(shards: Sequence[Shard], matrix: CiMatrix | None) -> Iterator[str]:
-    """What is wrong with the shards, one sentence each."""
+    """What is wrong with the shards, one sentence each; what may come of another follows it."""
     yield from _duplicates(shards)
     if matrix is not None:
         yield from _strangers(shards, matrix)
@@ -170,6 +173,8 @@ def _merged_header(shards: Sequence[Shard]) -> RunHeader:
         tier=first.tier,
         narrowed=any(header.narrowed for header in headers),
         environment=first.environment,
+        expected=_union(header.expected for header in headers),
+        relations=merged_order(header.relations for header in headers),
         asked=_union(header.asked for header in headers) if all(header.asked for header in headers) else (),
         shards=tuple(headers),
     )

@@ -6,6 +6,7 @@ until a test asks for a cell or an option of samebits is given. Records and the 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ import pytest
 
 from samebits.harness.records import Record, UnusableInput, Verdict
 from samebits.harness.run_log import RECORD_PROPERTY, SUITE_MARKS, RunLog, or_exit
-from samebits.harness.worker_gpu import pin_this_process
+from samebits.harness.worker_gpu import pin_worker
 
 if TYPE_CHECKING:
     from samebits.harness.matrix import Cell
@@ -189,7 +190,7 @@ def _session(config: pytest.Config) -> MatrixSession:
     """The matrix of this process, made when it is first asked for: it imports torch and every backend."""
     if _SESSION not in config.stash:
         # Before torch is imported. Not earlier: workers of other projects keep the GPUs that they have.
-        pin_this_process()
+        pin_worker(os.environ)
         from samebits.harness.session import MatrixSession, Options
 
         given = {option.name: getattr(config.option, option.destination) for option in _OPTIONS}

@@ -138,7 +138,7 @@ def read_run(path: Path) -> Run:
             such case: the cells that it holds whole are read, and `Run.truncated` tells.
     """
     file = records_file(path)
-    lines = JsonLines.read(file, "the records of a run")
+    lines = JsonLines.read(file, "the records of a run", f"a directory with {RECORDS_FILE}, or that file")
     header = lines.header("run", RunHeader)
     records: dict[str, Record] = {}
     cells = list(lines.body())
@@ -218,12 +218,13 @@ class JsonLines:
     truncated: bool
 
     @classmethod
-    def read(cls, file: Path, content: str) -> JsonLines:
+    def read(cls, file: Path, content: str, accepted: str = "") -> JsonLines:
         """Reads a file.
 
         Args:
             file: its path.
             content: what it should hold, in words.
+            accepted: what the user may give for it, in words; empty for the file alone.
 
         Raises:
             UnusableInput: the file is absent, cannot be read, or holds a line that is no JSON object.
@@ -232,7 +233,9 @@ class JsonLines:
             data = file.read_bytes()
         except (OSError, ValueError) as error:  # ValueError: a path with a NUL in it
             reason = getattr(error, "strerror", None) or str(error)
-            raise UnusableInput(f"cannot read {str(file)!r} ({reason}); give a file that holds {content}") from error
+            raise UnusableInput(
+                f"cannot read {str(file)!r} ({reason}); give {accepted or f'a file that holds {content}'}"
+            ) from error
         *whole, rest = data.split(b"\n")
         lines = [_parsed(file, number, line) for number, line in enumerate(whole, start=1)]
         truncated = False
@@ -283,7 +286,9 @@ def _decode(values: Mapping[str, Any], kind: str, dataclass_type: type[Dataclass
     if any(field.name == "schema_version" for field in dataclasses.fields(dataclass_type)):
         version = fields.get("schema_version")
         if type(version) is not int or version != SCHEMA_VERSION:
-            raise Malformed(f"field 'schema_version' is {shown(version)}; it must be {SCHEMA_VERSION}")
+            older = type(version) is int and 0 < version < SCHEMA_VERSION
+            how = f", so make the file again: version {version} is an older samebits'" if older else ""
+            raise Malformed(f"field 'schema_version' is {shown(version)}; it must be {SCHEMA_VERSION}{how}")
     if "tier" in fields and fields["tier"] not in TIERS:
         raise Malformed(f"field 'tier' is {shown(fields['tier'])}; it must be one of {', '.join(TIERS)}")
     return decode(dataclass_type, fields)

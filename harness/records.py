@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 RECORDS_FILE = "records.jsonl"
 # From the smallest to the largest; each holds the cells of those before it.
 TIERS = ("smoke", "default", "nightly")
@@ -148,6 +148,8 @@ class RunHeader:
         suites, implementations, dtypes, tier: what was selected; `implementations` are labels.
         narrowed: True when single cells were selected, so that absent cells mean nothing.
         environment: of the accelerator's cells, or the processor's where there is no accelerator.
+        expected: labels of those implementations that have cells in the suites.
+        relations: names of those that the suites check, in the order in which they are told.
         asked: names of backends and implementations that the user gave; empty when none, and all were selected.
         shard: name of the job of the nightly matrix that this run is; empty for a run of its own.
         shards: headers of the runs that this one was merged from; empty unless it was merged.
@@ -162,6 +164,8 @@ class RunHeader:
     tier: str
     narrowed: bool
     environment: Environment
+    expected: tuple[str, ...] = ()
+    relations: tuple[str, ...] = ()
     asked: tuple[str, ...] = ()
     shard: str = ""
     shards: tuple[RunHeader, ...] = ()

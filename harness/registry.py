@@ -12,6 +12,7 @@ import torch
 from samebits.backends import BUNDLED_ORDER
 from samebits.backends.contract import AttentionConfig, AttentionMetadata, Availability, Implementation
 from samebits.backends.libraries import UnusableBundle, use_bundles
+from samebits.backends.platform import summary_of
 from samebits.backends.subject import Subject
 from samebits.backends.support import Support
 from samebits.harness.declarations import complaint
@@ -134,7 +135,7 @@ def load_registry(extra_files: Sequence[Path] = (), libraries: Sequence[Path] = 
             with telling_global_state(f"loading {entry_point.value} of {distribution}"):
                 made = _validated(entry_point.load(), f"entry point {entry_point.name} of {distribution}")
         except (Exception, SystemExit) as error:
-            reason = f"loading {entry_point.value} of {distribution} raised {_told(error)}"
+            reason = f"loading {entry_point.value} of {distribution} raised {summary_of(error)}"
             made = [Unloadable(entry_point.name, distribution.lower(), reason)]
         found.extend(made)
     for path in extra_files:
@@ -161,7 +162,7 @@ def _load_file(path: Path) -> list[Subject]:
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        raise UnusableInput(f"cannot load {str(path)!r}: importing it raised {_told(error)}") from error
+        raise UnusableInput(f"cannot load {str(path)!r}: importing it raised {summary_of(error)}") from error
     return _validated(getattr(module, "implementations", None), str(path))
 
 
@@ -172,7 +173,7 @@ def _validated(factory: object, origin: str) -> list[Subject]:
     try:
         made = list(factory())
     except (Exception, SystemExit) as error:
-        raise UnusableInput(f"implementations() of {origin} raised {_told(error)}") from error
+        raise UnusableInput(f"implementations() of {origin} raised {summary_of(error)}") from error
     for implementation in made:
         told = complaint(implementation)
         if told:
@@ -185,7 +186,7 @@ def _probe(implementation: Subject) -> Availability:
         with telling_global_state(f"the probe of {implementation.label}"):
             availability = implementation.probe()
     except (Exception, SystemExit) as error:
-        return Availability(reason=f"its probe raised {_told(error)}")
+        return Availability(reason=f"its probe raised {summary_of(error)}")
     if not isinstance(availability, Availability):
         return Availability(reason=f"its probe returned {availability!r} and not an Availability")
     for fact, value in (("reason", availability.reason), ("version", availability.version)):
@@ -194,12 +195,8 @@ def _probe(implementation: Subject) -> Availability:
     try:
         torch.empty(0, device=availability.device)
     except (AssertionError, RuntimeError, TypeError) as error:
-        return Availability(reason=f"its probe names the device {availability.device!r}: {_told(error)}")
+        return Availability(reason=f"its probe names the device {availability.device!r}: {summary_of(error)}")
     return availability
-
-
-def _told(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300] or 'no message'}"
 
 
 def _is_named(implementation: Subject, name: str) -> bool:

@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from samebits.backends.contract import Tiling
-from samebits.backends.problem import DTYPE_NAMES, Circumstances, Geometry, Mask, OtherLayer, Problem, Request, Strides
+from samebits.backends.problem import Circumstances, Geometry, Mask, OtherLayer, Problem, Request, Strides
 from samebits.harness.cases import Case
+from samebits.harness.crossed import crossed_cases
 from samebits.harness.geometries import GEOMETRIES
 from samebits.harness.other_layer import other_layer
+from samebits.harness.records import TIERS
 from samebits.harness.relations import Comparison, Relation
 
 _LLAMA = GEOMETRIES["llama3-8b"]
@@ -38,8 +40,9 @@ def _itself(problem: Problem, tiling: Tiling) -> Iterable[Problem]:
 
 
 def _layers(problem: Problem, tiling: Tiling) -> Iterable[Problem]:
-    """One layer, and another behind it in the same memory, whose sinks are others."""
+    """One layer, at scores far from its sinks too, and another behind it in the same memory, whose sinks are others."""
     yield problem
+    yield replace(problem, data="far_scores")
     if problem.mask is Mask.CAUSAL:
         yield replace(other_layer(problem), circumstances=Circumstances(other_layer=OtherLayer.IN_PLACE))
 
@@ -51,13 +54,15 @@ def _windows(problem: Problem, tiling: Tiling) -> Iterable[Problem]:
         windowed = replace(problem, geometry=replace(problem.geometry, window=window))
         yield windowed
         # What a row makes of a tile that its window hides shows where every score lies far below 0.
-        yield replace(windowed, data="negative_scores")
+        yield replace(windowed, data="far_scores")
 
 
 def _softcaps(problem: Problem, tiling: Tiling) -> Iterable[Problem]:
-    # The first squashes every score, the last none.
-    for softcap in (1.0, 30.0, 1000.0):
+    # The first squashes every score, the last none, and one is no whole number.
+    for softcap in (1.0, 7.3, 30.0, 1000.0):
         yield replace(problem, geometry=replace(problem.geometry, softcap=softcap))
+    # A tanh made of exponentials of its argument overflows.
+    yield replace(problem, geometry=replace(problem.geometry, softcap=1.0), data="huge_scores")
 
 
 def _scales(problem: Problem, tiling: Tiling) -> Iterable[Problem]:
@@ -82,9 +87,9 @@ def _mixed_causality(problem: Problem, tiling: Tiling) -> Iterable[Problem]:
 
 
 def _encoders(problem: Problem, tiling: Tiling) -> Iterable[Problem]:
-    """Encoder lengths of which none, the first, another and all but one are 0."""
+    """Encoder lengths of which none, the first, another, all but one and all are 0."""
     page = problem.geometry.page_size
-    for lengths in ((3, page + 1, 2 * page), (0, 5, page), (page - 1, 0, 1), (0, 0, tiling.kv_tile + 1)):
+    for lengths in ((3, page + 1, 2 * page), (0, 5, page), (page - 1, 0, 1), (0, 0, tiling.kv_tile + 1), (0, 0, 0)):
         requests = zip(problem.requests, lengths, strict=False)
         yield problem.with_requests(*(replace(request, encoder_len=length) for request, length in requests))
 
@@ -213,6 +218,8 @@ _MEANINGS = (
         _judging("edges", "no keys, one key, more queries than keys", _itself),
         (
             *(_case(_LLAMA, mask, "edges") for mask in (*_SELF_MASKS, Mask.CROSS)),
+            # The log-sum-exp of a row without keys is its sink.
+            _case(_SINKS, Mask.CAUSAL, "edges", _FP32),
             _case(_WINDOWED, Mask.SLIDING_WINDOW, "edges"),
         ),
     ),
@@ -247,17 +254,22 @@ _MEANINGS = (
         _judging("strided_mixed_order", "keys slot by slot, values head by head", _strided(Strides.MIXED_ORDER)),
         tuple(_case(_VISION, mask, "draft", _FP32) for mask in (Mask.CAUSAL, Mask.NON_CAUSAL, Mask.CROSS)),
     ),
+    Meaning(
+        _judging("crossed", "any two values of masks, batches, sizes and options in one batch", _itself),
+        crossed_cases(),
+    ),
 )
 
 MEANINGS: Mapping[str, Meaning] = {meaning.check.name: meaning for meaning in _MEANINGS}
 
 
 def semantic_cases(meaning: Meaning, tier: str) -> Iterator[Case]:
-    """The cases of a meaning; in the nightly tier in every dtype.
+    """The cases of a meaning in a tier, each with the dtypes that it has outside of the nightly one.
 
     Args:
         meaning: one of `MEANINGS`.
         tier: one of `samebits.harness.records.TIERS`.
     """
     for case in meaning.cases:
-        yield replace(case, dtypes=DTYPE_NAMES) if tier == "nightly" else case
+        if TIERS.index(case.tier) <= TIERS.index(tier):
+            yield case

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import itertools
 import shlex
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from samebits.harness.judgement import judge, told_apart, unjudged
 from samebits.harness.matrix import Cell, Selection
 from samebits.harness.records import TIERS, Record, RunHeader, UnusableInput, Verdict
 from samebits.harness.registry import is_absent, load_registry
+from samebits.harness.relation_order import merged_order
 from samebits.harness.suite_cells import SUITES
 
 CellRunner = Callable[[Cell], None]
@@ -144,14 +146,18 @@ class MatrixSession:
             narrowed: whether single cells were selected.
         """
         now = datetime.datetime.now(datetime.UTC)
+        every = [cell for suite in suites for cell in self.cells(suite)]
+        cells = [cell for cell in every if cell.flaw is None]
         return RunHeader(
             run_id=now.strftime("%Y%m%dT%H%M%S.%fZ"),
             started=now.isoformat(timespec="seconds"),
             suites=suites,
             implementations=tuple(dict.fromkeys(subject.label for subject in self.selection.implementations)),
-            dtypes=tuple(sorted({cell.dtype for suite in suites for cell in self.cells(suite) if cell.flaw is None})),
+            dtypes=tuple(sorted({cell.dtype for cell in cells})),
             tier=self.selection.tier,
             narrowed=narrowed,
+            expected=tuple(dict.fromkeys(cell.implementation.label for cell in cells)),
+            relations=_told_order(cells, every),
             asked=(*self.options.backends, *self.options.implementations),
             environment=environment(accelerator().device),
             shard=self.options.shard,
@@ -184,8 +190,15 @@ class MatrixSession:
             if name not in known:
                 raise UnusableInput(
                     f"unknown cell {name!r} in tier {self.options.tier}; it must be the cell_id of a record, "
-                    "and --tier, --dtype, --seed and --load must be those of its run"
+                    "and --tier, --dtype, --seed, --load and --libs must be those of its run"
                 )
+
+
+def _told_order(cells: Iterable[Cell], every: Iterable[Cell]) -> tuple[str, ...]:
+    """The order of relations: that of the cells of each case, then what controls alone check."""
+    cases = itertools.groupby(cells, key=lambda cell: (cell.suite, cell.implementation, cell.case, cell.dtype))
+    orders = [tuple(cell.relation.name for cell in of_case) for _, of_case in cases]
+    return merged_order([*dict.fromkeys(orders), tuple(cell.relation.name for cell in every)])
 
 
 def _once_where_absent(cells: Iterable[Cell]) -> Iterator[Cell]:

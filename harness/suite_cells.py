@@ -105,11 +105,15 @@ def semantics_cells(selection: Selection) -> Iterator[Cell]:
     meaning = MEANINGS["sinks"]
     yield control_cell(suite, KeepsSinks(), meaning.check, meaning.cases[0], "fp32", selection.seed)
     for implementation in selection.attention:
+        # A table of options that meet has a shape of its own in every row.
+        spared = implementation.costly or implementation.compiles_each_shape
+        tier = "smoke" if spared and selection.tier == "default" else selection.tier
         for meaning in MEANINGS.values():
-            for case in semantic_cases(meaning, selection.tier):
+            for case in semantic_cases(meaning, tier):
                 for dtype in selection.dtypes_of(case):
-                    tier = case.tier if dtype in meaning.cases[0].dtypes else "nightly"
-                    yield Cell(suite, implementation, meaning.check, case, dtype, tier, selection.seed)
+                    left_out = case.tier == "default" and spared
+                    smallest = "nightly" if left_out or dtype not in case.dtypes else case.tier
+                    yield Cell(suite, implementation, meaning.check, case, dtype, smallest, selection.seed)
 
 
 def rope_cells(selection: Selection) -> Iterator[Cell]:

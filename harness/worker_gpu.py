@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -71,8 +70,3 @@ def _all_devices() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return ",".join(done.stdout.split()) or None
-
-
-def pin_this_process() -> None:
-    """`pin_worker` of this process."""
-    pin_worker(os.environ)

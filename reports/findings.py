@@ -6,85 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from samebits.harness.records import Record, Run, Verdict
+from samebits.harness.records import Record, Run, RunHeader, Verdict
 from samebits.reports import text
 
-# The order in which relations are told: those of the batch, of the schedule, kinds of data. Others follow by name.
-RELATION_ORDER = (
-    "batch_size",
-    "position",
-    "neighbour_lengths",
-    "neighbour_contents",
-    "pages",
-    "table_width",
-    "max_seq_len",
-    "padding",
-    "unread_memory",
-    "chunked_prefill",
-    "extend",
-    "decode",
-    "strided",
-    "leading_dimensions",
-    "normal",
-    "large_scores",
-    "huge_scores",
-    "negative_scores",
-    "large_values",
-    "huge_values",
-    "offset_values",
-    "ties",
-    "denormal_values",
-    "seen_nan",
-    "seen_inf",
-    "all_nan",
-    "lse_normal",
-    "lse_large_scores",
-    "lse_huge_scores",
-    "lse_negative_scores",
-    "lse_ties",
-    "lse_seen_nan",
-    "lse_all_nan",
-    "unseen_nan",
-    "hidden_nan",
-    "window",
-    "softcap",
-    "scale",
-    "sinks",
-    "groups",
-    "head_dim",
-    "page_size",
-    "cross",
-    "behind_encoder",
-    "splits",
-    "block",
-    "per_request",
-    "edges",
-    "strided_interleaved",
-    "strided_heads_first",
-    "strided_padded_heads",
-    "strided_mixed_order",
-    "cache_dtype",
-    "cache_in_place",
-    "repeated",
-    "threads",
-    "persistent_replay",
-    "persistent_again",
-    "persistent_outgrown",
-    "persistent_interleaved",
-    "persistent_memory",
-    "persistent_buffers",
-    "persistent_launches",
-    "persistent_unpadded",
-    "graph_replay",
-    "graph_again",
-    "graph_outgrown",
-    "graph_interleaved",
-    "graph_memory",
-    "graph_buffers",
-    "graph_launches",
-    "graph_unpadded",
-    "compiles",
-)
 # What is told of, in this order, and under which title.
 FINDING_TITLES = {
     Verdict.FAIL: "Failed",
@@ -171,8 +95,13 @@ class Guard:
         return bool(self.caught) and not self.missed
 
 
-def findings(records: Iterable[Record]) -> list[Finding]:
-    """Everything that failed, raised, varies or is known to fail, the worst first; controls are left out."""
+def findings(records: Iterable[Record], header: RunHeader) -> list[Finding]:
+    """Everything that failed, raised, varies or is known to fail, the worst first; controls are left out.
+
+    Args:
+        records: of a run, in the order in which implementations are told.
+        header: of the run.
+    """
     groups: dict[tuple[str, str, str], list[Record]] = {}
     for record in records:
         if not record.control and record.verdict not in DID_NOT_RUN:
@@ -190,7 +119,7 @@ def findings(records: Iterable[Record]) -> list[Finding]:
             list(FINDING_TITLES).index(finding.verdict),
             labels.index(finding.label),
             finding.suite,
-            relation_place(finding.relation),
+            relation_place(finding.relation, header),
         ),
     )
 
@@ -222,7 +151,7 @@ def guards(run: Run) -> list[Guard]:
             of_guard.append(record)
     return [
         Guard(*key, *(tuple(sorted(r.cell_id for r in controls[key] if r.red is missed)) for missed in (False, True)))
-        for key in sorted(controls, key=lambda key: (*key[:2], relation_place(key[2])))
+        for key in sorted(controls, key=lambda key: (*key[:2], relation_place(key[2], run.header)))
     ]
 
 
@@ -245,6 +174,11 @@ def red_reasons(run: Run) -> list[str]:
     return reasons + [f"{name} was asked for and cannot run: {reason}" for name, reason in not_run(run).items()]
 
 
+def any_ran(run: Run) -> bool:
+    """Whether any cell of an implementation ran, to whatever end: controls alone check none."""
+    return any(not record.control and record.verdict not in DID_NOT_RUN for record in run.records)
+
+
 def not_run(run: Run) -> dict[str, str]:
     """Names that the user asked for of which no implementation can run here, and why not."""
     found = {}
@@ -256,14 +190,14 @@ def not_run(run: Run) -> dict[str, str]:
 
 
 def by_relation(records: Sequence[Record]) -> Mapping[str, list[Record]]:
-    """Records by their relation, in the order in which relations are told."""
+    """Records by their relation."""
     grouped: dict[str, list[Record]] = {}
-    for record in sorted(records, key=lambda record: relation_place(record.relation)):
+    for record in records:
         grouped.setdefault(record.relation, []).append(record)
     return grouped
 
 
-def relation_place(relation: str) -> tuple[int, str]:
-    """Sorts relations into the order in which they are told."""
-    known = relation in RELATION_ORDER
-    return (RELATION_ORDER.index(relation) if known else len(RELATION_ORDER)), relation
+def relation_place(relation: str, header: RunHeader) -> tuple[int, str]:
+    """Sorts relations into the order that a run's header has; those that it has not follow by name."""
+    order = header.relations
+    return (order.index(relation) if relation in order else len(order)), relation

@@ -76,7 +76,7 @@ def _versions(cell: ComparedCell) -> str:
 
 def _findings(comparison: Comparison) -> Iterator[str]:
     yield "## Findings\n"
-    found = findings(comparison.records)
+    found = findings(comparison.records, comparison.run.header)
     if not found:
         yield "None: every cell that ran passed.\n"
     for verdict, title in FINDING_TITLES.items():
@@ -151,7 +151,7 @@ def _resource_row(row: list[str]) -> list[str]:
 
 
 def _claims(comparison: Comparison) -> Iterator[str]:
-    table = claims_table(comparison.records)
+    table = claims_table(comparison.records, comparison.run.header)
     if table.empty:
         return
     yield "## Claims and findings\n"

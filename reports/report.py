@@ -11,7 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from samebits.harness.records import Run
+from samebits.harness.records import Run, UnusableInput
 from samebits.reports.baseline import Baseline, Scope, require_device
 from samebits.reports.baseline_files import PACKAGED_BASELINES, check_update, read_baseline, write_baseline
 from samebits.reports.files import replace_file
@@ -51,6 +51,26 @@ def check_baseline(baseline: Path | None, devices: Collection[str] = ()) -> None
         UnusableInput: the baseline cannot be read, or is a file for other devices only.
     """
     _read(baseline, devices)
+
+
+def require_common_suite(run: Run, baseline: Path) -> None:
+    """Refuses to compare a run with one of other suites, of which nothing could regress.
+
+    Args:
+        run: to compare.
+        baseline: file or directory to compare it with.
+
+    Raises:
+        UnusableInput: the baseline cannot be read, or has rows and none of a suite of the run.
+    """
+    there = {row.suite for row in _read(baseline, ()).rows}
+    # A run's header names all suites that its options left, of which single files may have been collected.
+    here = {record.suite for record in run.records} or set(run.header.suites)
+    if there and here.isdisjoint(there):
+        told, known = (", ".join(sorted(suites)) for suites in (here, there))
+        raise UnusableInput(
+            f"the later run is of {told}, and the earlier one of {known}; they must have a suite in common"
+        )
 
 
 def write_report(run: Run, baseline: Path | None, directory: Path) -> Report:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from samebits.reports import text
-from samebits.reports.findings import guards, red_reasons
+from samebits.reports.findings import any_ran, guards, red_reasons
 from samebits.reports.regression import Comparison, State
 
 
@@ -43,14 +43,16 @@ def _apart(comparison: Comparison) -> list[str]:
 
 
 def conclusion(comparison: Comparison) -> str:
-    """One sentence: whether the run is red, and why."""
+    """One sentence: whether the run is red, and why; or that there was nothing to tell it by."""
     counts = comparison.counts
     reasons = red_reasons(comparison.run)
     reasons += [f"{counts[state]:,} {state}" for state in (State.REGRESSED, State.MISSING) if counts[state]]
     if reasons:
         return f"RED: {', '.join(reasons)}."
-    told = ["nothing failed"]
-    told += ["every control was caught"] if any(guard.caught for guard in guards(comparison.run)) else []
+    caught = ["every control was caught"] if any(guard.caught for guard in guards(comparison.run)) else []
+    if not any_ran(comparison.run):
+        return f"NOTHING RAN: {', '.join(['no implementation was checked', *caught])}."
+    told = ["nothing failed", *caught]
     told += ["nothing regressed" if has_baseline(comparison) else "there is no baseline to compare with"]
     return f"GREEN: {', '.join(told)}."
 
@@ -86,7 +88,7 @@ def run_sentences(comparison: Comparison) -> list[str]:
         sentences.append("Narrowed to single cells, so absent ones mean nothing.")
     if comparison.run.truncated:
         sentences.append("Cut off: it was killed or has not finished yet, and only the cells that did are told here.")
-    idle = [label for label in header.implementations if label not in {record.label for record in records}]
+    idle = [label for label in header.expected if label not in {record.label for record in records}]
     if idle and not header.narrowed:
         sentences.append(f"No cell of {', '.join(idle)} finished.")
     return [text.plain(sentence) for sentence in sentences]

@@ -105,7 +105,7 @@ def _aligned(table: pd.DataFrame, shown: list[str]) -> Iterator[str]:
 
 def _findings(comparison: Comparison) -> Iterator[str]:
     """One section per verdict that is no pass."""
-    found = findings(comparison.records)
+    found = findings(comparison.records, comparison.run.header)
     for verdict, title in FINDING_TITLES.items():
         of_verdict = [finding for finding in found if finding.verdict is verdict]
         if of_verdict:

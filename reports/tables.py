@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 
-from samebits.harness.records import Record, Verdict
+from samebits.harness.records import Record, RunHeader, Verdict
 from samebits.reports import text
 from samebits.reports.findings import DID_NOT_RUN, by_relation, relation_place
 from samebits.reports.regression import ComparedCell, Comparison, State
@@ -128,10 +128,14 @@ def budget_table(cells: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=list(BUDGET_COLUMNS), dtype=object)
 
 
-def claims_table(records: Iterable[Record]) -> pd.DataFrame:
+def claims_table(records: Iterable[Record], header: RunHeader) -> pd.DataFrame:
     """What each implementation claims of each relation, against what was found: relations down, implementations across.
 
     Only implementations of which a cell ran have a column.
+
+    Args:
+        records: of a run.
+        header: of the run.
     """
     own = [record for record in records if not record.control]
     columns = {
@@ -139,7 +143,7 @@ def claims_table(records: Iterable[Record]) -> pd.DataFrame:
         for label, of_label in _by_label(own).items()
         if any(_ran(record) for record in of_label)
     }
-    relations = sorted({record.relation for record in own}, key=relation_place)
+    relations = sorted({record.relation for record in own}, key=lambda relation: relation_place(relation, header))
     return pd.DataFrame(columns, index=relations, dtype=object).fillna("")
 
 

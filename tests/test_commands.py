@@ -134,8 +134,8 @@ def test_the_packaged_baselines_can_be_read() -> None:
         (["repot"], "invalid choice: 'repot' (choose from"),
         (["report"], "the following arguments are required: DIR"),
         (["report", "results", "--colour"], "unrecognized arguments: --colour"),
-        (["report", "absent"], "cannot read 'absent' (No such file or directory); give a file that holds the records"),
-        (["report", "empty"], "cannot read 'empty/records.jsonl' (No such file or directory); give a file that holds"),
+        (["report", "absent"], "cannot read 'absent' (No such file or directory); give a directory with records.jsonl"),
+        (["report", "empty"], "cannot read 'empty/records.jsonl' (No such file or directory); give a directory with"),
         (
             ["report", "results", "--baseline", "absent"],
             "cannot read 'absent' (No such file or directory); give a file",
@@ -148,6 +148,21 @@ def test_the_packaged_baselines_can_be_read() -> None:
         (["compare", "broken.jsonl", "results"], "'broken.jsonl', line 1"),
         (["compare", "killed", "results"], "is of a run that was cut off; it must be of one that finished"),
         (["compare", "results", "results", "-o", "broken.jsonl"], "cannot write 'broken.jsonl/regression.md'"),
+        (
+            ["compare", "dtype", "results"],
+            "the later run is of batch_invariant, and the earlier one of dtype; they must",
+        ),
+        (
+            ["merge", "-o", "merged", "absent"],
+            "cannot read 'absent' (No such file or directory); give a directory with",
+        ),
+        (["matrix", "--json", "-o", "out"], "--json prints the matrix and runs nothing; leave out --output, or give"),
+        (["matrix", "--json", "--set", "a=b", "--cluster", "local"], "leave out --cluster, --set, or give --slurm"),
+        (
+            ["list", "--libs", "absent"],
+            "absent is no bundle of libraries: bundle.json cannot be read there (No such file",
+        ),
+        (["matrix", "--json", "--libs", "absent"], "absent is no bundle of libraries"),
         (["list", "--load", "absent.py"], "cannot load 'absent.py'"),
     ],
 )
@@ -160,6 +175,7 @@ def test_unusable_input_is_told_in_one_line(
 ) -> None:
     save(tmp_path / "results", *GREEN)
     save(tmp_path / "killed", *GREEN, finished=False)
+    save(tmp_path / "dtype", cell(suite="dtype"), suites=("dtype",))
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken.jsonl").write_text("<html>\n")
     monkeypatch.chdir(tmp_path)
@@ -209,6 +225,8 @@ def test_list_tells_what_runs_and_why_the_rest_does_not(my_backend: Path, capsys
     assert "  MY_ATTN/mine[fast] attention: importing mine raised ImportError: no such luck" in lines
     assert "  MY_ATTN/mine attention: its README" in lines
     assert max(map(len, lines)) <= 120
+    (headings,) = [line for line in lines if line.startswith("implementation")]
+    assert headings.split()[-2:] == ["keys", "replay"], "what may be replayed is no property of CUDA alone"
 
 
 def test_list_as_json_is_json_whatever_a_library_prints(my_backend: Path, capsys: pytest.CaptureFixture[str]) -> None:

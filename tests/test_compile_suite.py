@@ -102,6 +102,21 @@ def test_every_declared_kernel_has_a_batch_that_launches_it() -> None:
         assert batch_of(cell.case.operation, cell.case.batch, cell.dtype)
 
 
+@pytest.mark.parametrize("dtypes", [(), ("fp32",)])
+def test_the_smoke_tier_compiles_one_kernel_of_each_implementation(dtypes: tuple[str, ...]) -> None:
+    everyone = load_registry().implementations
+    smoke, default = (
+        [cell for cell in compile_cells(Selection(everyone, dtypes, tier)) if cell.flaw is None]
+        for tier in ("smoke", "default")
+    )
+    compiled = [subject for subject in everyone if subject.triton_kernels]
+    assert len(smoke) == len(compiled) > 0
+    assert {cell.implementation.label for cell in smoke} == {subject.label for subject in compiled}
+    assert {cell.dtype for cell in smoke} == set(dtypes or ("bf16",))
+    assert {cell.cell_id for cell in smoke} < {cell.cell_id for cell in default}
+    assert {cell.tier for cell in smoke} == {"nightly" if dtypes else "smoke"}
+
+
 def test_a_batch_that_an_operation_has_not_is_refused() -> None:
     with pytest.raises(ValueError, match="rope has no batch 'decode' to compile kernels for; known are tokens"):
         batch_of("rope", "decode", "bf16")

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from samebits.backends import flash_attn
+from samebits.backends import variable_length
 from samebits.backends.contract import Tiling
-from samebits.backends.flash_attn import VariableLengthFlash
 from samebits.backends.platform import Platform
 from samebits.backends.problem import Geometry, Mask, Problem, Request
+from samebits.backends.variable_length import VariableLengthFlash
 from samebits.harness.batch import make_batch
 from samebits.harness.cases import BATCHES, Case
 from samebits.harness.execution import execute
@@ -166,7 +166,7 @@ def test_what_the_kernel_cannot_do_is_refused_in_the_words_of_the_reasons(
 def test_gpu_too_old_for_the_kernel_is_a_reason(
     monkeypatch: pytest.MonkeyPatch, kind: str, capability: tuple[int, int], reason: str
 ) -> None:
-    monkeypatch.setattr(flash_attn, "accelerator", lambda: Platform(kind, "cuda", "test"))
+    monkeypatch.setattr(variable_length, "accelerator", lambda: Platform(kind, "cuda", "test"))
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     assert VariableLengthFlash().probe().reason == reason

@@ -90,6 +90,37 @@ def test_a_plan_that_is_refilled_in_place_passes() -> None:
             assert record.reasons == ("a CUDA graph needs a GPU, and it computes on cpu",)
 
 
+class LeavesSettingBehind(BundledAttention):
+    """The bundled kernel, one step of which changes a setting of torch for the whole process."""
+
+    name = "leaves-setting"
+
+    def __init__(self, step: str) -> None:
+        super().__init__()
+        right = getattr(self, step)
+
+        def spoilt(*arguments: object) -> object:
+            result = right(*arguments)
+            torch.set_float32_matmul_precision("high")
+            return result
+
+        setattr(self, step, spoilt)
+
+
+@pytest.mark.parametrize("step", ["plan", "plan_for_graph", "refill", "run"])
+def test_a_setting_of_the_process_is_told_by_the_step_that_changed_it_and_set_back(step: str) -> None:
+    before = torch.get_float32_matmul_precision()
+    for cell in cells_of(LeavesSettingBehind(step), tier="smoke"):
+        if not cell.relation.name.startswith("persistent_") or cell.case.case_id != "llama3-8b-causal-decode":
+            continue
+        record = judged(cell)
+        assert torch.get_float32_matmul_precision() == before, f"{cell.cell_id} left the setting as it was changed"
+        told = f"{step} changed torch.get_float32_matmul_precision() from {before} to high"
+        assert record.verdict is Verdict.FAIL, f"{cell.cell_id} came to {record.verdict}: {record.reasons}"
+        is_told = any(reason.startswith(told) for reason in record.reasons)
+        assert is_told, f"{cell.cell_id} is told as {record.reasons}"
+
+
 class Unaware(Implementation[Any]):
     """A third party's, which reads lengths on the host and does not know of graphs."""
 

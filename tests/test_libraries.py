@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -17,9 +18,10 @@ from types import MappingProxyType, ModuleType
 import pytest
 import torch
 
-from samebits.backends import libraries
+from samebits.backends import aiter, libraries, vllm_flash_attn, vllm_triton
 from samebits.backends.compiled_library import CompiledLibrary
-from samebits.backends.libraries import LibraryMissing, UnusableBundle, find, use_bundles
+from samebits.backends.libraries import TESTED_VERSIONS, LibraryMissing, UnusableBundle, find, use_bundles
+from samebits.backends.subject import Availability
 from samebits.harness.cli import main as samebits
 from samebits.harness.matrix import Cell
 from samebits.harness.session import MatrixSession, Options
@@ -167,6 +169,14 @@ def test_an_archive_is_not_opened_over_something(tmp_path: Path, bundle: ModuleT
         bundle.unpack(archive_of(tmp_path, tarfile.TarInfo("a.py")), tmp_path / "libs")
 
 
+def test_an_archive_that_is_not_there_is_told_once(
+    tmp_path: Path, bundle: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archive = tmp_path / "absent.tar.xz"
+    assert bundle.main(["unpack", str(archive), str(tmp_path / "libs")]) == 2
+    assert capsys.readouterr().err == f"bundle: {archive} cannot be opened: No such file or directory\n"
+
+
 def test_a_damaged_archive_is_told(tmp_path: Path, bundle: ModuleType) -> None:
     whole = archive_of(tmp_path, tarfile.TarInfo("a.py")).read_bytes()
     (tmp_path / "half.tar.xz").write_bytes(whole[: len(whole) // 2])
@@ -281,47 +291,92 @@ def test_a_folder_that_is_no_bundle_is_one_sentence_of_the_command(
     assert "bundle.json" in told
 
 
-LIBRARY = CompiledLibrary("some-vendor", "vendor/_C.abi3.so", "samebits_test_vendor", {"scale": ("x", "factor")})
+OPERATORS = {"scale": ("x", "bias", "factor")}
+
+
+@pytest.fixture
+def library() -> CompiledLibrary:
+    """A library that nothing has loaded yet."""
+    return CompiledLibrary("some-vendor", "vendor/_C.abi3.so", "samebits_test_vendor", OPERATORS)
 
 
 @pytest.fixture
 def registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A compiled library that loads, and registers `scale(x, factor)`."""
+    """A compiled library that loads, and registers `scale(x, bias, factor)`."""
     use_bundles([make_folder(tmp_path / "libs", {"vendor/_C.abi3.so": b"\x7fELF"})])
     monkeypatch.setattr(torch.ops, "load_library", lambda path: None)
     with torch.library._scoped_library("samebits_test_vendor", "FRAGMENT") as defined:
-        defined.define("scale(Tensor x, float factor) -> Tensor")
-        defined.impl("scale", lambda x, factor: x * factor, "CompositeExplicitAutograd")
+        defined.define("scale(Tensor x, Tensor? bias, float factor=3.0) -> Tensor")
+
+        def scale(x: torch.Tensor, bias: torch.Tensor | None, factor: float = 3.0) -> torch.Tensor:
+            return x * factor if bias is None else x * factor + bias
+
+        defined.impl("scale", scale, "CompositeExplicitAutograd")
         yield
 
 
-def test_operators_are_looked_at_before_they_are_called(registered: None) -> None:
-    loaded = LIBRARY.load()
+def test_operators_are_called_by_the_names_of_their_arguments(registered: None, library: CompiledLibrary) -> None:
+    loaded = library.loaded
     assert loaded.version == "1.5"
-    assert loaded.operators["scale"](torch.ones(1), 2.0).item() == 2.0
+    scale = loaded.operators["scale"]
+    assert scale(factor=2.0, x=torch.ones(1), bias=torch.ones(1)).item() == 3.0
+    assert scale(x=torch.ones(1), factor=2.0).item() == 2.0, "what has no default and is not named must be None"
+    assert scale(x=torch.ones(1)).item() == 3.0, "what has a default and is not named must have it"
+    with pytest.raises(RuntimeError, match="other"):
+        scale(x=torch.ones(1), other=1)
+
+
+def test_a_library_is_loaded_once(registered: None, library: CompiledLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths: list[object] = []
+    monkeypatch.setattr(torch.ops, "load_library", paths.append)
+    assert library.availability("nobody asks for it", "cpu") == Availability(reason="nobody asks for it")
+    assert not paths, "what need not be tried was loaded"
+    assert library.availability("", "cuda") == Availability(version="1.5", device="cuda")
+    assert library.loaded is library.loaded
+    assert len(paths) == 1, f"it was loaded {len(paths)} times"
 
 
 @pytest.mark.parametrize(
     ("operators", "sentence"),
     [
-        ({"scale": ("x",)}, "takes x, factor; this adapter passes x"),
-        ({"scale": ("factor", "x")}, "takes x, factor; this adapter passes factor, x"),
+        ({"scale": ("x", "factor")}, "takes x, bias, factor; this adapter passes x, factor"),
+        ({"scale": ("factor", "bias", "x")}, "takes x, bias, factor; this adapter passes factor, bias, x"),
         ({"shift": ("x",)}, "registers no samebits_test_vendor::shift"),
     ],
 )
 def test_another_version_of_an_operator_is_refused(
-    registered: None, operators: dict[str, Sequence[str]], sentence: str
+    registered: None, library: CompiledLibrary, operators: dict[str, Sequence[str]], sentence: str
 ) -> None:
-    library = CompiledLibrary(LIBRARY.distribution, LIBRARY.relative, LIBRARY.namespace, operators)
+    other = CompiledLibrary(library.distribution, library.relative, library.namespace, operators)
+    assert sentence in other.availability("", "cpu").reason
     with pytest.raises(LibraryMissing, match=sentence):
-        library.load()
+        _ = other.loaded
 
 
-def test_a_compiled_file_that_does_not_load_is_one_sentence(tmp_path: Path) -> None:
+def test_a_compiled_file_that_does_not_load_is_one_sentence(tmp_path: Path, library: CompiledLibrary) -> None:
     use_bundles([make_folder(tmp_path / "libs", {"vendor/_C.abi3.so": b"no library\n"})])
-    assert LIBRARY.missing() == "", "whether a file is there is found out without loading it"
+    assert library.missing() == "", "whether a file is there is found out without loading it"
     with pytest.raises(LibraryMissing, match=r"loading some-vendor 1\.5's vendor/_C\.abi3\.so raised OSError"):
-        LIBRARY.load()
+        _ = library.loaded
+
+
+def test_a_bundle_holds_what_the_adapters_were_tested_with(bundle: ModuleType) -> None:
+    for name, part in bundle.PARTS.items():
+        tested = TESTED_VERSIONS[part.distribution]
+        assert part.version == tested, f"{name} is bundled as {part.version}, and was tested as {tested}"
+    triton_files = [f"{vllm_triton._FOLDER}/{name}.py" for name in (vllm_triton._HELPERS, vllm_triton._KERNELS)]
+    loaded = {
+        "vllm-fa2": [vllm_flash_attn._FA2.relative],
+        "vllm-fa3": [vllm_flash_attn._FA3.relative],
+        "vllm-triton": triton_files,
+        "vllm-cpu": [f"vllm/{stem}.abi3.so" for stem in ("_C", "_C_AVX2", "_C_AVX512")],
+        "aiter": [f"{entry.module.replace('.', '/')}.py" for entry in (aiter._UNIFIED, aiter._KVCACHE)],
+    }
+    assert set(loaded) == set(bundle.PARTS), "this test does not know what some part is for"
+    for name, paths in loaded.items():
+        patterns = bundle.PARTS[name].patterns
+        for path in paths:
+            assert any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns), f"{name} leaves {path} out"
 
 
 ABSENT = """

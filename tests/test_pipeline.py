@@ -62,7 +62,9 @@ def test_the_nightly_run_from_the_matrix_to_the_regression(tmp_path: Path) -> No
     summary = tmp_path / "summary.md"
     merging = script("merge.py", matrix, shards, merged, ROOT / "reports/baselines", GITHUB_STEP_SUMMARY=str(summary))
     finished(merging)
-    assert summary.read_text().count("# samebits: run ") == 2, "one page for each kind of device"
+    pages = summary.read_text()
+    assert pages.count("# samebits: run ") == 2, "one page for each kind of device"
+    assert pages.count("**NOTHING RAN: no implementation was checked.**") == 1, "rows without a runner read as checked"
     run = read_run(merged / "cpu")
     assert {header.shard for header in run.header.shards} == set(JOBS)
     assert {record.backend for record in run.records if not record.control} == {"FLASH_ATTN", "CPU"}
@@ -120,6 +122,92 @@ def test_an_unusable_matrix_is_told_in_one_sentence(
     err = capsys.readouterr().err
     assert told in err
     assert err.count("\n") == 1, f"more than one sentence: {err}"
+
+
+@pytest.mark.parametrize("name", ["matrix.py", "shard.py", "merge.py"])
+def test_a_script_without_its_arguments_is_no_regression(name: str) -> None:
+    assert finished(script(name), code=2).startswith(f"usage: ci/{name} ")
+
+
+@pytest.mark.parametrize("arguments", [(), ("cuda",), ("cuda", "there", "2.11.0", "more"), ("rocm", "there", "2.11.0")])
+def test_an_environment_that_cannot_be_made_is_refused(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    command = [str(ROOT / "ci" / "install.sh"), *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(("usage: ci/install.sh", "ci/install.sh: on rocm torch is the machine's own"))
+    assert not list(tmp_path.iterdir()), "something was made"
+
+
+def executable(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+def test_an_environment_of_another_torch_has_all_else_to_the_version(tmp_path: Path) -> None:
+    executable(tmp_path / "python", 'mkdir -p "$3/bin" && cp "$0.pip" "$3/bin/pip"')
+    executable(tmp_path / "python.pip", 'echo "$@" >>"${0%/bin/pip}/called"')
+    for torch in ((), ("2.11.0",)):
+        there = tmp_path / f"torch{len(torch)}"
+        command = [str(ROOT / "ci" / "install.sh"), "cuda", str(there), *torch]
+        subprocess.run(command, env=os.environ | {"PYTHON": str(tmp_path / "python")}, check=True)
+        calls = [line.split() for line in (there / "called").read_text().splitlines()]
+        (constraints,) = {Path(call[call.index("--constraint") + 1]) for call in calls}
+        assert len(calls) == 2, f"pip was called otherwise: {calls}"
+        pinned = set(constraints.read_text().splitlines())
+        committed = set((ROOT / "ci" / "constraints.txt").read_text().splitlines())
+        own = {line for line in committed if line.startswith(("torch==", "triton=="))} if torch else set()
+        assert len(own) == 2 * len(torch)
+        assert pinned == committed - own | {f"torch=={version}" for version in torch}
+
+
+@pytest.mark.parametrize(
+    ("device", "torch", "libs"),
+    [
+        ("cuda", ["2.11.0"], ["--libs", "/opt/a", "--libs", "/opt/b"]),
+        ("rocm", [], ["--libs", "/opt/c"]),
+        ("cpu", [], []),
+    ],
+)
+def test_a_shard_has_the_torch_and_the_libraries_of_its_kind_of_device(
+    tmp_path: Path, device: str, torch: list[str], libs: list[str]
+) -> None:
+    executable(tmp_path / "ci" / "install.sh", 'echo "$@" >installed')
+    executable(tmp_path / ".venv" / "bin" / "python", 'echo "$@" >run')
+    steps = yaml.safe_load(WORKFLOW.read_text())["jobs"]["shard"]["steps"]
+    environment = {"DEVICE": device, "SAMEBITS_TORCH": "cuda=2.11.0"}
+    environment["SAMEBITS_LIBS"] = "cuda=/opt/a rocm=/opt/c cuda=/opt/b"
+    for step in steps:
+        if "run" in step:
+            command = re.sub(r"\$\{\{.*?\}\}", "expression", step["run"])
+            subprocess.run(["bash", "-e", "-c", command], cwd=tmp_path, env=os.environ | environment, check=True)
+    assert (tmp_path / "installed").read_text().split() == [device, ".venv", *torch]
+    words = (tmp_path / "run").read_text().split()
+    assert words[:4] == ["ci/shard.py", "matrix.json", "expression", "shards"]
+    assert words[4:] == ["-n", "expression", *libs]
+
+
+def test_submitted_jobs_are_given_backends_and_libraries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[tuple[object, ...]] = []
+
+    def submit(*arguments: object) -> list[Path]:
+        given.append(arguments)
+        return []
+
+    monkeypatch.setattr("samebits.harness.ci_slurm.run_matrix", submit)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("def implementations(): return []\n")
+    (tmp_path / "libs").mkdir()
+    (tmp_path / "libs" / "bundle.json").write_text('{"schema": 1, "libraries": []}')
+    words = ["matrix", "--slurm", "-o", "out", "--load", "mine.py", "--libs", "libs", "--set", "gpus_per_node=1"]
+    assert main(words) == 0
+    ((_, *others),) = given
+    assert others == [
+        Path("out"),
+        "slurm",
+        ["gpus_per_node=1"],
+        ["--load", str(tmp_path / "mine.py"), "--libs", str(tmp_path / "libs")],
+    ]
 
 
 def test_the_workflow_repeats_nothing_of_the_matrix_and_calls_scripts_that_are_here() -> None:

@@ -15,6 +15,9 @@ ROOT = Path(__file__).parent.parent
 PLANTED = Path(__file__).parent / "planted"
 
 
+ONE_CASE = "llama3-8b-causal-mixed and not CONTROL"
+
+
 def run_suite(results: Path, *arguments: str) -> tuple[int, list[Record]]:
     """Runs the batch-invariance suite as a user does: exit code, and the records of no control."""
     command = [sys.executable, "-m", "pytest", "-m", "batch_invariant", "--tier", "smoke", "--results", str(results)]
@@ -29,7 +32,7 @@ def run_suite(results: Path, *arguments: str) -> tuple[int, list[Record]]:
 def test_planted_bugs_turn_the_run_red_and_the_parent_does_not(tmp_path: Path, file: str, parent: str) -> None:
     backend = parent.split("/")[0]
     exit_code, records = run_suite(
-        tmp_path, "--load", str(PLANTED / file), "--backend", backend, "--dtype", "fp32", "-k", "llama3-8b-causal-mixed"
+        tmp_path, "--load", str(PLANTED / file), "--backend", backend, "--dtype", "fp32", "-k", ONE_CASE
     )
     assert exit_code == 1, "the run with planted bugs ended green"
     seen = {

@@ -213,6 +213,79 @@ def test_a_bug_of_two_options_that_meet_is_seen_where_they_do(bug: str) -> None:
     assert red(records) == expected, f"{bug} is red on {sorted(red(records))}"
 
 
+class Crossing(PlainKernel):
+    """A plain kernel in the dtypes of the suite, whose misreading may follow from options that its reading has not."""
+
+    support = replace(PlainKernel.support, dtypes=("fp32", "bf16"))
+
+    def __init__(self, changed: Callable[[Reading, AttentionConfig, AttentionMetadata], Reading]) -> None:
+        super().__init__()
+        self._changed = changed
+
+    def _reading(self, index: int, query_len: int, config: AttentionConfig, metadata: AttentionMetadata) -> Reading:
+        return self._changed(super()._reading(index, query_len, config, metadata), config, metadata)
+
+
+def _padded_groups(reading: Reading) -> Reading:
+    bits = (reading.head_map.count(0) - 1).bit_length()
+    return replace(reading, head_map=tuple(head >> bits for head in range(len(reading.head_map))))
+
+
+# Each is right unless several options meet.
+MEETINGS: Mapping[str, Callable[[Reading, AttentionConfig, AttentionMetadata], Reading]] = {
+    "padded groups in decodes": lambda reading, config, _: (
+        _padded_groups(reading) if reading.query_len == 1 else reading
+    ),
+    "padded groups beside sinks": lambda reading, config, _: _padded_groups(reading) if reading.sinks else reading,
+    "the usual scale beside a softcap": lambda reading, config, _: (
+        reading if reading.softcap is None else replace(reading, scale=config.head_dim**-0.5)
+    ),
+    "no softcap under causality by request": lambda reading, config, _: (
+        replace(reading, softcap=None) if config.mask is Mask.PER_REQUEST else reading
+    ),
+    "no sinks behind an encoder": lambda reading, config, metadata: replace(
+        reading, sinks=reading.sinks and (config.mask is Mask.CROSS or metadata.encoder_seq_lens is None)
+    ),
+    "two key/value heads at most": lambda reading, config, _: replace(
+        reading, head_map=tuple(min(head, 1) for head in reading.head_map)
+    ),
+    "strides of the keys under a window": lambda reading, config, _: (
+        reading if reading.window is None else replace(reading, strides=lambda cache, keys: keys.stride())
+    ),
+    "page sizes by their highest bit in decodes": lambda reading, config, _: (
+        _page_by_shift(reading, _) if reading.query_len == 1 else reading
+    ),
+}
+
+
+@pytest.mark.parametrize("meeting", MEETINGS)
+def test_a_bug_of_options_that_meet_is_seen_where_all_are_crossed(meeting: str) -> None:
+    records = judged("semantics", Crossing(MEETINGS[meeting]), "crossed")
+    assert red(records), f"{meeting}: no case of crossed is red"
+
+
+def test_a_kernel_without_bugs_passes_where_all_are_crossed() -> None:
+    records = judged("semantics", Crossing(lambda reading, config, metadata: reading), "crossed")
+    assert {record.verdict for record in records.values()} == {Verdict.PASS}, f"red are {red(records)}"
+
+
+class ScoresFromMinus10000(BundledAttention):
+    """The C++ kernel, whose running maximum starts at -1e4."""
+
+    backend, name = "PLANTED", "scores-from-minus-10000"
+
+    def run(self, plan: Schedule, query: torch.Tensor, *tensors: Any) -> None:  # noqa: ANN401 -- as they come
+        """Loses rows whose scores all lie so far below that their exponentials are 0."""
+        super().run(plan, query, *tensors)
+        output, lse = tensors[2:]
+        output.masked_fill_((lse.t() < -1e4 - 104.0).unsqueeze(2), 0.0)
+
+
+def test_a_maximum_that_starts_at_minus_10000_is_seen() -> None:
+    records = judged("semantics", ScoresFromMinus10000(), "window")
+    assert red(records) == set(records), f"only {sorted(red(records))} are red"
+
+
 class QuietingCacheWrite(BundledCacheWrite):
     """The C++ kernel, given what came through a multiplication: signalling NaN are quiet behind it."""
 

@@ -178,9 +178,13 @@ def without(name: str) -> Callable[[dict[str, Any]], str]:
     [
         (changed(kind="run"), "field 'kind' is 'run'; it must be 'cell'"),
         (without("kind"), "field 'kind' is None; it must be 'cell'"),
-        (changed(schema_version=2), "field 'schema_version' is 2; it must be 1"),
-        (changed(schema_version=True), "field 'schema_version' is True; it must be 1"),
-        (without("schema_version"), "field 'schema_version' is None; it must be 1"),
+        (changed(schema_version=3), "field 'schema_version' is 3; it must be 2"),
+        (
+            changed(schema_version=1),
+            "field 'schema_version' is 1; it must be 2, so make the file again: version 1 is an older samebits'",
+        ),
+        (changed(schema_version=True), "field 'schema_version' is True; it must be 2"),
+        (without("schema_version"), "field 'schema_version' is None; it must be 2"),
         (changed(verdict="maybe"), "field 'verdict' is 'maybe'; it must be one of pass, varies, fail, unsupported"),
         (changed(verdict=None), "field 'verdict' is None; it must be one of pass"),
         (changed(tier="weekly"), "field 'tier' is 'weekly'; it must be one of smoke, default, nightly"),
@@ -247,7 +251,7 @@ def test_a_line_that_is_no_record_is_told(
         (b"\xff\xfe\n", "line 1: '\ufffd\ufffd' is not JSON"),
         (b"PK\x03\x04", "line 1: 'PK\\x03\\x04' is not JSON"),
         (RECORD.to_line().encode() + b"\n", "line 1: field 'kind' is 'cell'; it must be 'run'"),
-        (replace(HEADER, schema_version=9).to_line().encode(), "line 1: field 'schema_version' is 9; it must be 1"),
+        (replace(HEADER, schema_version=9).to_line().encode(), "line 1: field 'schema_version' is 9; it must be 2"),
         (
             replace(HEADER, tier="all").to_line().encode(),
             "line 1: field 'tier' is 'all'; it must be one of smoke, default",
@@ -277,7 +281,7 @@ def test_a_file_that_is_no_run_is_told(tmp_path: Path, content: bytes, told: str
 
 @pytest.mark.parametrize("name", ["absent", "a" * 5000, "with\0nul"])
 def test_a_file_that_cannot_be_read_is_told(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UnusableInput, match=r"cannot read .*; give a file that holds the records of a run"):
+    with pytest.raises(UnusableInput, match=r"cannot read .*; give a directory with records.jsonl, or that file"):
         read_run(tmp_path / name)
 
 

@@ -8,20 +8,25 @@ from typing import Any
 
 import pytest
 
-from samebits.harness.matrix import Selection
+from samebits.harness.graphs.relations import GRAPH_RELATIONS, TOKEN_GRAPH_RELATIONS
+from samebits.harness.inputs import INPUTS, TOKEN_INPUTS
 from samebits.harness.record_files import read_run
-from samebits.harness.records import Record, Verdict
-from samebits.harness.registry import load_registry
+from samebits.harness.records import Record, Run, Verdict
+from samebits.harness.relation_order import merged_order
 from samebits.harness.relations import RELATIONS
+from samebits.harness.semantics import MEANINGS
+from samebits.harness.session import MatrixSession, Options
 from samebits.harness.suite_cells import SUITES
+from samebits.harness.tokens.relations import ROTARY_RULES, TOKEN_RELATIONS
 from samebits.reports.baseline import Baseline
 from samebits.reports.baseline_files import write_baseline
-from samebits.reports.findings import RELATION_ORDER
+from samebits.reports.findings import findings, guards
 from samebits.reports.regression import compare
 from samebits.reports.report import Report, write_report
+from samebits.reports.sentences import run_sentences
 from samebits.reports.tables import budget_table, cell_table, claim_held, implementation_table
 
-from .samples import CPU, FAILS, GREEN, REGRESSED, UNSUPPORTED, VARIES, cell, control, run_of, save
+from .samples import CPU, FAILS, GREEN, REGRESSED, UNAVAILABLE, UNSUPPORTED, VARIES, cell, control, run_of, save
 
 
 def report_of(tmp_path: Path, *records: Record, baseline: Path | None = None, **header: Any) -> Report:  # noqa: ANN401
@@ -104,6 +109,13 @@ def test_the_summary_of_a_regressed_run_names_what_changed(tmp_path: Path) -> No
             "GREEN: nothing failed, every control was caught",
         ),
         ((), {}, "RED: no cell ran."),
+        ((control(),), {}, "NOTHING RAN: no implementation was checked, every control was caught."),
+        (
+            (cell("CPU/bundled", **UNAVAILABLE), cell("CPU/torch", **UNSUPPORTED)),
+            {"narrowed": True},
+            "NOTHING RAN: no implementation was checked.",
+        ),
+        ((cell("CPU/bundled", **UNAVAILABLE), control(verdict=Verdict.PASS)), {}, "RED: 1 control not caught."),
     ],
 )
 def test_a_run_is_red_for_what_it_says(
@@ -123,12 +135,20 @@ def test_a_run_that_was_cut_off_is_red_and_says_what_is_absent(tmp_path: Path) -
     assert "No cell of FLASH_ATTN/torch, AITER/triton[kvcache] finished." in report.summary
 
 
+def test_an_implementation_without_cells_in_the_suites_is_not_awaited() -> None:
+    session = MatrixSession(Options(backends=("TRITON_ATTN", "CPU"), tier="smoke", dtypes=("bf16",)))
+    header = session.header(("compile",), narrowed=False)
+    assert set(header.expected) == {"TRITON_ATTN/bundled"} < set(header.implementations)
+    told = run_sentences(compare(Run(header, (control(),)), Baseline("none", ())))
+    assert told[-1] == "No cell of TRITON_ATTN/bundled finished."
+
+
 def test_the_summary_fits_a_terminal_of_120_columns(tmp_path: Path) -> None:
     long = {"reasons": ("a sentence that goes on and on " * 12,), "smallest_batch": "[r1:q1c1 r2:q1c0] " * 20}
     cells = [
         cell(label, relation, dtype, **(wanted | long))
         for label, wanted in (("FLASH_ATTN/torch", VARIES), ("CPU/bundled", FAILS), ("CPU/torch", {}))
-        for relation in RELATION_ORDER[:12]
+        for relation in list(RELATIONS)[:12]
         for dtype in ("fp32", "bf16")
     ]
     cells += [cell("AITER/triton[kvcache]", f"x{i}", reasons=(f"{i} " * 90,), **UNSUPPORTED) for i in range(20)]
@@ -191,8 +211,39 @@ def test_a_claim_is_set_against_what_was_found(records: list[dict[str, Any]], wo
     assert claim_held([cell("CPU/bundled", **changes) for changes in records]) == word
 
 
-def test_relations_are_told_in_the_order_of_the_suite() -> None:
-    assert tuple(relation for relation in RELATION_ORDER if relation in RELATIONS) == tuple(RELATIONS)
-    selection = Selection(load_registry().select(["CPU"]), ("fp32",), "smoke")
-    known = {cell.relation.name for cells in SUITES.values() for cell in cells(selection)}
-    assert known == set(RELATION_ORDER), "relations without their place, and places without a relation"
+@pytest.mark.parametrize("suite", SUITES)
+def test_relations_are_told_in_the_order_of_the_suite(suite: str) -> None:
+    session = MatrixSession(Options(backends=("TRITON_ATTN", "CPU"), tier="smoke", dtypes=("fp32",)))
+    order = session.header((suite,), narrowed=False).relations
+    cells = list(SUITES[suite](session.selection))
+    assert set(order) == {cell.relation.name for cell in cells}, "relations without their place"
+    assert len(order) == len(set(order))
+    of_tokens = (TOKEN_INPUTS, ROTARY_RULES, TOKEN_RELATIONS, TOKEN_GRAPH_RELATIONS)
+    for declared in (RELATIONS, INPUTS, MEANINGS, GRAPH_RELATIONS, *of_tokens):
+        assert [name for name in order if name in declared] == [name for name in declared if name in order]
+
+
+def test_findings_and_controls_are_told_in_the_order_of_the_header() -> None:
+    told = ("decode", "position", "a_later_one", "unheard_of")
+    records = [make(relation) for relation in sorted(told) for make in (control, _fails)]
+    run = run_of(*records, relations=("decode", "position", "never_run"))
+    assert tuple(finding.relation for finding in findings(run.records, run.header)) == told
+    assert tuple(guard.relation for guard in guards(run)) == told
+
+
+def _fails(relation: str) -> Record:
+    return cell("CPU/bundled", relation, **FAILS)
+
+
+@pytest.mark.parametrize(
+    ("sequences", "order"),
+    [
+        ([], ""),
+        (["abd", "bcd"], "abcd"),
+        (["bd", "abc", "cd"], "abcd"),
+        (["a", "b", "c"], "abc"),
+        (["ab", "ba"], "ab"),
+    ],
+)
+def test_each_relation_is_placed_between_its_neighbours(sequences: list[str], order: str) -> None:
+    assert "".join(merged_order([tuple(sequence) for sequence in sequences])) == order

@@ -19,10 +19,11 @@ from .plain_attention import GEOMETRY, assert_right, plain_attention, problem_of
 class PlainCpu:
     """The operators of vLLM's CPU backend: a cache head by head, in memory of its own."""
 
-    schedules: list[tuple[object, ...]] = dataclasses.field(default_factory=list)
+    schedules: list[dict[str, object]] = dataclasses.field(default_factory=list)
 
-    def get_scheduler_metadata(self, *arguments: object) -> torch.Tensor:
-        assert len(arguments) == 12
+    def get_scheduler_metadata(self, **arguments: object) -> torch.Tensor:
+        # The dtype of the cache is left to its default.
+        assert set(arguments) == set(vllm_cpu._OPERATORS["get_scheduler_metadata"]) - {"kv_cache_dtype"}
         self.schedules.append(arguments)
         return torch.zeros(1)
 
@@ -49,12 +50,11 @@ class PlainCpu:
         seq_lens: torch.Tensor,
         scale: float,
         causal: bool,
-        alibi_slopes: None,
         sliding_window_size: int,
         block_table: torch.Tensor,
         softcap: float,
         scheduler_metadata: torch.Tensor,
-        sinks: torch.Tensor | None,
+        s_aux: torch.Tensor | None,
         dynamic_causal: torch.Tensor | None,
     ) -> None:
         assert output.is_contiguous(), "the kernel takes its output for contiguous"
@@ -73,7 +73,7 @@ class PlainCpu:
             causal_of,
             window,
             softcap,
-            sinks,
+            s_aux,
         )
         output.copy_(result)
 
@@ -82,7 +82,7 @@ class PlainCpu:
 def cpu_library(monkeypatch: pytest.MonkeyPatch) -> PlainCpu:
     plain = PlainCpu()
     operators = {name: getattr(plain, name) for name in vllm_cpu._OPERATORS}
-    monkeypatch.setattr(CompiledLibrary, "load", lambda self: LoadedLibrary("0.32.0", operators))
+    monkeypatch.setattr(CompiledLibrary, "loaded", LoadedLibrary("0.32.0", operators))
     return plain
 
 
@@ -92,7 +92,7 @@ def test_vllms_cpu_kernel_is_given_the_batch(cpu_library: PlainCpu, mask: Mask) 
         for strides in Strides:
             problem = problem_of(GEOMETRY, mask, "mixed", "fp32").with_layout(strides=strides)
             assert_right(VllmCpuAttention(split_keys), problem)
-        assert {schedule[10] for schedule in cpu_library.schedules} == {split_keys}
+        assert {schedule["enable_kv_split"] for schedule in cpu_library.schedules} == {split_keys}
         cpu_library.schedules.clear()
 
 
@@ -119,7 +119,7 @@ def test_vllms_cpu_cache_is_packed_as_vllm_packs_it(
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     geometry = dataclasses.replace(GEOMETRY, page_size=page_size, head_dim=head_dim)
     assert_right(VllmCpuAttention(True), Problem(geometry, Mask.CAUSAL, dtype, (Request(1, 3, 70),)))
-    assert {schedule[9] for schedule in cpu_library.schedules} == {expected}
+    assert {schedule["isa_hint"] for schedule in cpu_library.schedules} == {expected}
 
 
 @pytest.mark.parametrize(

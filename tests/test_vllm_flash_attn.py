@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -22,9 +22,11 @@ from samebits.harness.cases import BATCHES
 from .plain_attention import CPU, GEOMETRY, WITH_SINKS, assert_right, plain_attention, problem_of
 
 
-def named(library: CompiledLibrary, operator: str, arguments: Sequence[object]) -> dict[str, Any]:
-    """The arguments of a call by the names that the library has for them, of which there must be as many."""
-    return dict(zip(library.operators[operator], arguments, strict=True))
+def filled(library: CompiledLibrary, operator: str, arguments: Mapping[str, object]) -> dict[str, Any]:
+    """The arguments of a call, all of which the library must have names for; those that are not named are None."""
+    unknown = arguments.keys() - set(library.operators[operator])
+    assert not unknown, f"{operator} takes no {unknown}"
+    return dict.fromkeys(library.operators[operator]) | dict(arguments)
 
 
 @dataclasses.dataclass
@@ -33,8 +35,11 @@ class PlainFlash2:
 
     calls: list[int] = dataclasses.field(default_factory=list)
 
-    def __call__(self, *arguments: object) -> list[torch.Tensor]:
-        given = named(vllm_flash_attn._FA2, "varlen_fwd", arguments)
+    def __call__(self, **arguments: object) -> list[torch.Tensor]:
+        given = filled(vllm_flash_attn._FA2, "varlen_fwd", arguments)
+        may_be_none = {"leftpad_k", "alibi_slopes", "gen"}
+        missing = [name for name, value in given.items() if value is None and name not in may_be_none]
+        assert not missing, f"{missing} are given nothing"
         query, output, starts = given["q"], given["out"], given["cu_seqlens_q"]
         assert query.shape == output.shape, "the output must have the rows of the query"
         assert given["k"].shape[1] % 16 == 0, "pages must hold a multiple of 16"
@@ -72,8 +77,8 @@ class PlainFlash3:
 
     calls: list[int] = dataclasses.field(default_factory=list)
 
-    def __call__(self, *arguments: object) -> list[torch.Tensor]:
-        given = named(vllm_flash_attn._FA3, "fwd", arguments)
+    def __call__(self, **arguments: object) -> list[torch.Tensor]:
+        given = filled(vllm_flash_attn._FA3, "fwd", arguments)
         set_apart = [
             *("k_new", "v_new", "q_v", "cu_seqlens_k", "cu_seqlens_k_new", "seqused_q", "kv_batch_idx", "leftpad_k"),
             *("rotary_cos", "rotary_sin", "seqlens_rotary", "q_descale", "k_descale", "v_descale"),
@@ -81,6 +86,8 @@ class PlainFlash3:
         ]
         wrong = [name for name in set_apart if given[name] is not None]
         assert not wrong, f"{wrong} are given something"
+        missing = [name for name, value in given.items() if value is None and name not in (*set_apart, "s_aux")]
+        assert not missing, f"{missing} are given nothing"
         assert (given["cp_world_size"], given["cp_rank"], given["sm_margin"]) == (1, 0, 0)
         sinks = given["s_aux"]
         assert sinks is None or sinks.dtype is torch.bfloat16, "We only support bf16 dtype for S aux"
@@ -108,7 +115,7 @@ def flash(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, list[int]]]:
     """Plain kernels in place of the compiled ones: the splits that each was called with."""
     two, three = PlainFlash2(), PlainFlash3()
     operators: Mapping[str, Operator] = {"varlen_fwd": two, "fwd": three}
-    monkeypatch.setattr(CompiledLibrary, "load", lambda self: LoadedLibrary("0.20.2", operators))
+    monkeypatch.setattr(CompiledLibrary, "loaded", LoadedLibrary("0.20.2", operators))
     called = {"vllm-fa2": two.calls, "vllm-fa3": three.calls}
     yield called
     assert any(called.values()), "the implementation called another kernel"

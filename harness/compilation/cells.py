@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from samebits.backends.problem import DTYPE_NAMES
 from samebits.backends.target import TARGETS
 from samebits.harness.compilation.cases import COMPILES, DEFAULT_DTYPE, SUITE, CompiledImplementation, KernelCase
 from samebits.harness.compilation.controls import KERNEL_FLAWS, ControlKernel
 from samebits.harness.controls.kernels import control_cell
 from samebits.harness.matrix import Cell, Selection
+
+# The smoke tier compiles the first kernel of each implementation, for the commonest device.
+_SMOKE_TARGET = "sm_90"
 
 
 def compile_cells(selection: Selection) -> Iterator[Cell]:
@@ -18,17 +20,14 @@ def compile_cells(selection: Selection) -> Iterator[Cell]:
         yield control_cell(SUITE, ControlKernel(flaw), COMPILES, flaw.case, DEFAULT_DTYPE, selection.seed)
     for subject in selection.implementations:
         compiled = CompiledImplementation(subject)
+        first = next(((batch, kernels[0]) for batch, kernels in subject.triton_kernels.items()), None)
         for batch, kernels in subject.triton_kernels.items():
             for kernel in kernels:
                 for target in TARGETS.values():
-                    case = KernelCase(subject.operation, batch, kernel, target)
-                    for dtype in _dtypes(selection):
-                        tier = case.tier if dtype in case.dtypes else "nightly"
-                        yield Cell(SUITE, compiled, COMPILES, case, dtype, tier, selection.seed)
-
-
-def _dtypes(selection: Selection) -> tuple[str, ...]:
-    """Those that are asked for; otherwise that of the default tier, none in the smoke tier, all in the nightly one."""
-    if selection.dtypes:
-        return selection.dtypes
-    return {"smoke": (), "default": (DEFAULT_DTYPE,)}.get(selection.tier, DTYPE_NAMES)
+                    tier = "smoke" if (batch, kernel) == first and target.name == _SMOKE_TARGET else "default"
+                    case = KernelCase(subject.operation, batch, kernel, target, tier)
+                    if selection.tier == "smoke" != case.tier:
+                        continue
+                    for dtype in selection.dtypes_of(case):
+                        of_cell = case.tier if dtype in case.dtypes else "nightly"
+                        yield Cell(SUITE, compiled, COMPILES, case, dtype, of_cell, selection.seed)

@@ -163,6 +163,11 @@ def _write_padding(plan: DensePlan, result: torch.Tensor, written: torch.Tensor)
     return result, torch.ones_like(written)
 
 
+def _multiply_as_tf32(plan: DensePlan, result: torch.Tensor, written: torch.Tensor) -> _Result:
+    torch.set_float32_matmul_precision("high")
+    return result, written
+
+
 def _allocate_by_length(plan: DensePlan, result: torch.Tensor, written: torch.Tensor) -> _Result:
     torch.empty(1024 * (1 + int(plan.last_key.max())), device=result.device)
     return result, written
@@ -217,6 +222,13 @@ GRAPH_FLAWS: tuple[GraphFlaw, ...] = (
     ),
     GraphFlaw(
         "writes_padding", "replay", "padding rows are written all the same", spoil=_write_padding, symptom=Symptom.FAULT
+    ),
+    GraphFlaw(
+        "setting_left_behind",
+        "replay",
+        "float32 is multiplied as TF32 from then on, in the whole process",
+        spoil=_multiply_as_tf32,
+        symptom=Symptom.FAULT,
     ),
     GraphFlaw("adds_up", "again", "the output is added to that of the replay before", spoil=_add_up),
     GraphFlaw(

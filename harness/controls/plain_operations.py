@@ -68,8 +68,14 @@ def merge(operation: MergeStates, tensors: MergeTensors, base: float = math.e) -
     weights = torch.where(passes, (~dead).double(), torch.exp((lses - largest) * math.log(base)))
     total = weights.sum(dim=0).masked_fill(dead.all(dim=0), 1.0)
     weights, dead = (rows.transpose(1, 2).unsqueeze(3) for rows in (weights / total, dead))
-    tensors.output.copy_((weights * outputs.masked_fill(dead, 0.0)).sum(dim=0))
-    tensors.lse.copy_(largest + total.log() / math.log(base))
+    merged = (weights * outputs.masked_fill(dead, 0.0)).sum(dim=0).to(tensors.output.dtype)
+    lse = (largest + total.log() / math.log(base)).to(tensors.lse.dtype)
+    # The bits of a side alone, which float64 would change: of a NaN that signals it makes a quiet one.
+    no_prefix, no_suffix = dead
+    merged = torch.where(no_prefix & ~no_suffix, tensors.suffix_output, merged)
+    tensors.output.copy_(torch.where(no_suffix & ~no_prefix, tensors.prefix_output, merged))
+    lse = torch.where(lses[0] == -math.inf, tensors.suffix_lse, lse)
+    tensors.lse.copy_(torch.where(lses[1] == -math.inf, tensors.prefix_lse, lse))
 
 
 def linear(operation: Linear, tensors: LinearTensors) -> None:

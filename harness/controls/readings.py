@@ -111,6 +111,11 @@ def _swapped(head_map: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(head % heads for head in range(len(head_map)))
 
 
+def _in_padded_groups(head_map: tuple[int, ...]) -> tuple[int, ...]:
+    bits = (head_map.count(0) - 1).bit_length()
+    return tuple(head >> bits for head in range(len(head_map)))
+
+
 MISREADINGS: tuple[Misreading, ...] = (
     Misreading(
         "window_without_itself",
@@ -221,6 +226,13 @@ MISREADINGS: tuple[Misreading, ...] = (
         "strided_mixed_order",
         "values are read by the strides of the keys",
         lambda reading, _: replace(reading, strides=lambda cache, keys: keys.stride()),
+    ),
+    Misreading(
+        "heads_in_padded_groups",
+        "crossed",
+        "groups of query heads are taken to be as large as the next power of two",
+        lambda reading, _: replace(reading, head_map=_in_padded_groups(reading.head_map)),
+        case=30,
     ),
 )
 

@@ -6,10 +6,7 @@ from collections.abc import Collection, Mapping
 
 import torch
 
-
-def same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
-    """Whether two tensors of one shape hold the same bytes."""
-    return torch.equal(_bytes(left), _bytes(right))
+from samebits.harness.comparison import bits_of, same_bits
 
 
 def stale_buffers(
@@ -30,14 +27,9 @@ def stale_buffers(
             ours, theirs = (f"{tensor.dtype} {list(tensor.shape)}" for tensor in (held[name], anew[name]))
             found.append(f"{name} is {ours} after a refill, and {theirs} in a plan made anew")
         elif name not in scratch and not same_bits(held[name], anew[name]):
-            differing = int((_bytes(held[name]) != _bytes(anew[name])).any(dim=1).sum())
+            differing = int((bits_of(held[name]) != bits_of(anew[name])).sum())
             found.append(
                 f"{name} is stale after a refill: {differing} of {held[name].numel()} elements are not those of a plan "
                 "made anew"
             )
     return found
-
-
-def _bytes(tensor: torch.Tensor) -> torch.Tensor:
-    """A row of bytes for each element."""
-    return tensor.contiguous().view(-1).view(torch.uint8).view(-1, tensor.element_size())

@@ -14,7 +14,7 @@ import torch
 
 from samebits.backends.contract import Implementation
 from samebits.backends.graph_use import GraphMode
-from samebits.harness.graphs.audit import same_bits
+from samebits.harness.comparison import same_bits
 from samebits.harness.graphs.buffers import Arguments
 
 Launch = Callable[[], None]

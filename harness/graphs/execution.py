@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -14,9 +15,11 @@ from samebits.backends.subject import PaddingRows
 from samebits.harness.allocations import total_allocated
 from samebits.harness.batch import Batch, make_batch
 from samebits.harness.circumstances import in_circumstances
+from samebits.harness.comparison import bits_of, same_bits
 from samebits.harness.execution import Execution, RequestResult, digest_of_results, judge_requests
-from samebits.harness.graphs.audit import same_bits, stale_buffers
-from samebits.harness.graphs.buffers import SIZES_BEYOND, Capacity, PersistentBuffers
+from samebits.harness.global_state import restoring_global_state
+from samebits.harness.graphs.audit import stale_buffers
+from samebits.harness.graphs.buffers import SIZES_BEYOND, Arguments, Capacity, PersistentBuffers
 from samebits.harness.graphs.capture import CapturedRun, capture, give_back_graphs, run
 from samebits.harness.graphs.freed_memory import FreedMemory
 from samebits.harness.graphs.states import other_state
@@ -95,7 +98,8 @@ class _Protocol:
         """Plans a batch anew in the buffers as they are, and runs it."""
         self.buffers.fill(batch)
         arguments = self.buffers.arguments(times * use.num_requests, times * use.num_tokens, use)
-        plan = self._implementation.plan(self.batch.config, arguments.metadata)
+        with self._restoring("plan"):
+            plan = self._implementation.plan(self.batch.config, arguments.metadata)
         self.buffers.poison_results()
         self._watched_for_changes(lambda: run(self._implementation, plan, arguments))
 
@@ -103,13 +107,15 @@ class _Protocol:
         """Captures a run on a batch that fills its sizes."""
         self.buffers.fill(self.other_batch(times=times))
         arguments = self.buffers.arguments(times * self.use.num_requests, times * self.use.num_tokens, self.use)
-        plan = self._implementation.plan_for_graph(self.batch.config, arguments.metadata, self.buffers.num_pages)
-        return capture(self._implementation, plan, arguments, self.use.mode)
+        plan = self._plan_for_graph(self.buffers, arguments)
+        with self._restoring("run"):
+            return capture(self._implementation, plan, arguments, self.use.mode)
 
     def refill(self, captured: CapturedRun, batch: Batch) -> None:
         """Brings the buffers and the plan up to date."""
         self.buffers.fill(batch)
-        self._implementation.refill(self.batch.config, captured.plan, captured.arguments.metadata)
+        with self._restoring("refill"):
+            self._implementation.refill(self.batch.config, captured.plan, captured.arguments.metadata)
         self.faults += captured.moved(self._implementation.buffers(captured.plan))
 
     def replay(self, captured: CapturedRun, batch: Batch) -> None:
@@ -141,7 +147,7 @@ class _Protocol:
         fresh = self._new_buffers()
         fresh.fill(self.batch)
         arguments = fresh.arguments(self.use.num_requests, self.use.num_tokens, self.use)
-        plan = self._implementation.plan_for_graph(self.batch.config, arguments.metadata, fresh.num_pages)
+        plan = self._plan_for_graph(fresh, arguments)
         anew = self._implementation.buffers(plan)
         held = {name: tensor.clone() for name, tensor in self._implementation.buffers(captured.plan).items()}
         self.launch(captured)
@@ -155,9 +161,10 @@ class _Protocol:
             return False
         self.buffers.fill(self.other_batch())
         arguments = self.buffers.arguments(self.use.num_requests, self.use.num_tokens, self.use)
-        plan = self._implementation.plan_for_graph(self.batch.config, arguments.metadata, self.buffers.num_pages)
-        run(self._implementation, plan, arguments)
-        found = waits_for_host(lambda: run(self._implementation, plan, arguments))
+        plan = self._plan_for_graph(self.buffers, arguments)
+        with self._restoring("run"):
+            run(self._implementation, plan, arguments)
+            found = waits_for_host(lambda: run(self._implementation, plan, arguments))
         self.faults += found
         return bool(found)
 
@@ -168,12 +175,13 @@ class _Protocol:
         allocated = []
         for batch in (self.other_batch(), self.batch):
             self.refill(captured, batch)
-            allocated.append(
-                total_allocated(
-                    lambda: run(self._implementation, captured.plan, captured.arguments, with_lse=on_device),
-                    self._device,
+            with self._restoring("run"):
+                allocated.append(
+                    total_allocated(
+                        lambda: run(self._implementation, captured.plan, captured.arguments, with_lse=on_device),
+                        self._device,
+                    )
                 )
-            )
         if allocated[0] != allocated[1]:
             self.faults.append(
                 f"run allocated {allocated[0]} bytes for one batch and {allocated[1]} for another of its padded sizes"
@@ -193,7 +201,7 @@ class _Protocol:
         for name, tensor in results.items():
             rows = tensor[real:]
             poison = torch.full_like(rows, self.buffers.poison)
-            changed = _bits(rows) != _bits(poison)
+            changed = bits_of(rows) != bits_of(poison)
             if promised is PaddingRows.UNTOUCHED and changed.any():
                 self.faults.append(f"claims to leave padding rows untouched, but {name} has other bits in them")
             # A log-sum-exp of no key is -inf.
@@ -219,14 +227,19 @@ class _Protocol:
     def _watched_for_changes(self, action: Callable[[], None]) -> None:
         inputs = self.buffers.inputs()
         before = {name: tensor.clone() for name, tensor in inputs.items()}
-        action()
+        with self._restoring("run"):
+            action()
         changed = [name for name, tensor in inputs.items() if not same_bits(before[name], tensor)]
         if changed:
             self.faults.append(f"run changed {', '.join(changed)}")
 
+    def _plan_for_graph(self, buffers: PersistentBuffers, arguments: Arguments) -> Any:  # noqa: ANN401 -- it knows its plans
+        with self._restoring("plan_for_graph"):
+            return self._implementation.plan_for_graph(self.batch.config, arguments.metadata, buffers.num_pages)
 
-def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.contiguous().view(torch.int32 if tensor.element_size() == 4 else torch.int16)
+    def _restoring(self, step: str) -> AbstractContextManager[None]:
+        """Sets back what a step of the implementation leaves changed in this process, and tells it as a fault."""
+        return restoring_global_state(step, self._device, self.faults)
 
 
 def _replayed(protocol: _Protocol) -> None:

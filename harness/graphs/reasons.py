@@ -19,9 +19,7 @@ def graph_reasons(subject: Subject, problem: AnyProblem) -> list[str]:
     if use is None or use.mode is GraphMode.EAGER:
         return []
     claimed, needed = subject.claims.cuda_graph, GraphSupport.ALWAYS
-    if not isinstance(problem, Problem):
-        needed = GraphSupport.ALWAYS
-    elif use.uniform:
+    if isinstance(problem, Problem) and use.uniform:
         needed = GraphSupport.SINGLE_TOKEN_DECODE if use.max_query_len == 1 else GraphSupport.UNIFORM_BATCH
     return [] if claimed >= needed else [f"cuda_graph is claimed as {claimed.name}, and this batch needs {needed.name}"]
 

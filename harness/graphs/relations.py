@@ -14,6 +14,7 @@ from samebits.backends.graph_use import GraphHistory, GraphMode, GraphUse
 from samebits.backends.platform import accelerator
 from samebits.backends.problem import Circumstances, Mask, Problem
 from samebits.backends.token_problem import TokenProblem
+from samebits.harness.graphs.states import FIRST_ADDED_KEY
 from samebits.harness.relations import Comparison, Relation
 
 
@@ -37,7 +38,6 @@ _PADDING_REQUESTS, _PADDING_TOKENS = 2, 5
 # How far the bound on keys lies above the longest request: an engine's is the longest that it admits, and public
 # kernels split keys by it. Where an interpreter computes, a page must do.
 _SLACK = 512
-_FIRST_KEY = 2000
 # How the names of relations end that are run on every case; the others differ little from case to case.
 ON_EVERY_CASE = ("_replay", "_buffers", "_unpadded")
 PREFIXES: Mapping[GraphMode, str] = {GraphMode.PERSISTENT: "persistent", GraphMode.CAPTURED: "graph"}
@@ -56,7 +56,7 @@ def _sized(problem: Problem, num_requests: int) -> Problem:
     while len(requests) < num_requests:
         index = len(requests)
         model = problem.requests[index % len(problem.requests)]
-        shorter = replace(model, key=_FIRST_KEY + index)
+        shorter = replace(model, key=FIRST_ADDED_KEY + index)
         if problem.mask is Mask.CROSS:
             shorter = replace(shorter, encoder_len=max(1, model.encoder_len * index // (index + 3)))
         else:

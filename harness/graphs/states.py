@@ -8,9 +8,12 @@ from samebits.backends.graph_use import GraphUse
 from samebits.backends.problem import Circumstances, Mask, Problem, Request
 from samebits.harness.graphs.buffers import DECODER_TOKENS_OF_CROSS, max_encoder_len
 
-# Keys of their requests begin here, far above those of cases and relations, and their pages lie elsewhere.
-_FIRST_KEY, _KEYS = 100_000, 1_000
-_FIRST_PAGE_SEED = 100
+# Keys of requests that a relation adds to those of a case begin here.
+FIRST_ADDED_KEY = 2_000
+# Keys of the other batches' requests begin here, far above those of cases and relations, and their pages lie elsewhere.
+FIRST_OTHER_KEY, FIRST_OTHER_PAGE_SEED = 100_000, 100
+# Keys that one of the other batches may use.
+_KEYS = 1_000
 # Lengths are spread by multiples of this prime.
 _SPREAD = 37
 
@@ -34,13 +37,13 @@ def other_state(problem: Problem, use: GraphUse, salt: int, num_requests: int, n
     return replace(
         problem,
         requests=tuple(requests),
-        layout=replace(problem.layout, page_seed=_FIRST_PAGE_SEED + salt),
+        layout=replace(problem.layout, page_seed=FIRST_OTHER_PAGE_SEED + salt),
         circumstances=Circumstances(),
     )
 
 
 def _request(problem: Problem, use: GraphUse, salt: int, index: int, query_len: int) -> Request:
-    key = _FIRST_KEY + _KEYS * salt + index
+    key = FIRST_OTHER_KEY + _KEYS * salt + index
     # The first is as long as any may be, so that what is too small for it shows; the others are no longer than the
     # problem's.
     longest = max(problem.kv_len(other) for other in problem.requests)

@@ -16,14 +16,12 @@ from samebits.backends.problem import Circumstances, Request
 from samebits.backends.subject import Availability
 from samebits.backends.token_problem import TokenOperation, TokenProblem
 from samebits.harness.batch import poison_value
+from samebits.harness.comparison import same_bits
 from samebits.harness.execution import Execution
-from samebits.harness.graphs.audit import same_bits
 from samebits.harness.graphs.capture import captured_in_graph, give_back_graphs
+from samebits.harness.graphs.states import FIRST_OTHER_KEY, FIRST_OTHER_PAGE_SEED
 from samebits.harness.tokens.execution import execute_tokens, prepare
 
-# Keys of the tokens that it is captured on, far above those of cases and relations.
-_FIRST_KEY = 100_000
-_FIRST_PAGE_SEED = 100
 # What padding holds where poison would be no number that a token may have.
 _PADDING = {"slot_mapping": -1, "positions": 0}
 _REPLAYS = 2
@@ -133,7 +131,8 @@ def _other_tokens(problem: TokenProblem, salt: int) -> TokenProblem:
     rows = problem.num_tokens + problem.layout.padding_tokens
     shares = [share for share in (rows - rows // 2, rows // 2) if share]
     requests = tuple(
-        Request(_FIRST_KEY + 10 * salt + index, share, 40 + 7 * index + 11 * salt) for index, share in enumerate(shares)
+        Request(FIRST_OTHER_KEY + 10 * salt + index, share, 40 + 7 * index + 11 * salt)
+        for index, share in enumerate(shares)
     )
-    layout = replace(problem.layout, padding_tokens=0, page_seed=_FIRST_PAGE_SEED + salt)
+    layout = replace(problem.layout, padding_tokens=0, page_seed=FIRST_OTHER_PAGE_SEED + salt)
     return replace(problem, requests=requests, layout=layout, circumstances=Circumstances())

@@ -14,20 +14,13 @@ from samebits.harness.comparison import same_bits
 from samebits.harness.dataset import Role
 from samebits.harness.tokens.placement import Placed, place
 from samebits.harness.tokens.prepared import Expected, Prepared, all_values, request_values, token_rows
+from samebits.harness.tokens.untouched import plant_easily_lost
 
 _UNUSED_PAGES = 3
 # One token in this many is not to be stored, as where an engine has it cached already.
 _SKIPPED_EVERY = 13
 # What the keys and values of such tokens hold: a cache never does, so that storing one shows.
 _WITHOUT_SLOT = 3.0
-_INTEGERS = {4: torch.int32, 2: torch.int16}
-# Bits that arithmetic may not keep: -0.0; the smallest number of all; a NaN that signals, and a negative one that is
-# quiet, each with a payload of its own; both infinities; the largest number; the next smaller one, negative.
-_EASILY_LOST = {
-    torch.float32: (0x80000000, 0x00000001, 0x7F812345, 0xFFC12345, 0x7F800000, 0xFF800000, 0x7F7FFFFF, 0xFF7FFFFE),
-    torch.bfloat16: (0x8000, 0x0001, 0x7F85, 0xFFC5, 0x7F80, 0xFF80, 0x7F7F, 0xFF7E),
-    torch.float16: (0x8000, 0x0001, 0x7C05, 0xFE05, 0x7C00, 0xFC00, 0x7BFF, 0xFBFE),
-}
 
 
 class PreparedCacheWrite(Prepared[CacheWriteTensors]):
@@ -82,7 +75,7 @@ class PreparedCacheWrite(Prepared[CacheWriteTensors]):
         stored = stored.view(-1, 1, 1)
         found = {}
         for name, role in (("key", Role.KEY), ("value", Role.VALUE)):
-            values = _easily_lost(request_values(self._problem, request, role, shape)).to(torch.float64)
+            values = plant_easily_lost(request_values(self._problem, request, role, shape)).to(torch.float64)
             kept = torch.where(stored, values, 0.0).to(self._device)
             found[name] = Expected(kept, torch.zeros_like(kept))
         return found
@@ -91,7 +84,7 @@ class PreparedCacheWrite(Prepared[CacheWriteTensors]):
         self, role: Role, shape: tuple[int, int], num_rows: int, slots: torch.Tensor, *, second: bool = False
     ) -> torch.Tensor:
         """Keys or values; rows without a slot hold what the cache does not, so that storing one shows."""
-        rows = _easily_lost(all_values(self._problem, role, shape, self._device, num_rows))
+        rows = plant_easily_lost(all_values(self._problem, role, shape, self._device, num_rows))
         rows[len(slots) :] = _WITHOUT_SLOT
         rows[: len(slots)][slots.to(self._device) < 0] = _WITHOUT_SLOT
         return place(rows, self._problem, second=second).tensor
@@ -108,13 +101,6 @@ class PreparedCacheWrite(Prepared[CacheWriteTensors]):
         stored = self._slots[self._slots >= 0]
         slots[stored // operation.page_size, stored % operation.page_size] = True
         return Placed(placed.tensor, placed.allocation, writable, placed.before)
-
-
-def _easily_lost(values: torch.Tensor) -> torch.Tensor:
-    """Puts into each head what a copy by way of arithmetic may lose: see `_EASILY_LOST`."""
-    patterns = torch.tensor(_EASILY_LOST[values.dtype]).to(_INTEGERS[values.element_size()])
-    values[..., : len(patterns)] = patterns.view(values.dtype).to(values.device)
-    return values
 
 
 def _scattered_slots(problem: TokenProblem, page_size: int) -> tuple[torch.Tensor, int]:

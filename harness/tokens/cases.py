@@ -97,8 +97,9 @@ _CASES: Mapping[str, tuple[TokenCase, ...]] = {
             ("bf16", "fp16"),
             far=True,
         ),
+        # Eight key heads.
         TokenCase(
-            RotaryEmbedding("llama3.2-1b-far", 4, 1, 64, 64, max_position=_LONGEST_CONTEXT),
+            RotaryEmbedding("llama3.2-1b-far", 16, 8, 64, 64, max_position=_LONGEST_CONTEXT),
             "smoke",
             ("fp32",),
             far=True,
@@ -110,15 +111,15 @@ _CASES: Mapping[str, tuple[TokenCase, ...]] = {
     ),
     MergeStates.operation: (
         TokenCase(MergeStates("llama3-8b", 4, 128), "smoke", _BOTH),
-        TokenCase(MergeStates("phi-2", 3, 80), "default", _BF16),
+        TokenCase(MergeStates("phi-2", 3, 80), "default", ("bf16", "fp16")),
     ),
     Linear.operation: (
-        TokenCase(Linear("llama3-8b-qkv", 512, 192), "smoke", _BOTH),
+        TokenCase(Linear("llama3-8b-qkv", 512, 192), "smoke", DTYPE_NAMES),
         # A bias, and sizes that fill no tile.
         TokenCase(Linear("odd-qkv", 1030, 77, bias=True), "smoke", _BOTH),
     ),
     RmsNorm.operation: (
-        TokenCase(RmsNorm("llama3-8b", 512), "smoke", _BOTH),
+        TokenCase(RmsNorm("llama3-8b", 512), "smoke", DTYPE_NAMES),
         # A size that fills no tile, and another epsilon.
         TokenCase(RmsNorm("odd", 1031, epsilon=1e-5), "smoke", _BF16),
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -10,11 +11,13 @@ from samebits.backends.operations import MergeTensors
 from samebits.backends.problem import Request
 from samebits.backends.token_problem import MergeStates, TokenProblem
 from samebits.harness.batch import poison_value
+from samebits.harness.comparison import same_bits
 from samebits.harness.dataset import Role, values_at
 from samebits.harness.reference import EXPONENTIAL_ERROR_FLOAT32, FLOAT32_ROUNDOFF, FLOAT32_TINY, lost_on_reading
 from samebits.harness.tokens.nonfinite import plant_in_lses
 from samebits.harness.tokens.placement import place
 from samebits.harness.tokens.prepared import Expected, Prepared, all_values, request_values, token_rows
+from samebits.harness.tokens.untouched import plant_easily_lost
 
 # Deviation of the log-sum-exps, so that now one side carries the weight and now both do.
 _LSE_DEVIATION = 4.0
@@ -33,11 +36,11 @@ class PreparedMerge(Prepared[MergeTensors]):
         shape = (operation.num_heads, operation.head_dim)
         lses = [self._all_lses(role) for role in (Role.LSE, Role.OTHER_LSE)]
         outputs = []
-        for role, side_lse in zip((Role.INPUT, Role.OTHER_INPUT), lses, strict=True):
-            values = all_values(problem, role, shape, device, num_rows)
+        dead = [lse.transpose(0, 1) == -math.inf for lse in lses]
+        for role, own, other in zip((Role.INPUT, Role.OTHER_INPUT), dead, dead[::-1], strict=True):
+            values = _planted_where(other, all_values(problem, role, shape, device, num_rows))
             # The output of a side that saw no key may be anything.
-            dead = side_lse.transpose(0, 1).unsqueeze(2) == -math.inf
-            values = values.masked_fill(dead, poison_value(layout.poison))
+            values = values.masked_fill(own.unsqueeze(2), poison_value(layout.poison))
             outputs.append(place(values, problem, second=role is Role.OTHER_INPUT).tensor)
         empty = torch.full((num_rows, *shape), poison_value(layout.poison), dtype=outputs[0].dtype)
         output = place(empty.to(device), problem)
@@ -66,15 +69,37 @@ class PreparedMerge(Prepared[MergeTensors]):
             for request, rows in zip(self._problem.requests, token_rows(self._problem), strict=True)
         }
 
+    def faults(self) -> list[str]:
+        """Whether a side whose other saw no key passed through with the bits that were given."""
+        tensors, tokens = self.tensors, slice(self._problem.num_tokens)
+        sides = {
+            "prefix": (tensors.prefix_output[tokens], tensors.prefix_lse[:, tokens]),
+            "suffix": (tensors.suffix_output[tokens], tensors.suffix_lse[:, tokens]),
+        }
+        faults = []
+        for (name, (output, lse)), (other, (_, other_lse)) in itertools.permutations(sides.items()):
+            alone = (other_lse == -math.inf) & (lse != -math.inf)
+            rows = alone.transpose(0, 1)
+            for what, given, found in (
+                ("output", output[rows], tensors.output[tokens][rows]),
+                ("log-sum-exp", lse[alone], tensors.lse[:, tokens][alone]),
+            ):
+                if not same_bits(given, found):
+                    faults.append(f"run passed on other bits than those of its {name}'s {what} where no {other} key is")
+        return faults
+
     def expected(self, request: Request) -> dict[str, Expected]:
         """Both merged in float64, with the errors of one exponential per side and a few roundings in float32."""
         shape = (self._operation.num_heads, self._operation.head_dim)
         lses = torch.stack([self._lse(request, role) for role in (Role.LSE, Role.OTHER_LSE)])
         wide = lses.to(self._device, torch.float64)
-        outputs = torch.stack(
-            [request_values(self._problem, request, role, shape) for role in (Role.INPUT, Role.OTHER_INPUT)]
-        ).to(self._device, torch.float64)
         dead = wide == -math.inf
+        outputs = torch.stack(
+            [
+                _planted_where(other, request_values(self._problem, request, role, shape).to(self._device))
+                for role, other in zip((Role.INPUT, Role.OTHER_INPUT), dead.flip(0), strict=True)
+            ]
+        ).to(torch.float64)
         # Of a side that saw no key nothing is used, and the other one passes through, whatever its log-sum-exp.
         outputs = outputs.masked_fill(dead.unsqueeze(3), 0.0)
         passes = dead.any(dim=0)
@@ -123,3 +148,13 @@ class PreparedMerge(Prepared[MergeTensors]):
         position = torch.arange(request.context_len, request.seq_len).unsqueeze(1)
         # Every seventh token has no prefix, every fifth no suffix; so some have neither.
         return lse.masked_fill(position % (7 if role is Role.LSE else 5) == 1, -math.inf)
+
+
+def _planted_where(alone: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
+    """Puts bits that arithmetic may not keep into heads that must pass through: those whose other side saw no key.
+
+    Args:
+        alone: bool `[num_rows, num_heads]`.
+        outputs: `[num_rows, num_heads, head_dim]` of one side.
+    """
+    return torch.where(alone.unsqueeze(2), plant_easily_lost(outputs.clone()), outputs)

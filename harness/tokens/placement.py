@@ -9,6 +9,7 @@ import torch
 from samebits.backends.problem import Strides
 from samebits.backends.token_problem import TokenProblem
 from samebits.harness.batch import poison_value
+from samebits.harness.comparison import same_bits
 from samebits.harness.strides import span, strides_of
 
 # Elements before and behind a tensor: whole vectors, so that alignment stays.
@@ -34,7 +35,7 @@ class Placed:
     def intact(self) -> bool:
         """Whether nothing changed outside of what may be written."""
         kept = ~self.writable
-        return torch.equal(_bits(self.allocation)[kept], _bits(self.before)[kept])
+        return same_bits(self.allocation[kept], self.before[kept])
 
 
 def place(values: torch.Tensor, problem: TokenProblem, *, second: bool = False, contiguous: bool = False) -> Placed:
@@ -64,7 +65,3 @@ def place(values: torch.Tensor, problem: TokenProblem, *, second: bool = False, 
     writable = torch.zeros(allocation.shape, dtype=torch.bool, device=values.device)
     view_of(writable).fill_(True)
     return Placed(view_of(allocation), allocation, writable, allocation.clone())
-
-
-def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.view(torch.int32 if tensor.element_size() == 4 else torch.int16)

@@ -10,14 +10,16 @@ from samebits.backends.contract import DTYPES
 from samebits.backends.operations import RotaryTensors
 from samebits.backends.problem import Request
 from samebits.backends.token_problem import RotaryEmbedding, TokenProblem
+from samebits.harness.comparison import same_bits
 from samebits.harness.dataset import Role
 from samebits.harness.reference import FLOAT32_ROUNDOFF, FLOAT32_TINY, lost_on_reading
 from samebits.harness.tokens.placement import place
 from samebits.harness.tokens.prepared import Expected, Prepared, all_values, request_values, token_rows
+from samebits.harness.tokens.untouched import plant_easily_lost
 
-# The first is that of Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", 2021, section 3.2.2,
-# the second that of Llama 3. The seed decides, so that another layer has another; some models have two in their layers.
-_BASES = (10000.0, 500000.0)
+# Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", 2021, section 3.2.2. Every seed has a
+# multiple of its own, so that another layer has another, as in models that have two in their layers.
+_BASE = 10000.0
 
 
 class PreparedRotary(Prepared[RotaryTensors]):
@@ -29,7 +31,7 @@ class PreparedRotary(Prepared[RotaryTensors]):
         num_rows = problem.num_tokens + layout.padding_tokens
         query, key = (
             place(
-                all_values(problem, role, (heads, operation.head_dim), device, num_rows),
+                self._with_tails(all_values(problem, role, (heads, operation.head_dim), device, num_rows)),
                 problem,
                 second=role is Role.OTHER_INPUT,
             )
@@ -43,7 +45,7 @@ class PreparedRotary(Prepared[RotaryTensors]):
             operation.rotary_dim,
             operation.cache_dtype or problem.dtype,
             device,
-            _BASES[problem.seed % len(_BASES)],
+            _BASE * (1 + problem.seed),
         )
         self.tensors = RotaryTensors(
             query=query.tensor,
@@ -54,6 +56,7 @@ class PreparedRotary(Prepared[RotaryTensors]):
         )
         self.read = {"positions": self.tensors.positions}
         self.written = {"query": query, "key": key}
+        self._tails_before = {name: tail.clone() for name, tail in self._tails().items()}
 
     def results(self) -> dict[int, dict[str, torch.Tensor]]:
         """The rotated queries and keys of each request."""
@@ -63,11 +66,16 @@ class PreparedRotary(Prepared[RotaryTensors]):
         }
 
     def faults(self) -> list[str]:
-        """Whether the cache is what it was."""
+        """Whether the cache and the elements that are not rotated have the bits they had."""
         cache = self.tensors.cos_sin_cache
         # As integers: torch compares those several times as fast.
         bits = torch.int32 if cache.element_size() == 4 else torch.int16
-        return [] if torch.equal(cache.view(bits), self._cache.view(bits)) else ["run changed its cos_sin_cache"]
+        faults = [] if torch.equal(cache.view(bits), self._cache.view(bits)) else ["run changed its cos_sin_cache"]
+        return faults + [
+            f"run changed bits of its {name} behind rotary_dim {self._operation.rotary_dim}"
+            for name, tail in self._tails().items()
+            if not same_bits(tail, self._tails_before[name])
+        ]
 
     def expected(self, request: Request) -> dict[str, Expected]:
         """Both rotated in float64, by the cosines and sines of the cache as they are."""
@@ -77,7 +85,9 @@ class PreparedRotary(Prepared[RotaryTensors]):
         if operation.inverse:
             sines = -sines
         inputs = {
-            name: request_values(self._problem, request, role, (heads, operation.head_dim)).to(self._device)
+            name: self._with_tails(request_values(self._problem, request, role, (heads, operation.head_dim))).to(
+                self._device
+            )
             for name, role, heads in (
                 ("query", Role.INPUT, operation.num_heads),
                 ("key", Role.OTHER_INPUT, operation.num_kv_heads),
@@ -85,10 +95,20 @@ class PreparedRotary(Prepared[RotaryTensors]):
         }
         return {name: _rotated(values, cosines, sines, operation) for name, values in inputs.items()}
 
+    def _with_tails(self, heads: torch.Tensor) -> torch.Tensor:
+        """Puts into each head, behind what is rotated, bits that arithmetic may not keep."""
+        plant_easily_lost(heads[..., self._operation.rotary_dim :])
+        return heads
+
+    def _tails(self) -> dict[str, torch.Tensor]:
+        """What of the requests' queries and keys is not rotated; padding rows are nobody's."""
+        tokens, tail = slice(self._problem.num_tokens), slice(self._operation.rotary_dim, None)
+        return {"query": self.tensors.query[tokens, :, tail], "key": self.tensors.key[tokens, :, tail]}
+
 
 @functools.lru_cache(maxsize=16)
 def cos_sin_cache(
-    max_position: int, rotary_dim: int, dtype: str, device: torch.device, base: float = _BASES[0]
+    max_position: int, rotary_dim: int, dtype: str, device: torch.device, base: float = _BASE
 ) -> torch.Tensor:
     """Cosines, then sines, of every position: `[max_position, rotary_dim]` in a dtype. It is shared: not to be written.
 

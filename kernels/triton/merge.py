@@ -61,15 +61,16 @@ def merge_states_kernel(
     right_lse = tl.load(suffix_lse + head * stride_suffix_lse_head + token, mask=exists, other=0.0)
     left_rows = token * stride_prefix_token + head * stride_prefix_head
     right_rows = token * stride_suffix_token + head * stride_suffix_head
-    left = tl.load(prefix_output + left_rows[:, None] + column, mask=stored, other=0.0).to(tl.float32)
-    right = tl.load(suffix_output + right_rows[:, None] + column, mask=stored, other=0.0).to(tl.float32)
+    left_given = tl.load(prefix_output + left_rows[:, None] + column, mask=stored, other=0.0)
+    right_given = tl.load(suffix_output + right_rows[:, None] + column, mask=stored, other=0.0)
 
     left_empty = left_lse == float("-inf")
     right_empty = right_lse == float("-inf")
     neither = left_empty & right_empty
     # Chosen, not multiplied by a weight of 0: 0 * NaN is not 0.
-    left = tl.where(left_empty[:, None], 0.0, left)
-    right = tl.where(right_empty[:, None], 0.0, right)
+    left_given = tl.where(left_empty[:, None], 0.0, left_given)
+    right_given = tl.where(right_empty[:, None], 0.0, right_given)
+    left, right = left_given.to(tl.float32), right_given.to(tl.float32)
     larger = tl.maximum(left_lse, right_lse)
     # Nothing is chosen from where neither side saw a key; this only spares the interpreter's warnings of NaN.
     subtracted = tl.where(neither, 0.0, larger)
@@ -79,9 +80,11 @@ def merge_states_kernel(
     merged = tl.math.div_rn(left * left_weight[:, None] + right * right_weight[:, None], total[:, None])
     merged_lse = larger + tl.log(total)
 
-    # One side alone passes bit by bit: -0.0 + 0.0 is not -0.0.
-    merged = tl.where(right_empty[:, None], left, tl.where(left_empty[:, None], right, merged))
+    # One side alone passes bit by bit, as it was given: -0.0 + 0.0 is not -0.0, and float32 makes a quiet NaN of one
+    # that signals.
+    merged = merged.to(output.dtype.element_ty)
+    merged = tl.where(right_empty[:, None], left_given, tl.where(left_empty[:, None], right_given, merged))
     merged_lse = tl.where(right_empty, left_lse, tl.where(left_empty, right_lse, merged_lse))
     output_rows = token * stride_output_token + head * stride_output_head
-    tl.store(output + output_rows[:, None] + column, merged.to(output.dtype.element_ty), mask=stored)
+    tl.store(output + output_rows[:, None] + column, merged, mask=stored)
     tl.store(lse + head * stride_lse_head + token, merged_lse, mask=exists)
