@@ -10,6 +10,4 @@ import pytest
 def pytest_configure() -> None:
     """Says in one sentence why nothing can run in a checkout that was never installed."""
     if importlib.util.find_spec("samebits") is None:
-        raise pytest.UsageError(
-            "samebits is not installed, so pytest knows none of its options; run `pip install -e .`"
-        )
+        raise pytest.UsageError("samebits is not installed, so pytest lacks its options; run `pip install -e .`")

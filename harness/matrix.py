@@ -120,6 +120,12 @@ class Selection:
         """The dtypes that a case is run in."""
         return self.dtypes or (DTYPE_NAMES if self.tier == "nightly" else case.dtypes)
 
+    def spared_dtypes_of(self, implementation: Subject, case: AnyCase) -> tuple[str, ...]:
+        """As `dtypes_of`, but where a costly implementation is left to the tier and has `bf16`, that alone."""
+        dtypes = self.dtypes_of(case)
+        spared = implementation.costly and self.tier == "default" and not self.dtypes and "bf16" in dtypes
+        return ("bf16",) if spared else dtypes
+
 
 @dataclass(frozen=True)
 class Cell:

@@ -65,8 +65,8 @@ def batch_invariance_cells(selection: Selection) -> Iterator[Cell]:
     yield from token_controls(suite, _OTHER_OPERATIONS, TOKEN_RELATIONS.values(), selection.seed)
     for implementation in selection.attention:
         for case in selection.cases_of(implementation):
-            for dtype in selection.dtypes_of(case):
-                left_out = case.tier == "default" and implementation.costly
+            for dtype in selection.spared_dtypes_of(implementation, case):
+                left_out = implementation.costly and (case.tier == "default" or dtype != "bf16")
                 tier = "nightly" if left_out or dtype not in case.dtypes else case.tier
                 for relation in RELATIONS.values():
                     cell = Cell(suite, implementation, relation, case, dtype, tier, selection.seed)
@@ -110,8 +110,8 @@ def semantics_cells(selection: Selection) -> Iterator[Cell]:
         tier = "smoke" if spared and selection.tier == "default" else selection.tier
         for meaning in MEANINGS.values():
             for case in semantic_cases(meaning, tier):
-                for dtype in selection.dtypes_of(case):
-                    left_out = case.tier == "default" and spared
+                for dtype in selection.spared_dtypes_of(implementation, case):
+                    left_out = (spared and case.tier == "default") or (implementation.costly and dtype != "bf16")
                     smallest = "nightly" if left_out or dtype not in case.dtypes else case.tier
                     yield Cell(suite, implementation, meaning.check, case, dtype, smallest, selection.seed)
 
