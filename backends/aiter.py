@@ -202,7 +202,7 @@ class UnifiedAttention(Implementation[UnifiedPlan]):
                 causal=metadata.causal,
                 window_size=config.window_sides or _NO_WINDOW,
                 block_table=metadata.block_table,
-                softcap=0.0 if config.softcap is None else config.softcap,
+                softcap=config.softcap or 0.0,
                 q_descale=None,
                 k_descale=None,
                 v_descale=None,
@@ -290,9 +290,7 @@ class FlashAttentionWithKVCache(Implementation[KVCachePlan]):
         self.require(config)
         refuse_encoder_tokens(self.label, config, metadata)
         query_start_loc = metadata.query_start_loc.tolist()
-        causal_of = [metadata.causal] * metadata.num_requests
-        if metadata.causal_requests is not None:
-            causal_of = metadata.causal_requests.tolist()
+        causal_of = metadata.causal_of_requests().tolist()
         requests_of: dict[tuple[int, bool], list[int]] = {}
         for request, (first, last) in enumerate(itertools.pairwise(query_start_loc)):
             if last > first:

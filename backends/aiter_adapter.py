@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.metadata
 import importlib.util
 import inspect
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -22,8 +20,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from samebits.backends.libraries import TESTED_VERSIONS, LibraryFile, LibraryMissing, find
+from samebits.backends.libraries import TESTED_VERSIONS, LibraryFile, LibraryMissing, find, installed, installed_version
 from samebits.backends.platform import accelerator, summary_of
+from samebits.backends.private_package import private_package
 from samebits.backends.subject import Availability
 from samebits.backends.target import Target, supposed_target
 
@@ -92,7 +91,7 @@ def reach(entry_point: EntryPoint) -> Reached:
 
 @functools.cache
 def _reach(entry_point: EntryPoint, target: Target | None) -> Reached:
-    version = _installed_version()
+    version = installed_version(DISTRIBUTION)
     bundled = None if version else _bundled_package(entry_point)
     if bundled is not None:
         version = bundled.version
@@ -134,14 +133,6 @@ def _unreachable(*args: object, **kwargs: object) -> None:
     raise Unreachable("AITER was called though its probe said that it is unavailable")
 
 
-def _installed_version() -> str:
-    """Version of the installed distribution; empty where there is none or its metadata is damaged."""
-    try:
-        return importlib.metadata.version(DISTRIBUTION) or ""
-    except Exception:
-        return ""
-
-
 def _bundled_package(entry_point: EntryPoint) -> LibraryFile | None:
     """The package in a bundle that has an entry point's module; None where there is none."""
     relative = entry_point.module.replace(".", "/") + ".py"
@@ -159,7 +150,7 @@ def _import(entry_point: EntryPoint, version: str, bundled: LibraryFile | None) 
     if bundled is not None and not as_installed:
         locations: Sequence[str] = [str(bundled.path)]
     else:
-        locations = _find_package(entry_point, _installed_version())
+        locations = _find_package(entry_point, "" if bundled else version)
     if not as_installed and version != TESTED_VERSION:
         raise Unreachable(
             f"{DISTRIBUTION} {version or 'of unknown version'} was never tested with the adapter that runs it without "
@@ -219,11 +210,11 @@ def _find_package(entry_point: EntryPoint, version: str) -> Sequence[str]:
 
 def _is_installed_here(locations: Sequence[str]) -> bool:
     """Whether a package lies where the distribution put its own."""
-    try:
-        installed = Path(str(importlib.metadata.distribution(DISTRIBUTION).locate_file(PACKAGE))).resolve()
-    except Exception:
+    distribution = installed(DISTRIBUTION)
+    if distribution is None:
         return False
-    return installed in (Path(folder).resolve() for folder in locations)
+    own = Path(str(distribution.locate_file(PACKAGE))).resolve()
+    return own in (Path(folder).resolve() for folder in locations)
 
 
 def _checked_function(module: ModuleType, entry_point: EntryPoint) -> Callable[..., Any]:
@@ -246,23 +237,9 @@ def _checked_function(module: ModuleType, entry_point: EntryPoint) -> Callable[.
     return function  # type: ignore[no-any-return]
 
 
-@contextmanager
-def _private_package(locations: Sequence[str]) -> Iterator[None]:
-    """Lets `aiter` be a bare namespace over some folders, and puts back whatever had that name before."""
-
-    def named() -> list[str]:
-        return [name for name in sys.modules if name == PACKAGE or name.startswith(f"{PACKAGE}.")]
-
-    displaced = {name: sys.modules.pop(name) for name in named()}
-    package = ModuleType(PACKAGE)
-    package.__path__ = list(locations)
-    sys.modules[PACKAGE] = package
-    try:
-        yield
-    finally:
-        for name in named():
-            del sys.modules[name]
-        sys.modules.update(displaced)
+def _private_package(locations: Sequence[str]) -> AbstractContextManager[None]:
+    """Lets `aiter` be a bare namespace over some folders."""
+    return private_package(PACKAGE, {PACKAGE: {"__path__": list(locations)}})
 
 
 @contextmanager

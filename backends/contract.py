@@ -159,6 +159,12 @@ class AttentionMetadata:
             return torch.zeros_like(self.seq_lens)
         return self.encoder_seq_lens
 
+    def causal_of_requests(self) -> torch.Tensor:
+        """Whether each request is causal, under any mask: bool `[num_requests]`."""
+        if self.causal_requests is not None:
+            return self.causal_requests
+        return torch.full_like(self.seq_lens, self.causal, dtype=torch.bool)
+
 
 class Implementation(Subject, Generic[PlanT]):
     """Attention by one concrete kernel library behind a backend.

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
-import importlib.metadata
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from samebits.backends.contract import (
@@ -20,7 +16,7 @@ from samebits.backends.contract import (
     Implementation,
     Tiling,
 )
-from samebits.backends.cpu_operations import operations
+from samebits.backends.cpu_operations import Bundled, operations
 from samebits.backends.gathered import (
     GatheredRequest,
     additive_mask,
@@ -41,7 +37,7 @@ from samebits.kernels.cpu.attention import (
     paged_attention,
     schedule_batch,
 )
-from samebits.kernels.cpu.build import SOURCE_DIRECTORY, BuildError, load_library
+from samebits.kernels.cpu.build import SOURCE_DIRECTORY
 from samebits.kernels.cpu.lasting_schedule import lasting_schedule, refill_schedule
 
 # Two chunks are crossed by a few hundred keys; a chunk's partial sums are 1/32 of the bf16 keys and values it reads.
@@ -51,7 +47,7 @@ DEFAULT_CHUNK_SIZE = 128
 SHARED_BY = 4
 
 
-class BundledAttention(Implementation[Schedule]):
+class BundledAttention(Bundled, Implementation[Schedule]):
     """Samebits' own C++ kernel, compiled on first use.
 
     Args:
@@ -60,9 +56,7 @@ class BundledAttention(Implementation[Schedule]):
         shared_by: threads that a batch is planned for at least. It changes no bit.
     """
 
-    backend = "CPU"
     platforms = ("cpu",)
-    name = "bundled"
     claims = Claims(
         batch_invariant=True,
         schedule_invariant=True,
@@ -91,21 +85,12 @@ class BundledAttention(Implementation[Schedule]):
         source_directory: Path = SOURCE_DIRECTORY,
         shared_by: int = SHARED_BY,
     ) -> None:
+        super().__init__(source_directory)
         self._chunk_size = chunk_size
         self._shared_by = shared_by
-        self._source_directory = source_directory
-        self._library: ctypes.CDLL | None = None
         self.variant = "" if chunk_size == DEFAULT_CHUNK_SIZE else f"chunk_size={chunk_size}"
         self.tiling = Tiling(query_tile=ROW_TILE, kv_tile=LANES, kv_split=chunk_size)
         self.configuration = {"chunk_size": str(chunk_size), "lanes": str(LANES), "accumulator": "fp32"}
-
-    def probe(self) -> Availability:
-        """Compiles the kernel, unless this machine has done so before, and loads it."""
-        try:
-            self._loaded_library()
-        except BuildError as error:
-            return Availability(reason=str(error))
-        return Availability(version=importlib.metadata.version("samebits"))
 
     def plan(self, config: AttentionConfig, metadata: AttentionMetadata) -> Schedule:
         """Divides the batch into tasks and allocates scratch for the long ones."""
@@ -143,18 +128,17 @@ class BundledAttention(Implementation[Schedule]):
         return max(self._shared_by, torch.get_num_threads())
 
     def _schedule(self, parameters: AttentionParameters, mask: Mask, metadata: AttentionMetadata) -> Schedule:
-        query_start_loc, kv_starts, kv_lens = (
+        query_start_loc, kv_starts, kv_lens, causal = (
             tensor.to(device="cpu", dtype=torch.int64).numpy()
-            for tensor in (metadata.query_start_loc, metadata.kv_starts(mask), metadata.kv_lens(mask))
+            for tensor in (
+                metadata.query_start_loc,
+                metadata.kv_starts(mask),
+                metadata.kv_lens(mask),
+                metadata.causal_of_requests(),
+            )
         )
         return schedule_batch(
-            parameters,
-            metadata.block_table,
-            query_start_loc,
-            kv_starts,
-            kv_lens,
-            _causal_requests(metadata),
-            self._num_threads(),
+            parameters, metadata.block_table, query_start_loc, kv_starts, kv_lens, causal, self._num_threads()
         )
 
     def run(
@@ -167,12 +151,7 @@ class BundledAttention(Implementation[Schedule]):
         lse: torch.Tensor | None,
     ) -> None:
         """Launches the kernel on torch's number of threads."""
-        paged_attention(self._loaded_library(), plan, query, key_cache, value_cache, output, lse)
-
-    def _loaded_library(self) -> ctypes.CDLL:
-        if self._library is None:
-            self._library = load_library(self._source_directory)
-        return self._library
+        paged_attention(self._library(), plan, query, key_cache, value_cache, output, lse)
 
 
 @dataclass(frozen=True)
@@ -251,13 +230,6 @@ class SdpaAttention(Implementation[SdpaPlan]):
 def implementations() -> list[Subject]:
     """What the CPU backend offers."""
     return [BundledAttention(), SdpaAttention(), *vllm_cpu_attention(), *operations()]
-
-
-def _causal_requests(metadata: AttentionMetadata) -> npt.NDArray[np.int64]:
-    """1 for each request that is causal, else 0."""
-    if metadata.causal_requests is None:
-        return np.full(metadata.num_requests, int(metadata.causal), dtype=np.int64)
-    return metadata.causal_requests.to(device="cpu", dtype=torch.int64).numpy()
 
 
 def _log_sum_exp(

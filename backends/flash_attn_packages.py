@@ -9,22 +9,18 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.metadata
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from samebits.backends.contract import Availability, Claims, Tiling
-from samebits.backends.flash_limits import head_dim_supported, page_size_supported
-from samebits.backends.libraries import TESTED_VERSIONS
-from samebits.backends.paged_flash import PagedFlashWithSinks, PagedPlan, nvidia_reason
-from samebits.backends.platform import import_or_reason
-from samebits.backends.problem import Mask
+from samebits.backends.libraries import TESTED_VERSIONS, installed_version
+from samebits.backends.paged_flash import PagedFlashWithSinks, PagedPlan
+from samebits.backends.platform import import_or_reason, nvidia_reason
 from samebits.backends.subject import Subject
-from samebits.backends.support import Support
 from samebits.backends.variable_length import VariableLengthCall, VariableLengthFlash, VariableLengthPlan
 
 
@@ -47,17 +43,20 @@ class PackagedFunction:
     @property
     def version(self) -> str:
         """Of the installed distribution; empty where there is none."""
-        try:
-            return importlib.metadata.version(self.distribution)
-        except importlib.metadata.PackageNotFoundError:
-            return ""
+        return installed_version(self.distribution)
 
     def missing(self) -> str:
         """Why it cannot be here, told without importing anything; empty where it may be."""
         return "" if self.version else f"{self.distribution} is not installed; pip install {self.distribution}"
 
-    def availability(self) -> Availability:
-        """Imports the function and looks at its parameters."""
+    def availability(self, absence: str) -> Availability:
+        """Imports the function where nothing speaks against it, and looks at its parameters.
+
+        Args:
+            absence: why it need not be tried; empty where it must be.
+        """
+        if absence:
+            return Availability(reason=absence)
         module, reason = import_or_reason(self.module)
         if module is None:
             return Availability(reason=reason)
@@ -117,13 +116,7 @@ class FlashAttnPackage(VariableLengthFlash):
     """`flash_attn.flash_attn_varlen_func` over gathered pages: its own pages must hold a multiple of 256 tokens."""
 
     name = "flash-attn"
-    support = Support(
-        dtypes=("bf16", "fp16"),
-        masks=tuple(Mask),
-        head_dims=head_dim_supported,
-        encoder_offset=True,
-        lse=True,
-    )
+    support = replace(VariableLengthFlash.support, softcap=True)
     known_gaps = ()
 
     def __init__(self) -> None:
@@ -132,12 +125,11 @@ class FlashAttnPackage(VariableLengthFlash):
 
     def absence(self) -> str:
         """Asks the platform, then for the distribution."""
-        return nvidia_reason("flash-attn", (8, 0), None) or _FLASH_ATTN.missing()
+        return nvidia_reason("flash-attn", (8, 0)) or _FLASH_ATTN.missing()
 
     def probe(self) -> Availability:
         """Imports the function."""
-        reason = self.absence()
-        return Availability(reason=reason) if reason else _FLASH_ATTN.availability()
+        return _FLASH_ATTN.availability(self.absence())
 
     def _attend(
         self,
@@ -170,14 +162,6 @@ class FlashAttention4(PagedFlashWithSinks):
     """`flash_attn.cute.flash_attn_varlen_func` over the paged cache."""
 
     name = "fa4"
-    support = Support(
-        dtypes=("bf16", "fp16"),
-        masks=(Mask.CAUSAL, Mask.NON_CAUSAL, Mask.SLIDING_WINDOW, Mask.CROSS),
-        head_dims=head_dim_supported,
-        page_sizes=page_size_supported,
-        lse=True,
-        sinks=True,
-    )
     tiling = Tiling(query_tile=128, kv_tile=128, kv_split=512)
 
     def __init__(self) -> None:
@@ -193,12 +177,11 @@ class FlashAttention4(PagedFlashWithSinks):
 
     def absence(self) -> str:
         """Asks the platform, then for the distribution."""
-        return nvidia_reason("FlashAttention 4", (9, 0), None) or _FA4.missing()
+        return nvidia_reason("FlashAttention 4", (9, 0)) or _FA4.missing()
 
     def probe(self) -> Availability:
         """Imports the function; its first call compiles."""
-        reason = self.absence()
-        return Availability(reason=reason) if reason else _FA4.availability()
+        return _FA4.availability(self.absence())
 
     def _attend(
         self,

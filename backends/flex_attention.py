@@ -156,10 +156,6 @@ class FlexAttention(Implementation["FlexPlan"]):
             )
         )
         query_lens = query_start_loc.diff()
-        if metadata.causal_requests is None:
-            causal = torch.full((metadata.num_requests,), metadata.causal)
-        else:
-            causal = metadata.causal_requests.cpu()
         return plan_batch(
             Layer(
                 num_heads=config.num_heads,
@@ -173,7 +169,7 @@ class FlexAttention(Implementation["FlexPlan"]):
                 device=config.device,
             ),
             Sequences(query_lens, seq_lens - query_lens, first_slots, num_keys),
-            Visibility(causal, config.window),
+            Visibility(metadata.causal_of_requests().cpu(), config.window),
             metadata.block_table.cpu(),
             self._tile_shape(config),
             capacity,

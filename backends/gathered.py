@@ -84,13 +84,12 @@ def gathered_requests(config: AttentionConfig, metadata: AttentionMetadata) -> t
         config: gives mask, window and page size.
         metadata: of the batch.
     """
-    causal = metadata.causal_requests
     per_request = zip(
         itertools.pairwise(metadata.query_start_loc.tolist()),
         metadata.block_table,
         metadata.kv_starts(config.mask).tolist(),
         metadata.kv_lens(config.mask).tolist(),
-        [metadata.causal] * metadata.num_requests if causal is None else causal.tolist(),
+        metadata.causal_of_requests().tolist(),
         strict=True,
     )
     return tuple(

@@ -131,13 +131,12 @@ def find(distribution: str, relative: str) -> LibraryFile:
     Raises:
         LibraryMissing: there is no such file, or it was built for another torch.
     """
-    installed = _installed(distribution)
-    if installed is not None:
-        path = Path(str(installed.locate_file(relative)))
-        version = installed.version or ""
+    found = installed(distribution)
+    if found is not None:
+        path = Path(str(found.locate_file(relative)))
         if not path.is_file():
-            raise LibraryMissing(f"{distribution} {version} is installed without {relative}")
-        return LibraryFile(path, version)
+            raise LibraryMissing(f"{distribution} {found.version} is installed without {relative}")
+        return LibraryFile(path, found.version)
     libraries = [library for library in _bundled if library.name == distribution]
     if not libraries:
         raise LibraryMissing(
@@ -154,6 +153,21 @@ def find(distribution: str, relative: str) -> LibraryFile:
             f"and this is {torch.__version__}"
         )
     return LibraryFile(path, library.version)
+
+
+def installed(distribution: str) -> importlib.metadata.Distribution | None:
+    """The installed distribution; None where there is none or its metadata is damaged."""
+    try:
+        found = importlib.metadata.distribution(distribution)
+        return found if found.version else None
+    except Exception:
+        return None
+
+
+def installed_version(distribution: str) -> str:
+    """Version of the installed distribution; empty where there is none or its metadata is damaged."""
+    found = installed(distribution)
+    return found.version if found else ""
 
 
 def _library(entry: Mapping[str, Any], folder: Path) -> BundledLibrary:
@@ -184,15 +198,6 @@ def _compare(path: Path, expected: str) -> None:
         raise UnusableBundle(
             f"{path} has sha256 {found[:12]}..., and the bundle's manifest says {expected[:12]}...; unpack it again"
         )
-
-
-def _installed(distribution: str) -> importlib.metadata.Distribution | None:
-    """The installed distribution; None where there is none or its metadata is damaged."""
-    try:
-        found = importlib.metadata.distribution(distribution)
-        return found if found.version else None
-    except Exception:
-        return None
 
 
 def _fits(required: str) -> bool:

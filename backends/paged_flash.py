@@ -9,8 +9,9 @@ import torch
 
 from samebits.backends.contract import AttentionConfig, AttentionMetadata, Implementation
 from samebits.backends.encoder_tokens import refuse_encoder_lengths, refuse_encoder_tokens
-from samebits.backends.platform import accelerator
+from samebits.backends.flash_limits import head_dim_supported, page_size_supported
 from samebits.backends.problem import Problem
+from samebits.backends.support import Support
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class PagedFlash(Implementation[PagedPlan]):
     """
 
     backend = "FLASH_ATTN"
+    support = Support(dtypes=("bf16", "fp16"), head_dims=head_dim_supported, page_sizes=page_size_supported, lse=True)
 
     def __init__(self, num_splits: int) -> None:
         self.num_splits = num_splits
@@ -119,6 +121,7 @@ class PagedFlashWithSinks(PagedFlash):
         most_heads_with_sinks: more cannot have sinks; None for any number.
     """
 
+    support = replace(PagedFlash.support, sinks=True)
     most_heads_with_sinks: int | None = None
 
     def reasons(self, problem: Problem) -> list[str]:
@@ -144,21 +147,3 @@ class PagedFlashWithSinks(PagedFlash):
         if most is not None and num_heads > most:
             found.append(f"sinks of {num_heads} heads are not supported, only of {most} or fewer")
         return found
-
-
-def nvidia_reason(library: str, least: tuple[int, int], most: tuple[int, int] | None) -> str:
-    """Why this machine's accelerator cannot run a library, as one sentence; empty where it can.
-
-    Args:
-        library: what it is called.
-        least: compute capability that it needs at least.
-        most: the last one that it runs on; None for any.
-    """
-    platform = accelerator()
-    if platform.kind != "cuda":
-        return f"{library} runs on NVIDIA GPUs, and this machine computes on {platform.kind}"
-    found = torch.cuda.get_device_capability()
-    if found < least or (most is not None and found > most):
-        needed = f"{least[0]}.x" if most is not None else f"{'.'.join(map(str, least))} or newer"
-        return f"{library} needs compute capability {needed}, and this GPU has {'.'.join(map(str, found))}"
-    return ""

@@ -49,6 +49,32 @@ def multiprocessors(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
+def nvidia_reason(library: str, least: tuple[int, int], most: tuple[int, int] | None = None) -> str:
+    """Why this machine's accelerator cannot run a library for NVIDIA GPUs, as one sentence; empty where it can.
+
+    The arguments are those of `capability_reason`.
+    """
+    kind = accelerator().kind
+    if kind != "cuda":
+        return f"{library} runs on NVIDIA GPUs, and this machine computes on {kind}"
+    return capability_reason(library, least, most)
+
+
+def capability_reason(library: str, least: tuple[int, int], most: tuple[int, int] | None = None) -> str:
+    """Why this machine's NVIDIA GPU cannot run a library, as one sentence; empty where it can.
+
+    Args:
+        library: what it is called.
+        least: compute capability that it needs at least.
+        most: the last one that it runs on; None for any.
+    """
+    found = torch.cuda.get_device_capability()
+    if found < least or (most is not None and found > most):
+        needed = f"{least[0]}.x" if most is not None else f"{'.'.join(map(str, least))} or newer"
+        return f"{library} needs compute capability {needed}, and this GPU has {'.'.join(map(str, found))}"
+    return ""
+
+
 @functools.cache
 def _present_accelerator() -> Platform:
     if torch.cuda.is_available():

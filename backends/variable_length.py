@@ -24,7 +24,7 @@ from samebits.backends.contract import (
 from samebits.backends.flash_limits import head_dim_supported
 from samebits.backends.gathered import GatheredRequest, gather_slots, gathered_requests
 from samebits.backends.persistent_copy import copy_to_persistent
-from samebits.backends.platform import accelerator
+from samebits.backends.platform import accelerator, capability_reason
 from samebits.backends.problem import Mask
 from samebits.backends.subject import GraphSupport, PaddingRows
 from samebits.backends.support import Support
@@ -210,17 +210,12 @@ class VariableLengthFlash(Implementation[VariableLengthPlan]):
         """Asks torch for the accelerator and for the operator that `run` calls."""
         if not hasattr(torch.ops.aten, "_flash_attention_forward"):
             return Availability(reason="this torch has no aten::_flash_attention_forward")
-        if self.absence():
-            return Availability(reason=self.absence())
-        if not torch.backends.cuda.is_flash_attention_available():
-            return Availability(reason="this torch was built without flash attention")
-        if accelerator().kind == "cuda":
-            capability = torch.cuda.get_device_capability()
-            if capability < _LEAST_CAPABILITY:
-                least, found = (".".join(map(str, version)) for version in (_LEAST_CAPABILITY, capability))
-                reason = f"torch's flash attention needs compute capability {least} or newer, and this GPU has {found}"
-                return Availability(reason=reason)
-        return Availability(version=torch.__version__, device="cuda")
+        reason = self.absence()
+        if not reason and not torch.backends.cuda.is_flash_attention_available():
+            reason = "this torch was built without flash attention"
+        if not reason and accelerator().kind == "cuda":
+            reason = capability_reason("torch's flash attention", _LEAST_CAPABILITY)
+        return Availability(reason=reason) if reason else Availability(version=torch.__version__, device="cuda")
 
     def plan(self, config: AttentionConfig, metadata: AttentionMetadata) -> VariableLengthPlan:
         """Lays out the gathered keys of the whole batch: in one call, or in two where only some requests are causal."""

@@ -17,12 +17,10 @@ import torch
 
 from samebits.backends.compiled_library import CompiledLibrary
 from samebits.backends.contract import AttentionConfig, AttentionMetadata, Availability, Claims, KnownGap, Tiling
-from samebits.backends.flash_limits import head_dim_supported, page_size_supported
 from samebits.backends.libraries import TESTED_VERSIONS
-from samebits.backends.paged_flash import PagedFlash, PagedFlashWithSinks, PagedPlan, nvidia_reason
-from samebits.backends.problem import Mask
+from samebits.backends.paged_flash import PagedFlash, PagedFlashWithSinks, PagedPlan
+from samebits.backends.platform import nvidia_reason
 from samebits.backends.subject import GraphSupport
-from samebits.backends.support import Support
 
 _FA2 = CompiledLibrary(
     distribution="vllm",
@@ -107,7 +105,6 @@ _DECLARED = (
     "_cudagraph_support in FlashAttentionMetadataBuilder"
 )
 _NO_WINDOW = (-1, -1)
-_MASKS = (Mask.CAUSAL, Mask.NON_CAUSAL, Mask.SLIDING_WINDOW, Mask.CROSS)
 
 
 def _claims(num_splits: int, cuda_graph: GraphSupport) -> Claims:
@@ -118,9 +115,6 @@ class VllmFlashAttention2(PagedFlash):
     """vLLM's build of FlashAttention 2."""
 
     name = "vllm-fa2"
-    support = Support(
-        dtypes=("bf16", "fp16"), masks=_MASKS, head_dims=head_dim_supported, page_sizes=page_size_supported, lse=True
-    )
     # Of the kernel for paged caches at head_dim 128: 64 rows by 128 keys.
     tiling = Tiling(query_tile=64, kv_tile=128, kv_split=256)
 
@@ -130,7 +124,7 @@ class VllmFlashAttention2(PagedFlash):
 
     def absence(self) -> str:
         """Asks the platform, then for the file."""
-        return nvidia_reason("vLLM's FlashAttention 2", (8, 0), None) or _FA2.missing()
+        return nvidia_reason("vLLM's FlashAttention 2", (8, 0)) or _FA2.missing()
 
     def probe(self) -> Availability:
         """Asks the platform, then loads the file and looks at the operator that `run` calls."""
@@ -224,14 +218,6 @@ class VllmFlashAttention3(PagedFlashWithSinks):
     """vLLM's build of FlashAttention 3, for Hopper."""
 
     name = "vllm-fa3"
-    support = Support(
-        dtypes=("bf16", "fp16"),
-        masks=_MASKS,
-        head_dims=head_dim_supported,
-        page_sizes=page_size_supported,
-        lse=True,
-        sinks=True,
-    )
     # 128 rows by 128 to 176 keys; it splits from five such tiles on.
     tiling = Tiling(query_tile=128, kv_tile=128, kv_split=512)
     # "We only support query heads <= 64 with S aux", says the library.

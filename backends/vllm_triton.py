@@ -22,8 +22,8 @@ import importlib
 import importlib.util
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -45,9 +45,11 @@ from samebits.backends.encoder_tokens import refuse_encoder_lengths, refuse_enco
 from samebits.backends.flash_limits import page_size_supported
 from samebits.backends.libraries import TESTED_VERSIONS, LibraryFile, LibraryMissing, find
 from samebits.backends.platform import accelerator, summary_of
+from samebits.backends.private_package import private_package
 from samebits.backends.problem import Mask
 from samebits.backends.subject import GraphSupport
 from samebits.backends.support import Support
+from samebits.backends.triton_kernels import next_power_of_two
 
 DISTRIBUTION = "vllm"
 _FOLDER = "vllm/v1/attention/ops"
@@ -175,7 +177,6 @@ class VllmTritonAttention(Implementation[UnifiedPlan]):
 
     def _planned(self, config: AttentionConfig, metadata: AttentionMetadata, num_rows: int) -> UnifiedPlan:
         shape = (self._threshold(config), config.num_heads, _SEGMENTS)
-        head_dim = 1 << (config.head_dim - 1).bit_length()
 
         def scratch(*shape: int) -> torch.Tensor:
             return torch.empty(shape, dtype=torch.float32, device=config.device)
@@ -184,7 +185,7 @@ class VllmTritonAttention(Implementation[UnifiedPlan]):
             config=config,
             metadata=metadata,
             num_rows=num_rows,
-            segments=(scratch(*shape, head_dim), scratch(*shape), scratch(*shape)),
+            segments=(scratch(*shape, next_power_of_two(config.head_dim)), scratch(*shape), scratch(*shape)),
         )
 
     def run(
@@ -257,7 +258,7 @@ def _load(batch_invariant: bool, interpreted: bool) -> tuple[Callable[..., None]
                 from samebits.backends.triton_interpreter import interpreting
 
                 scope.enter_context(interpreting())
-            scope.enter_context(_stand_ins(batch_invariant))
+            scope.enter_context(private_package(DISTRIBUTION, _stand_ins(batch_invariant)))
             modules = {name: _run_file(name, file.path) for name, file in files.items()}
         return modules[_KERNELS].unified_attention, version
     except (Exception, SystemExit) as error:
@@ -277,29 +278,7 @@ def _run_file(name: str, path: Path) -> ModuleType:
     return module
 
 
-@contextmanager
-def _stand_ins(batch_invariant: bool) -> Iterator[None]:
-    """Lets what the files import from vLLM resolve to stand-ins, and puts back whatever had those names before."""
-
-    def named() -> list[str]:
-        return [name for name in sys.modules if name == DISTRIBUTION or name.startswith(f"{DISTRIBUTION}.")]
-
-    displaced = {name: sys.modules.pop(name) for name in named()}
-    for name, content in _contents(batch_invariant).items():
-        module = ModuleType(name)
-        # What has no path is no package, and what is imported from vLLM beyond this must fail.
-        module.__path__ = []
-        vars(module).update(content)
-        sys.modules[name] = module
-    try:
-        yield
-    finally:
-        for name in named():
-            del sys.modules[name]
-        sys.modules.update(displaced)
-
-
-def _contents(batch_invariant: bool) -> Mapping[str, Mapping[str, Any]]:
+def _stand_ins(batch_invariant: bool) -> Mapping[str, Mapping[str, Any]]:
     """What the files import from vLLM, by module."""
     triton = importlib.import_module("triton")
 

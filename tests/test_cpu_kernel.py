@@ -310,7 +310,7 @@ def test_rows_of_a_packed_projection_have_the_bits_of_contiguous_ones(kernel: Bu
 def test_bits_do_not_depend_on_the_instruction_set(kernel: BundledAttention) -> None:
     plain_flags = (*(flag for flag in build.FLAGS if not flag.startswith(("-march", "-O"))), "-O1")
     plain = BundledAttention()
-    plain._library = build.load_library(flags=plain_flags)
+    plain._loaded = build.load_library(flags=plain_flags)
     for dtype in ("fp32", "bf16", "fp16"):
         shape = geometry(80, softcap=5.0, window=150, sinks=True)
         problem = Problem(shape, Mask.SLIDING_WINDOW, dtype, edge_requests(Mask.CAUSAL))

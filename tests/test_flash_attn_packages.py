@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from samebits.backends import flash_attn_packages, paged_flash
+from samebits.backends import flash_attn_packages, platform
 from samebits.backends.flash_attn_packages import FlashAttention4, FlashAttnPackage, PackagedFunction
 from samebits.backends.platform import Platform
 from samebits.backends.problem import Mask
@@ -18,7 +18,7 @@ from .plain_attention import GEOMETRY, WITH_SINKS, assert_right, plain_attention
 
 @pytest.fixture
 def nvidia(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(paged_flash, "accelerator", lambda: Platform("cuda", "cuda", "test"))
+    monkeypatch.setattr(platform, "accelerator", lambda: Platform("cuda", "cuda", "test"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
 
 

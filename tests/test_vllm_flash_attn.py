@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from samebits.backends import paged_flash, vllm_flash_attn
+from samebits.backends import vllm_flash_attn
 from samebits.backends.compiled_library import CompiledLibrary, LoadedLibrary, Operator
 from samebits.backends.paged_flash import PagedFlash
 from samebits.backends.platform import Platform
@@ -183,7 +183,7 @@ def test_the_platform_is_asked_before_a_file(
     capability: tuple[int, int],
     sentence: str,
 ) -> None:
-    monkeypatch.setattr(paged_flash, "accelerator", lambda: Platform(platform, "cuda", "test"))
+    monkeypatch.setattr("samebits.backends.platform.accelerator", lambda: Platform(platform, "cuda", "test"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     implementation = kind(0)
     assert sentence in implementation.absence()
