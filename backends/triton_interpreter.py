@@ -145,6 +145,9 @@ def _rounded(values: np.ndarray[Any, Any]) -> TensorHandle:
 @functools.cache
 def _mend_interpreter() -> None:
     """Puts the mended parts in place, once per process."""
+    # The compiler takes `min` and `max` from the language when it is imported, which Triton leaves to whoever is first
+    # to need it: inside an interpreted kernel it would take the interpreter's, and keep them.
+    importlib.import_module("triton.compiler.code_generator")
     interpreter.interpreter_builder = interpreter.interpreter_semantic.builder = MendedBuilder()
     interpreter._get_np_dtype = _remembering_numpy_dtypes(interpreter._get_np_dtype)
     interpreter._patch_lang = _patching_once(interpreter._patch_lang)

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
+import textwrap
 
 import pytest
 import torch
@@ -153,3 +155,24 @@ def test_an_interpreted_module_is_a_private_copy() -> None:
 def test_a_module_that_is_not_there_is_named() -> None:
     with pytest.raises(ModuleNotFoundError, match=r"No module named 'samebits\.kernels\.triton\.absent'"):
         import_interpreted("samebits.kernels.triton.absent")
+
+
+def test_the_compiler_takes_nothing_from_the_interpreter_where_it_is_first_needed_inside_an_interpreted_kernel() -> (
+    None
+):
+    program = """
+        from samebits.backends.triton_interpreter import interpreting
+        import triton, triton.language as tl
+
+        def kernel():
+            from triton.compiler.code_generator import CodeGenerator
+
+        with interpreting():
+            kernel = triton.jit(kernel)
+        kernel[(1,)]()
+        from triton.compiler.code_generator import CodeGenerator
+        kept = CodeGenerator.builtin_namespace["min"]
+        assert kept is tl.core.builtin_min, f"compiled kernels are given {kept} for min"
+    """
+    finished = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
