@@ -203,14 +203,23 @@ class VllmFlashAttention2(PagedFlash):
         return lse  # type: ignore[no-any-return]
 
 
-def _gaps_of_nan(num_splits: int) -> tuple[KnownGap, ...]:
-    """A row that sees NaN counts as one without keys: in its log-sum-exp, and in its weight where splits are merged."""
-    issue = "docs/vendors.md, FlashAttention 3 takes NaN for no key"
-    merged = () if num_splits == 1 else ("seen_nan", "all_nan")
+def _gaps_of_version_3(num_splits: int) -> tuple[KnownGap, ...]:
+    nan, sink = (
+        f"docs/vendors.md, FlashAttention 3 {what}" for what in ("takes NaN for no key", "loses a sink that outweighs")
+    )
+    lengths = "docs/vendors.md, FlashAttention 3 follows the longest query of its batch"
     return (
-        *(KnownGap(issue, relation=relation) for relation in ("lse_seen_nan", "lse_all_nan")),
+        *(KnownGap(nan, relation=relation) for relation in ("lse_seen_nan", "lse_all_nan")),
         # Only where the kernel divides a request's keys.
-        *(KnownGap(issue, relation=relation, always=False) for relation in merged),
+        *(KnownGap(nan, relation=relation, always=False) for relation in ("seen_nan", "all_nan") if num_splits != 1),
+        KnownGap(sink, relation="sinks"),
+        KnownGap(sink, relation="crossed", always=False),
+        # Without the claim they vary, which is no failure.
+        *(
+            KnownGap(lengths, relation=relation, always=False)
+            for relation in ("batch_size", "neighbour_lengths")
+            if num_splits == 1
+        ),
     )
 
 
@@ -226,7 +235,7 @@ class VllmFlashAttention3(PagedFlashWithSinks):
     def __init__(self, num_splits: int) -> None:
         super().__init__(num_splits)
         self.claims = _claims(num_splits, GraphSupport.ALWAYS)
-        self.known_gaps = _gaps_of_nan(num_splits)
+        self.known_gaps = _gaps_of_version_3(num_splits)
 
     def absence(self) -> str:
         """Asks the platform, then for the file."""
