@@ -83,10 +83,12 @@ class Baseline:
     Attributes:
         name: of its file or directory.
         rows: in order of their cell ids.
+        of_directory: whether it is all that a directory holds, of which nothing needs to fit; a file is meant.
     """
 
     name: str
     rows: tuple[BaselineRow, ...]
+    of_directory: bool = False
     _by_cell: Mapping[str, list[BaselineRow]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -121,12 +123,7 @@ class Baseline:
 
 def changed_versions(old: BaselineRow, new: BaselineRow) -> dict[str, tuple[str, str]]:
     """Versions that differ, by name: of the environment, and of the implementation's library by its label."""
-    before, after = old.environment.versions, new.environment.versions
-    changed = {
-        name: (before.get(name, "absent"), after.get(name, "absent"))
-        for name in sorted(before.keys() | after.keys())
-        if before.get(name) != after.get(name)
-    }
+    changed = changes(old.environment.versions, new.environment.versions)
     library = (old.version, new.version)
     # A library of the environment, torch for example, is told by its own name.
     if old.version != new.version and all(library) and library not in changed.values():
@@ -134,14 +131,27 @@ def changed_versions(old: BaselineRow, new: BaselineRow) -> dict[str, tuple[str,
     return changed
 
 
+def changes(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Values that differ, old and new, by name."""
+    return {
+        name: (before.get(name, "absent"), after.get(name, "absent"))
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
+    }
+
+
 def require_device(baseline: Baseline, devices: Collection[str]) -> None:
-    """Refuses a baseline that was made on other devices only.
+    """Refuses a baseline file that was made on other devices only.
+
+    Args:
+        baseline: to compare with.
+        devices: as `Environment.device` names those that a run computes on, or may.
 
     Raises:
-        UnusableInput: it has rows, and none of them is for one of `devices`.
+        UnusableInput: it is of a file that has rows, and none of them is for one of `devices`.
     """
     made_on = sorted({row.environment.device for row in baseline.rows})
-    if made_on and not set(made_on) & set(devices):
+    if made_on and not baseline.of_directory and not set(made_on) & set(devices):
         raise UnusableInput(
             f"baseline {baseline.name!r} is for device {', '.join(map(repr, made_on))}; "
             f"it must be for {' or '.join(map(repr, sorted(devices)))}"

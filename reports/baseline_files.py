@@ -22,7 +22,7 @@ from samebits.reports.baseline import Baseline, BaselineRow, Key, Scope
 from samebits.reports.files import check_replaceable, replace_file
 from samebits.reports.findings import red_reasons
 
-PACKAGED_BASELINES = Path(__file__).parent / "baselines"
+_PACKAGED = Path(__file__).parent / "baselines"
 
 _CONTENT = "a baseline, or the records of a run"
 _SIGNIFICANT_DIGITS = 6
@@ -82,18 +82,20 @@ class _Cell:
     control: bool = False
 
 
-def read_baseline(path: Path) -> Baseline:
+def read_baseline(path: Path | None) -> Baseline:
     """Reads a baseline.
 
     Args:
-        path: a baseline file, the records of a run, or a directory of such files.
+        path: a baseline file, the records of a run, or a directory of such files; None for the baselines that come with
+            samebits.
 
     Raises:
         UnusableInput: there is no such file, or it is cut off, of another schema version, or not what it should be.
     """
+    path = _PACKAGED if path is None else path
     if os.path.isdir(path):
         files = [_read_file(file) for file in sorted(path.glob("*.jsonl"))]
-        return Baseline(path.name, tuple(row for file in files for row in file.rows))
+        return Baseline(path.name, tuple(row for file in files for row in file.rows), of_directory=True)
     return _read_file(path)
 
 
@@ -137,9 +139,10 @@ def _read_updated(path: Path) -> Baseline:
         return Baseline(path.name, ())
     if os.path.isdir(path):
         raise UnusableInput(f"{str(path)!r} is a directory; a baseline is written into a file, such as one in it")
-    if JsonLines.read(path, "a baseline").kind != "baseline":
+    lines = JsonLines.read(path, "a baseline")
+    if lines.kind != "baseline":
         raise UnusableInput(f"{str(path)!r} is no baseline and is not overwritten; name a baseline, or a new file")
-    return _read_file(path)
+    return _of_lines(lines)
 
 
 def _require_sound(run: Run) -> None:
@@ -180,9 +183,13 @@ def _read_file(file: Path) -> Baseline:
         if run.truncated:
             raise UnusableInput(f"{str(file)!r} is of a run that was cut off; it must be of one that finished")
         return Baseline(run.header.run_id, tuple(BaselineRow.of(record, run.header) for record in run.records))
+    return _of_lines(lines)
+
+
+def _of_lines(lines: JsonLines) -> Baseline:
     if lines.truncated:
-        raise UnusableInput(f"{str(file)!r} is cut off inside its last line; it must hold {_CONTENT}, whole")
-    return Baseline(file.name, tuple(_read_rows(lines)))
+        raise UnusableInput(f"{str(lines.file)!r} is cut off inside its last line; it must hold {_CONTENT}, whole")
+    return Baseline(lines.file.name, tuple(_read_rows(lines)))
 
 
 def _read_rows(lines: JsonLines) -> Iterator[BaselineRow]:

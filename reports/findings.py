@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from samebits.harness.records import Record, Run, RunHeader, Verdict
@@ -16,6 +17,9 @@ FINDING_TITLES = {
     Verdict.VARIES: "Varies where nothing is claimed, which is not red",
     Verdict.KNOWN: "Fails as is known",
 }
+# Of a batch's text: query, cached and encoder tokens of a request, and how many requests or steps are not told.
+_REQUEST = re.compile(r"\br\d+:q(\d{1,9})c(-?\d{1,9})(?:e(\d{1,9}))?", re.ASCII)
+_LEFT_OUT = re.compile(r"\b(\d{1,9}) more\b", re.ASCII)
 DID_NOT_RUN = (Verdict.UNSUPPORTED, Verdict.UNAVAILABLE)
 
 
@@ -39,11 +43,8 @@ class Finding:
 
     @property
     def example(self) -> Record:
-        """The cell that is easiest to follow: the one with the shortest smallest batch, where any has one."""
-        return min(
-            self.records,
-            key=lambda record: (not record.smallest_batch, len(record.smallest_batch), record.cell_id),
-        )
+        """The cell that is easiest to follow."""
+        return easiest(self.records)
 
     @property
     def share(self) -> str:
@@ -124,6 +125,18 @@ def findings(records: Iterable[Record], header: RunHeader) -> list[Finding]:
     )
 
 
+def easiest(records: Iterable[Record]) -> Record:
+    """The cell that is easiest to follow: the one whose smallest batch is the smallest, where any has one."""
+    return min(records, key=lambda record: (not record.smallest_batch, *_size(record.smallest_batch), record.cell_id))
+
+
+def _size(batch: str) -> tuple[int, int, int]:
+    """Requests and steps that are left out of the text, tokens of those that are in it, and the text's length."""
+    left_out = sum(map(int, _LEFT_OUT.findall(batch)))
+    tokens = sum(int(length or 0) for lengths in _REQUEST.findall(batch) for length in lengths)
+    return left_out, tokens, len(batch)
+
+
 def gaps(records: Iterable[Record]) -> list[Gap]:
     """Why cells did not run: what is unavailable first, then what is unsupported, each reason once."""
     counted = Counter(
@@ -165,10 +178,11 @@ def red_reasons(run: Run) -> list[str]:
         for verdict, what in ((Verdict.FAIL, "failed"), (Verdict.ERROR, "raised an error"))
         if (number := sum(record.verdict is verdict for record in cells))
     ]
-    missed = [cell_id for guard in guards(run) for cell_id in guard.missed]
+    every_guard = guards(run)
+    missed = [cell_id for guard in every_guard for cell_id in guard.missed]
     if missed:
         reasons.append(f"{text.counted(len(missed), 'control')} not caught")
-    unguarded = [guard.name for guard in guards(run) if not (guard.caught or guard.missed)]
+    unguarded = [guard.name for guard in every_guard if not (guard.caught or guard.missed)]
     if unguarded and not (run.header.narrowed or run.truncated):
         reasons.append(f"no control for {', '.join(unguarded)}")
     return reasons + [f"{name} was asked for and cannot run: {reason}" for name, reason in not_run(run).items()]
@@ -189,12 +203,12 @@ def not_run(run: Run) -> dict[str, str]:
     return found
 
 
-def by_relation(records: Sequence[Record]) -> Mapping[str, list[Record]]:
-    """Records by their relation."""
-    grouped: dict[str, list[Record]] = {}
+def grouped(records: Iterable[Record], name: str) -> dict[str, list[Record]]:
+    """Records by an attribute of theirs, in order of first mention."""
+    by_value: dict[str, list[Record]] = {}
     for record in records:
-        grouped.setdefault(record.relation, []).append(record)
-    return grouped
+        by_value.setdefault(getattr(record, name), []).append(record)
+    return by_value
 
 
 def relation_place(relation: str, header: RunHeader) -> tuple[int, str]:

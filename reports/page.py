@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pandas as pd
-from tabulate import tabulate
 
 from samebits.reports import text
 from samebits.reports.findings import FINDING_TITLES, Finding, findings, gaps, guards
+from samebits.reports.markdown_table import markdown_table
 from samebits.reports.regression import ComparedCell, Comparison, State
 from samebits.reports.resources import COLUMNS, WORDS, resource_rows
 from samebits.reports.sentences import baseline_sentences, conclusion, controls_sentence, run_sentences
@@ -65,7 +65,7 @@ def _changes(comparison: Comparison) -> Iterator[str]:
             continue
         yield f"### {state.value.capitalize()}: {text.counted(len(cells), 'cell')}\n"
         rows = [[text.markdown(cell.known.cell_id), text.markdown(cell.note), _versions(cell)] for cell in cells]
-        yield from _table(["cell", "change", "versions"], rows[:_MOST_CELLS], numbers=0)
+        yield from markdown_table(["cell", "change", "versions"], rows[:_MOST_CELLS], numbers=0)
         if len(rows) > _MOST_CELLS:
             yield f"And {len(rows) - _MOST_CELLS:,} more, in the CSV file.\n"
 
@@ -105,7 +105,7 @@ def _implementations(cells: pd.DataFrame) -> Iterator[str]:
     for column in table.columns:
         table[column] = table[column].map(_FORMATS.get(column, text.count))
     headings = {"error_budget": "worst error budget", "max_ulp": "worst ULP"}
-    yield from _table(
+    yield from markdown_table(
         [headings.get(column, column) for column in table.columns],
         table.to_numpy().tolist(),
         numbers=len(table.columns) - 2,
@@ -127,7 +127,7 @@ def _budgets(cells: pd.DataFrame) -> Iterator[str]:
         [text.markdown(label), dtype, text.count(count), text.budget(worst), text.budget(median), text.whole(max_ulp)]
         for label, dtype, count, worst, median, max_ulp in table.to_numpy().tolist()
     ]
-    yield from _table(["implementation", "dtype", "cells", "worst", "median", "worst ULP"], rows, numbers=4)
+    yield from markdown_table(["implementation", "dtype", "cells", "worst", "median", "worst ULP"], rows, numbers=4)
     yield (
         "Each cell is one kind of data, and its budget that of its worst element. ULP are distances from the rounded "
         "fp64 reference, among elements no smaller than the root mean square of their row.\n"
@@ -139,7 +139,7 @@ def _resources(comparison: Comparison) -> Iterator[str]:
     if not rows:
         return
     yield "## Kernels compiled ahead of time\n"
-    yield from _table(list(COLUMNS), [_resource_row(row) for row in rows], numbers=len(COLUMNS) - WORDS)
+    yield from markdown_table(list(COLUMNS), [_resource_row(row) for row in rows], numbers=len(COLUMNS) - WORDS)
     yield (
         "For devices that are not here. *registers* and *scratch bytes* are of one thread; *spills* are registers kept "
         "in memory or in other registers, which is slow and not wrong; *shared bytes* and *threads* are of a program.\n"
@@ -156,7 +156,7 @@ def _claims(comparison: Comparison) -> Iterator[str]:
         return
     yield "## Claims and findings\n"
     rows = [[text.markdown(str(relation)), *map(text.markdown, line)] for relation, line in table.iterrows()]
-    yield from _table(["relation", *map(text.markdown, table.columns)], rows, numbers=0)
+    yield from markdown_table(["relation", *map(text.markdown, table.columns)], rows, numbers=0)
     yield (
         "*held*: claimed, and so in every cell. *holds, unclaimed*: so in every cell, and not promised. *broken*: "
         "claimed, and not so. *varies*: not claimed, and not so. *wrong*: the bits hold, but the result is outside its "
@@ -175,7 +175,7 @@ def _controls(comparison: Comparison) -> Iterator[str]:
         ]
         for guard in guards(comparison.run)
     ]
-    yield from _table(["suite", "relation", "caught", "not caught"], rows, numbers=0)
+    yield from markdown_table(["suite", "relation", "caught", "not caught"], rows, numbers=0)
 
 
 def _gaps(comparison: Comparison) -> Iterator[str]:
@@ -186,11 +186,4 @@ def _gaps(comparison: Comparison) -> Iterator[str]:
     rows = [
         [text.markdown(gap.label), gap.verdict.value, text.markdown(gap.reason), text.count(gap.cells)] for gap in found
     ]
-    yield from _table(["implementation", "verdict", "reason", "cells"], rows, numbers=1)
-
-
-def _table(headers: list[str], rows: list[list[str]], numbers: int) -> Iterator[str]:
-    """A table whose last columns, as many as `numbers`, hold numbers."""
-    sides = ["left"] * (len(headers) - numbers) + ["right"] * numbers
-    yield tabulate(rows, headers=headers, tablefmt="pipe", disable_numparse=True, colalign=sides if rows else None)
-    yield ""
+    yield from markdown_table(["implementation", "verdict", "reason", "cells"], rows, numbers=1)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from samebits.harness.records import Record, Run, Verdict
-from samebits.reports.baseline import Baseline, BaselineRow, Scope, changed_versions
+from samebits.reports.baseline import Baseline, BaselineRow, Scope, changed_versions, changes
 
 
 class State(StrEnum):
@@ -181,13 +181,9 @@ def _compared(record: Record, run: Run, baseline: Baseline, places: set[tuple[st
 
 
 def _configuration_change(old: BaselineRow, new: BaselineRow) -> str:
-    before, after = old.configuration, new.configuration
-    changes = [
-        f"{name} {before.get(name, 'absent')} -> {after.get(name, 'absent')}"
-        for name in sorted(before.keys() | after.keys())
-        if before.get(name) != after.get(name)
-    ]
-    return f"kernel configuration changed: {', '.join(changes)}"
+    changed = changes(old.configuration, new.configuration)
+    told = ", ".join(f"{name} {before} -> {after}" for name, (before, after) in changed.items())
+    return f"kernel configuration changed: {told}"
 
 
 def _note(old: BaselineRow, new: BaselineRow, state: State) -> str:

@@ -6,21 +6,16 @@ needs it are imported when a report is made.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from samebits.harness.records import Run, UnusableInput
 from samebits.reports.baseline import Baseline, Scope, require_device
-from samebits.reports.baseline_files import PACKAGED_BASELINES, check_update, read_baseline, write_baseline
 from samebits.reports.files import replace_file
 from samebits.reports.findings import red_reasons
 from samebits.reports.regression import compare
 
-__all__ = ["Report", "check_baseline", "check_update", "write_baseline", "write_report"]
-
-PAGE, TABLE = "regression.md", "regression.csv"
+PAGE, TABLE, IMPLEMENTATIONS = "regression.md", "regression.csv", "implementations.md"
 
 
 @dataclass(frozen=True)
@@ -40,30 +35,17 @@ class Report:
     paths: tuple[Path, ...]
 
 
-def check_baseline(baseline: Path | None, devices: Collection[str] = ()) -> None:
-    """Finds out before a run whether its baseline can be used after it.
-
-    Args:
-        baseline: file or directory that the user named; None for the baselines that come with samebits.
-        devices: as `Environment.device` names those that the run may compute on; empty to leave that unchecked.
-
-    Raises:
-        UnusableInput: the baseline cannot be read, or is a file for other devices only.
-    """
-    _read(baseline, devices)
-
-
-def require_common_suite(run: Run, baseline: Path) -> None:
+def require_common_suite(run: Run, baseline: Baseline) -> None:
     """Refuses to compare a run with one of other suites, of which nothing could regress.
 
     Args:
         run: to compare.
-        baseline: file or directory to compare it with.
+        baseline: to compare it with.
 
     Raises:
-        UnusableInput: the baseline cannot be read, or has rows and none of a suite of the run.
+        UnusableInput: the baseline has rows, and none of a suite of the run.
     """
-    there = {row.suite for row in _read(baseline, ()).rows}
+    there = {row.suite for row in baseline.rows}
     # A run's header names all suites that its options left, of which single files may have been collected.
     here = {record.suite for record in run.records} or set(run.header.suites)
     if there and here.isdisjoint(there):
@@ -73,37 +55,29 @@ def require_common_suite(run: Run, baseline: Path) -> None:
         )
 
 
-def write_report(run: Run, baseline: Path | None, directory: Path) -> Report:
-    """Compares a run with a baseline, writes `regression.md` and `regression.csv`, and sums up.
+def write_report(run: Run, baseline: Baseline, directory: Path) -> Report:
+    """Compares a run with a baseline, writes `regression.md`, `regression.csv` and `implementations.md`, and sums up.
 
     Args:
         run: to report.
-        baseline: file or directory; None for the baselines that come with samebits.
+        baseline: to compare it with.
         directory: where the files go; those of an earlier report are replaced.
 
     Raises:
-        UnusableInput: the baseline cannot be read, or is a file for other devices only; or the directory cannot be
-            written.
+        UnusableInput: the baseline is of a file for other devices only, or the directory cannot be written.
     """
-    from samebits.reports import page, summary, tables  # pandas: see above
+    from samebits.reports import implementations_page, page, summary, tables  # pandas: see above
 
-    comparison = compare(run, _read(baseline, Scope.of(run).devices))
+    require_device(baseline, Scope.of(run).devices)
+    comparison = compare(run, baseline)
     cells = tables.cell_table(comparison)
-    paths = (directory / PAGE, directory / TABLE)
+    paths = (directory / PAGE, directory / TABLE, directory / IMPLEMENTATIONS)
     replace_file(paths[0], page.page(comparison, cells))
     replace_file(paths[1], tables.to_csv(cells))
+    replace_file(paths[2], implementations_page.implementations_page(comparison))
     return Report(
         summary=summary.summary(comparison, cells),
         red=bool(red_reasons(run)) or comparison.regressed,
         regressed=comparison.regressed,
         paths=paths,
     )
-
-
-def _read(baseline: Path | None, devices: Collection[str]) -> Baseline:
-    path = PACKAGED_BASELINES if baseline is None else baseline
-    read = read_baseline(path)
-    # A directory is searched for a fitting file, and may hold none; a file is meant.
-    if devices and not os.path.isdir(path):
-        require_device(read, devices)
-    return read

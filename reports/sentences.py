@@ -88,7 +88,8 @@ def run_sentences(comparison: Comparison) -> list[str]:
         sentences.append("Narrowed to single cells, so absent ones mean nothing.")
     if comparison.run.truncated:
         sentences.append("Cut off: it was killed or has not finished yet, and only the cells that did are told here.")
-    idle = [label for label in header.expected if label not in {record.label for record in records}]
+    finished = {record.label for record in records}
+    idle = [label for label in header.expected if label not in finished]
     if idle and not header.narrowed:
         sentences.append(f"No cell of {', '.join(idle)} finished.")
     return [text.plain(sentence) for sentence in sentences]

@@ -36,14 +36,15 @@ def summary(comparison: Comparison, cells: pd.DataFrame) -> str:
         comparison: of the run with its baseline.
         cells: the comparison's cell table.
     """
+    table = implementation_table(cells)
     sections = (
         "\n".join(_title(comparison)),
-        "\n".join(_table(cells)),
+        "\n".join(_table(table)),
         "\n".join(_budgets(cells)),
         "\n".join(_resources(comparison)),
         *_findings(comparison),
         "\n".join(_gaps(comparison)),
-        "\n".join(_changes(comparison, cells)),
+        "\n".join(_changes(comparison, table)),
         "\n".join(_conclusion(comparison)),
     )
     return "\n\n".join(section for section in sections if section)
@@ -54,8 +55,7 @@ def _title(comparison: Comparison) -> Iterator[str]:
         yield from text.wrapped(sentence)
 
 
-def _table(cells: pd.DataFrame) -> Iterator[str]:
-    table = implementation_table(cells)
+def _table(table: pd.DataFrame) -> Iterator[str]:
     if table.empty:
         yield "No cell finished."
         return
@@ -151,10 +151,9 @@ def _gaps(comparison: Comparison) -> Iterator[str]:
     yield from _more(len(found), "reasons")
 
 
-def _changes(comparison: Comparison, cells: pd.DataFrame) -> Iterator[str]:
+def _changes(comparison: Comparison, table: pd.DataFrame) -> Iterator[str]:
     for sentence in baseline_sentences(comparison):
         yield from text.wrapped(sentence)
-    table = implementation_table(cells)
     # An implementation of which every cell is the same is told by the sentence above.
     changed = table[table[State.SAME] != table[list(STATES)].sum(axis=1)]
     if has_baseline(comparison) and not changed.empty:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from samebits.harness.records import Record, RunHeader, Verdict
 from samebits.reports import text
-from samebits.reports.findings import DID_NOT_RUN, by_relation, relation_place
+from samebits.reports.findings import DID_NOT_RUN, grouped, relation_place
 from samebits.reports.regression import ComparedCell, Comparison, State
 
 VERDICTS = tuple(verdict.value for verdict in Verdict)
@@ -139,8 +139,8 @@ def claims_table(records: Iterable[Record], header: RunHeader) -> pd.DataFrame:
     """
     own = [record for record in records if not record.control]
     columns = {
-        label: {relation: claim_held(group) for relation, group in by_relation(of_label).items()}
-        for label, of_label in _by_label(own).items()
+        label: {relation: claim_held(group) for relation, group in grouped(of_label, "relation").items()}
+        for label, of_label in grouped(own, "label").items()
         if any(_ran(record) for record in of_label)
     }
     relations = sorted({record.relation for record in own}, key=lambda relation: relation_place(relation, header))
@@ -251,13 +251,6 @@ def _median(values: pd.Series) -> float | None:
 
 def _pairs(values: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {value}" for name, value in sorted(values.items()))
-
-
-def _by_label(records: Iterable[Record]) -> Mapping[str, list[Record]]:
-    grouped: dict[str, list[Record]] = {}
-    for record in records:
-        grouped.setdefault(record.label, []).append(record)
-    return grouped
 
 
 def _ran(record: Record) -> bool:

@@ -22,6 +22,9 @@ _FORMULA = ("=", "+", "-", "@")
 def plain(text: str) -> str:
     """One line without control characters, so that nothing moves a cursor or breaks a table."""
     joined = " ".join(text.split())
+    # Nearly always nothing is to be done, and a table has hundreds of thousands of cells.
+    if joined.isprintable():
+        return joined
     return "".join(character if character.isprintable() else _escaped(character) for character in joined)
 
 

@@ -15,8 +15,8 @@ import pytest
 
 from samebits.harness.cli import main
 from samebits.harness.records import Record
-from samebits.reports.baseline_files import write_baseline
-from samebits.reports.report import check_baseline
+from samebits.reports.baseline import require_device
+from samebits.reports.baseline_files import read_baseline, write_baseline
 
 from .samples import CPU, FAILS, GREEN, REGRESSED, cell, control, run_of, save
 
@@ -32,7 +32,7 @@ def test_report_writes_beside_the_records_and_says_where(tmp_path: Path, capsys:
     code, out, err = told_by(capsys, "report", results)
     assert (code, err) == (0, "")
     assert "GREEN" in out
-    for name in ("regression.md", "regression.csv"):
+    for name in ("regression.md", "regression.csv", "implementations.md"):
         assert f"written: {results / name}\n" in out
         assert (results / name).stat().st_size > 0
     assert told_by(capsys, "report", results / "records.jsonl")[0] == 0, "the file itself may be named, and again"
@@ -63,7 +63,8 @@ def test_exit_codes_tell_a_regression(
     code, out, _ = told_by(capsys, "compare", earlier, later, "-o", tmp_path / "out")
     assert code == of_compare, out
     assert ("no regression" if code == 0 else "a regression") in out.splitlines()[-1]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["regression.csv", "regression.md"]
+    written = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert written == ["implementations.md", "regression.csv", "regression.md"]
     assert "Against the baseline 'run-0'" in out
 
 
@@ -79,7 +80,7 @@ def test_compare_leaves_both_runs_as_they_were_and_says_where_it_writes(
     for old, name in ((earlier, "against-old"), (earlier / "records.jsonl", "against-old"), (baseline, "against-cpu")):
         code, out, err = told_by(capsys, "compare", old, later)
         assert (code, err) == (1, "")
-        for file in ("regression.md", "regression.csv"):
+        for file in ("regression.md", "regression.csv", "implementations.md"):
             written = later / name / file
             assert f"written: {written}\n" in out
             assert written.stat().st_size > 0
@@ -118,13 +119,13 @@ def test_a_directory_of_baselines_for_other_devices_is_no_baseline(
     code, out, err = told_by(capsys, "report", results, "--baseline", file)
     assert (code, out) == (2, ""), "a file is meant, so it must fit"
     assert "is for device 'cuda NVIDIA H100'; it must be for 'cpu x86_64+avx512'" in err
-    check_baseline(file, {other.device, CPU.device})
+    require_device(read_baseline(file), {other.device, CPU.device})
     with pytest.raises(ValueError, match="it must be for 'cpu x86_64"):
-        check_baseline(file, {CPU.device})
+        require_device(read_baseline(file), {CPU.device})
 
 
 def test_the_packaged_baselines_can_be_read() -> None:
-    check_baseline(None)
+    assert read_baseline(None).rows, "the packaged baselines hold no row"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import csv
 import re
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,32 +14,34 @@ from samebits.harness.records import Record
 from samebits.reports import text
 from samebits.reports.report import Report, write_report
 
-from .samples import FAILS, GREEN, REGRESSED, UNSUPPORTED, cell, control, run_of
+from .samples import FAILS, GREEN, NO_BASELINE, REGRESSED, UNSUPPORTED, cell, control, run_of
 
 
 def report_of(directory: Path, *records: Record) -> Report:
-    return write_report(run_of(*records), None, directory)
+    return write_report(run_of(*records), NO_BASELINE, directory)
 
 
 def test_nothing_of_the_report_depends_on_the_order_cells_finished_in(tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     summaries = [report_of(first, *REGRESSED).summary, report_of(second, *REGRESSED[::-1]).summary]
     assert summaries[0] == summaries[1]
-    for name in ("regression.md", "regression.csv"):
+    for name in ("regression.md", "regression.csv", "implementations.md"):
         assert (first / name).read_text() == (second / name).read_text(), f"{name} differs"
 
 
 HOSTILE = "=1+1|`rm`<script>alert(1)</script>\x1b[31m\nnext\r\u2028line\udc80 &lt; [link](x) **bold** _it_"
 
 
-def test_the_page_shows_foreign_text_as_it_is(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["regression.md", "implementations.md"])
+def test_the_page_shows_foreign_text_as_it_is(tmp_path: Path, name: str) -> None:
+    foreign = dict.fromkeys(("smallest_batch", "command", "version", "mask", "relation"), HOSTILE)
     cells = [
-        cell("CPU/bundled", **(FAILS | {"reasons": (HOSTILE,), "smallest_batch": HOSTILE, "command": HOSTILE})),
+        cell("CPU/bundled", **(FAILS | {"reasons": (HOSTILE,)} | foreign)),
         cell("AITER/triton", reasons=(HOSTILE,), **(UNSUPPORTED | {"version": HOSTILE})),
         control(),
     ]
     report = report_of(tmp_path, *cells)
-    page = report.paths[0].read_text(encoding="utf-8")
+    page = (tmp_path / name).read_text(encoding="utf-8")
     assert "\x1b" not in page + report.summary, "an escape sequence reached the terminal or the page"
     outside_code = re.sub(r"(`+)[^`].*?\1(?!`)", "", page.replace("\\`", ""))
     assert "<script" not in outside_code, "HTML of a message reached the page"

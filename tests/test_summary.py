@@ -18,19 +18,32 @@ from samebits.harness.semantics import MEANINGS
 from samebits.harness.session import MatrixSession, Options
 from samebits.harness.suite_cells import SUITES
 from samebits.harness.tokens.relations import ROTARY_RULES, TOKEN_RELATIONS
-from samebits.reports.baseline import Baseline
-from samebits.reports.baseline_files import write_baseline
+from samebits.reports.baseline_files import read_baseline, write_baseline
 from samebits.reports.findings import findings, guards
 from samebits.reports.regression import compare
 from samebits.reports.report import Report, write_report
 from samebits.reports.sentences import run_sentences
 from samebits.reports.tables import budget_table, cell_table, claim_held, implementation_table
 
-from .samples import CPU, FAILS, GREEN, REGRESSED, UNAVAILABLE, UNSUPPORTED, VARIES, cell, control, run_of, save
+from .samples import (
+    CPU,
+    FAILS,
+    GREEN,
+    NO_BASELINE,
+    REGRESSED,
+    UNAVAILABLE,
+    UNSUPPORTED,
+    VARIES,
+    cell,
+    control,
+    run_of,
+    save,
+)
 
 
 def report_of(tmp_path: Path, *records: Record, baseline: Path | None = None, **header: Any) -> Report:  # noqa: ANN401
-    return write_report(run_of(*records, **header), baseline, tmp_path)
+    read = NO_BASELINE if baseline is None else read_baseline(baseline)
+    return write_report(run_of(*records, **header), read, tmp_path)
 
 
 def test_the_summary_of_a_green_run_reads_so(tmp_path: Path) -> None:
@@ -129,7 +142,7 @@ def test_a_run_is_red_for_what_it_says(
 
 def test_a_run_that_was_cut_off_is_red_and_says_what_is_absent(tmp_path: Path) -> None:
     save(tmp_path, control(), cell("CPU/bundled"), finished=False)
-    report = write_report(read_run(tmp_path), None, tmp_path)
+    report = write_report(read_run(tmp_path), NO_BASELINE, tmp_path)
     assert report.summary.endswith("RED: the run was cut off.")
     assert "Cut off: it was killed or has not finished yet" in report.summary
     assert "No cell of FLASH_ATTN/torch, AITER/triton[kvcache] finished." in report.summary
@@ -139,7 +152,7 @@ def test_an_implementation_without_cells_in_the_suites_is_not_awaited() -> None:
     session = MatrixSession(Options(backends=("TRITON_ATTN", "CPU"), tier="smoke", dtypes=("bf16",)))
     header = session.header(("compile",), narrowed=False)
     assert set(header.expected) == {"TRITON_ATTN/bundled"} < set(header.implementations)
-    told = run_sentences(compare(Run(header, (control(),)), Baseline("none", ())))
+    told = run_sentences(compare(Run(header, (control(),)), NO_BASELINE))
     assert told[-1] == "No cell of TRITON_ATTN/bundled finished."
 
 
@@ -183,7 +196,7 @@ def test_the_dtype_suite_tells_the_worst_and_the_median_budget_of_each_dtype(tmp
 def test_a_cell_that_fails_as_is_known_is_counted_and_hides_no_figure(tmp_path: Path) -> None:
     known = cell("CPU/bundled", "ties", "bf16", suite="dtype", claimed=None, verdict=Verdict.KNOWN, error_budget=1e9)
     right = [replace(known, cell_id=f"x{i}", verdict=Verdict.PASS, error_budget=i / 10, max_ulp=i) for i in (1, 2)]
-    cells = cell_table(compare(run_of(known, *right, suites=("dtype",)), Baseline("none", ())))
+    cells = cell_table(compare(run_of(known, *right, suites=("dtype",)), NO_BASELINE))
     (of_implementation,) = implementation_table(cells).to_dict("records")
     (of_dtype,) = budget_table(cells).to_dict("records")
     assert (of_implementation["error_budget"], of_implementation["max_ulp"]) == (0.2, 2)
