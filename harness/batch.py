@@ -6,15 +6,18 @@ padding rows, the output before the run) holds poison, and the buffers that a ke
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from samebits.backends.contract import DTYPES, AttentionConfig, AttentionMetadata
-from samebits.backends.problem import Mask, Problem, Request, Strides
+from samebits.backends.problem import Circumstances, Layout, Mask, Problem, Request, Strides
+from samebits.harness.bounded_cache import BoundedCache
 from samebits.harness.comparison import same_bits
 from samebits.harness.dataset import Role, shaped, token_values
+from samebits.harness.drawing import drawn_values, is_drawn_here
 from samebits.harness.strides import span, strides_of, whole_memory
 
 # Page 0 is the page that padding points at; no request owns it.
@@ -31,6 +34,9 @@ _CANARY_ELEMENTS, _CANARY = 256, 1.625
 LAYER_KEY = -1
 # Finite, and exactly representable in every dtype here: large enough to show in any sum it enters.
 _LARGE = 32768.0
+_HOST = torch.device("cpu")
+# Data of requests that are kept on their devices: a crowd's, or keys and values of 131,072 tokens in float32.
+_KEPT_REQUESTS, _KEPT_BYTES = 2048, 3 << 29
 
 
 @dataclass(frozen=True)
@@ -107,52 +113,32 @@ def make_batch(problem: Problem, device: torch.device) -> Batch:
         device: where the tensors go.
     """
     geometry, layout = problem.geometry, problem.layout
-    dtype = DTYPES[problem.dtype]
     pages = _place_pages(problem)
     num_pages = 1 + sum(len(owned) for owned in pages) + _UNUSED_PAGES
     cache_shape = (num_pages, geometry.page_size, geometry.num_kv_heads, geometry.head_dim)
-    key_cache, value_cache = _empty_caches(problem, cache_shape)
     num_real_tokens = sum(request.query_len for request in problem.requests)
     num_tokens = num_real_tokens + layout.padding_tokens
-    query = _empty_query(problem, (num_tokens, geometry.num_heads, geometry.head_dim))
+    query = _empty_query(problem, (num_tokens, geometry.num_heads, geometry.head_dim), device)
     slot_mapping = torch.full((num_tokens,), -1, dtype=torch.int64)
 
-    query_rows = []
+    query_rows, slots = [], []
     first_row = 0
     for request, owned in zip(problem.requests, pages, strict=True):
         rows = slice(first_row, first_row + request.query_len)
         query_rows.append(rows)
         first_row = rows.stop
-        slots = slots_of(request, owned, geometry.page_size)
-        keys, values = request_keys_values(problem, request)
-        pages_of_slots, offsets = slots // geometry.page_size, slots % geometry.page_size
-        key_cache[pages_of_slots, offsets] = keys
-        value_cache[pages_of_slots, offsets] = values
-        query[rows] = request_queries(problem, request)
+        slots.append(slots_of(request, owned, geometry.page_size))
         # Queries that come before the first key (negative context) have no slot of their own, and cross-attention
         # writes none: its keys and values were stored by the encoder.
         stored = 0 if problem.mask is Mask.CROSS else min(request.query_len, request.seq_len)
         if stored:
-            slot_mapping[rows.stop - stored : rows.stop] = slots[-stored:]
-
-    config = AttentionConfig(
-        num_heads=geometry.num_heads,
-        num_kv_heads=geometry.num_kv_heads,
-        head_dim=geometry.head_dim,
-        page_size=geometry.page_size,
-        dtype=dtype,
-        mask=problem.mask,
-        window=problem.window,
-        softcap=geometry.softcap,
-        scale=geometry.softmax_scale,
-        device=device,
-        sinks=sinks_of(problem).to(device) if geometry.sinks else None,
-    )
-    (query,) = _on_device(device, query)
-    key_cache, value_cache = _on_device(device, key_cache, value_cache)
+            slot_mapping[rows.stop - stored : rows.stop] = slots[-1][-stored:]
+    data = [request_data(problem, request, device) for request in problem.requests]
+    query[:num_real_tokens] = torch.cat([of_request.queries for of_request in data])
+    key_cache, value_cache = _filled_caches(problem, cache_shape, data, torch.cat(slots).to(device))
     return Batch(
         problem=problem,
-        config=config,
+        config=attention_config(problem, device),
         metadata=_make_metadata(problem, pages, num_pages, slot_mapping, device),
         query=query,
         key_cache=key_cache,
@@ -161,26 +147,55 @@ def make_batch(problem: Problem, device: torch.device) -> Batch:
     )
 
 
-def _empty_query(problem: Problem, shape: tuple[int, ...]) -> torch.Tensor:
-    """Queries full of poison, on the host."""
+def attention_config(problem: Problem, device: torch.device) -> AttentionConfig:
+    """What a backend's `plan` is given of the layer."""
+    geometry = problem.geometry
+    return AttentionConfig(
+        num_heads=geometry.num_heads,
+        num_kv_heads=geometry.num_kv_heads,
+        head_dim=geometry.head_dim,
+        page_size=geometry.page_size,
+        dtype=DTYPES[problem.dtype],
+        mask=problem.mask,
+        window=problem.window,
+        softcap=geometry.softcap,
+        scale=geometry.softmax_scale,
+        device=device,
+        sinks=sinks_of(problem).to(device) if geometry.sinks else None,
+    )
+
+
+def _empty_query(problem: Problem, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Queries full of poison."""
     strides = problem.layout.strides
-    return _view(_poisoned_memory(problem, span(shape, strides)), problem, shape)
+    return _view(_poisoned_memory(problem, span(shape, strides), device), problem, shape)
 
 
-def _empty_caches(problem: Problem, shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Caches full of poison, on the host: each in memory of its own, or page by page in one."""
+def _filled_caches(
+    problem: Problem, shape: tuple[int, ...], data: Sequence[RequestData], slots: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values of all requests in their slots, and poison in all others: `slots` is int64 `[total_slots]`."""
+    key_cache, value_cache = _empty_caches(problem, shape, slots.device)
+    places = (slots // problem.geometry.page_size, slots % problem.geometry.page_size)
+    key_cache[places] = torch.cat([of_request.keys for of_request in data])
+    value_cache[places] = torch.cat([of_request.values for of_request in data])
+    return key_cache, value_cache
+
+
+def _empty_caches(problem: Problem, shape: tuple[int, ...], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Caches full of poison: each in memory of its own, or page by page in one."""
     elements, page = span(shape, problem.layout.strides), int(np.prod(shape[1:]))
     if problem.layout.strides is Strides.INTERLEAVED:
-        memory = _poisoned_memory(problem, elements)
+        memory = _poisoned_memory(problem, elements, device)
         return _view(memory, problem, shape), _view(memory, problem, shape, behind=page)
-    keys, values = (_poisoned_memory(problem, elements) for _ in range(2))
+    keys, values = (_poisoned_memory(problem, elements, device) for _ in range(2))
     return _view(keys, problem, shape), _view(values, problem, shape, second=True)
 
 
-def _poisoned_memory(problem: Problem, elements: int) -> torch.Tensor:
+def _poisoned_memory(problem: Problem, elements: int, device: torch.device) -> torch.Tensor:
     """Poison for `elements` behind the shift that the circumstances ask for."""
     size = _shift(problem) + elements
-    return torch.full((size,), poison_value(problem.layout.poison), dtype=DTYPES[problem.dtype])
+    return torch.full((size,), poison_value(problem.layout.poison), dtype=DTYPES[problem.dtype], device=device)
 
 
 def _view(
@@ -196,13 +211,6 @@ def _shift(problem: Problem) -> int:
     return problem.circumstances.shift // DTYPES[problem.dtype].itemsize
 
 
-def _on_device(device: torch.device, *views: torch.Tensor) -> list[torch.Tensor]:
-    """The same views of the same memory on a device; those of one piece of memory stay so."""
-    memory = {view.untyped_storage().data_ptr(): whole_memory(view) for view in views}
-    there = {address: piece.to(device) for address, piece in memory.items()}
-    return [_view_of(there[view.untyped_storage().data_ptr()], view) for view in views]
-
-
 def _view_of(memory: torch.Tensor, view: torch.Tensor) -> torch.Tensor:
     """What a view of one piece of memory is of another."""
     return memory.as_strided(view.shape, view.stride(), view.storage_offset())
@@ -214,18 +222,60 @@ def sinks_of(problem: Problem) -> torch.Tensor:
     return torch.tensor(values).to(DTYPES[problem.dtype]).float()
 
 
-def request_queries(problem: Problem, request: Request) -> torch.Tensor:
-    """Query tokens of one request: `[query_len, num_heads, head_dim]` in the problem's dtype, on the host."""
+@dataclass(frozen=True)
+class RequestData:
+    """The tokens of one request, shared by all who ask for them: nobody may write them.
+
+    Attributes:
+        queries, keys, values: see `request_queries` and `request_keys_values`.
+    """
+
+    queries: torch.Tensor
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory."""
+        return self.queries.nbytes + self.keys.nbytes + self.values.nbytes
+
+
+_KEPT: BoundedCache[tuple[Problem, torch.device], RequestData] = BoundedCache(
+    _KEPT_REQUESTS, _KEPT_BYTES, lambda data: data.nbytes
+)
+
+
+def request_data(problem: Problem, request: Request, device: torch.device) -> RequestData:
+    """The tokens of one request on a device, made once for all batches that hold it."""
+    alone = computed_alone(problem, request)
+
+    def make() -> RequestData:
+        return RequestData(request_queries(alone, request, device), *request_keys_values(alone, request, device))
+
+    return _KEPT.get((alone, device), make)
+
+
+def computed_alone(problem: Problem, request: Request) -> Problem:
+    """What decides the data and the results of one request: the problem without its batch, layout and circumstances."""
+    return replace(problem, requests=(request,), layout=Layout(), circumstances=Circumstances())
+
+
+def request_queries(problem: Problem, request: Request, device: torch.device = _HOST) -> torch.Tensor:
+    """Query tokens of one request: `[query_len, num_heads, head_dim]` in the problem's dtype."""
     start = request.context_len
-    return _values(problem, request, Role.QUERY, start, start + request.query_len)
+    return _values(problem, request, Role.QUERY, start, start + request.query_len, device)
 
 
-def request_keys_values(problem: Problem, request: Request) -> tuple[torch.Tensor, torch.Tensor]:
+def request_keys_values(
+    problem: Problem, request: Request, device: torch.device = _HOST
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values in all of a request's slots, encoder tokens first: `[num_slots, num_kv_heads, head_dim]` each."""
 
     def slots(encoder: Role, decoder: Role) -> torch.Tensor:
-        lengths = ((encoder, request.encoder_len), (decoder, request.seq_len))
-        return torch.cat([_values(problem, request, role, 0, length) for role, length in lengths])
+        own = _values(problem, request, decoder, 0, request.seq_len, device)
+        if not request.encoder_len:
+            return own
+        return torch.cat([_values(problem, request, encoder, 0, request.encoder_len, device), own])
 
     keys, values = slots(Role.ENCODER_KEY, Role.KEY), slots(Role.ENCODER_VALUE, Role.VALUE)
     _plant(problem, request, keys, values)
@@ -262,14 +312,20 @@ def slots_of(request: Request, owned_pages: np.ndarray, page_size: int) -> torch
     return torch.from_numpy(owned_pages[token // page_size] * page_size + token % page_size)
 
 
-def _values(problem: Problem, request: Request, role: Role, start: int, stop: int) -> torch.Tensor:
+def _values(
+    problem: Problem, request: Request, role: Role, start: int, stop: int, device: torch.device
+) -> torch.Tensor:
     """One request's tokens at positions `start` to `stop`, in the problem's dtype."""
+    geometry = problem.geometry
+    shape = (geometry.num_heads if role is Role.QUERY else geometry.num_kv_heads, geometry.head_dim)
+    if is_drawn_here(problem.data, (stop - start) * shape[0] * shape[1], device):
+        return drawn_values(problem.seed, request.key, role, shape, start, stop, problem.data, problem.dtype, device)
 
     def between(start: int, stop: int) -> np.ndarray:
-        return token_values(problem.seed, request.key, role, problem.geometry, start, stop)
+        return token_values(problem.seed, request.key, role, geometry, start, stop)
 
     values = shaped(between(start, stop), lambda: between(0, 1), role, problem.data, problem.dtype)
-    return torch.tensor(values, dtype=torch.float32).to(DTYPES[problem.dtype])
+    return torch.tensor(values, dtype=torch.float32).to(DTYPES[problem.dtype]).to(device)
 
 
 def _place_pages(problem: Problem) -> list[np.ndarray]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +14,7 @@ from samebits.harness.accuracy import Judgement, judge_tensors
 from samebits.harness.batch import Batch, GuardedTensor, guarded, make_batch, poison_value
 from samebits.harness.circumstances import in_circumstances
 from samebits.harness.comparison import same_bits
+from samebits.harness.digest import digest_of_bits
 from samebits.harness.global_state import restoring_global_state
 from samebits.harness.other_layer import filled_with, other_layer, tensors_of
 from samebits.harness.reference import request_reference
@@ -66,6 +66,11 @@ class Execution:
         """The worst of some tensors; one that was not computed is not wrong."""
         found = [self.judgements[tensor] for tensor in tensors if tensor in self.judgements]
         return max(found, key=lambda judgement: judgement.error_budget, default=Judgement())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all results."""
+        return sum(tensor.nbytes for result in self.results.values() for tensor in result.tensors.values())
 
     @property
     def error_budget(self) -> float:
@@ -176,22 +181,16 @@ def _run(implementation: Implementation[Any], plan: Any, call: _Call, faults: li
 
 def digest_of_results(results: Mapping[int, RequestResult]) -> str:
     """Digest of all bits of some results, in their order."""
-    digest = hashlib.blake2b(digest_size=16)
-    for tensor in (tensor for result in results.values() for tensor in result.tensors.values()):
-        # A transposed tensor of one element counts as contiguous whatever its strides; a copy of it has none.
-        copy = tensor.cpu().clone(memory_format=torch.contiguous_format)
-        digest.update(copy.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return digest_of_bits(tensor for result in results.values() for tensor in result.tensors.values())
 
 
 def _collect(batch: Batch, output: GuardedTensor, lse: GuardedTensor | None) -> dict[int, RequestResult]:
-    results = {}
-    for request, rows in zip(batch.problem.requests, batch.query_rows, strict=True):
-        tensors = {"output": output.tensor[rows].clone()}
-        if lse is not None:
-            tensors["lse"] = lse.tensor[:, rows].transpose(0, 1).clone()
-        results[request.key] = RequestResult(tensors)
-    return results
+    """Copies of the results, each request's a view of one copy of all: a crowd's would be hundreds."""
+    copies = {"output": output.tensor.clone()} | ({} if lse is None else {"lse": lse.tensor.clone().transpose(0, 1)})
+    return {
+        request.key: RequestResult({name: copy[rows] for name, copy in copies.items()})
+        for request, rows in zip(batch.problem.requests, batch.query_rows, strict=True)
+    }
 
 
 def judge_requests(

@@ -8,12 +8,17 @@ from samebits.backends.contract import Implementation
 from samebits.backends.operations import TokenImplementation
 from samebits.backends.problem import Problem
 from samebits.backends.subject import Subject
+from samebits.harness.bounded_cache import BoundedCache
+from samebits.harness.device_memory import limit_memory
 from samebits.harness.execution import Execution, execute
 from samebits.harness.graphs.execution import execute_graph
 from samebits.harness.graphs.reasons import graph_reasons
 from samebits.harness.graphs.tokens import execute_tokens_in_graph
 from samebits.harness.relations import AnyProblem
 from samebits.harness.tokens.execution import execute_tokens
+
+# Executions that are kept, and the bytes of their results: there is an executor for every implementation.
+_KEPT_EXECUTIONS, _KEPT_BYTES = 256, 1 << 27
 
 
 class Executor:
@@ -23,21 +28,17 @@ class Executor:
     again. Run-to-run determinism is a suite of its own and does not use this.
     """
 
-    def __init__(self, subject: Subject, device: torch.device, capacity: int = 256) -> None:
+    def __init__(self, subject: Subject, device: torch.device) -> None:
         self.subject = subject
         self.device = device
-        self._capacity = capacity
-        self._done: dict[AnyProblem, Execution] = {}
+        limit_memory(device)
+        self._done: BoundedCache[AnyProblem, Execution] = BoundedCache(
+            _KEPT_EXECUTIONS, _KEPT_BYTES, lambda execution: execution.nbytes
+        )
 
     def __call__(self, problem: AnyProblem) -> Execution:
         """The execution of `problem`, computed now or earlier."""
-        execution = self._done.pop(problem, None)
-        if execution is None:
-            execution = run_problem(self.subject, problem, self.device)
-            if len(self._done) >= self._capacity:
-                del self._done[next(iter(self._done))]
-        self._done[problem] = execution
-        return execution
+        return self._done.get(problem, lambda: run_problem(self.subject, problem, self.device))
 
 
 def run_problem(subject: Subject, problem: AnyProblem, device: torch.device) -> Execution:

@@ -38,4 +38,12 @@ _GEOMETRIES = (
     Geometry("qwen2.5-1.5b", num_heads=6, num_kv_heads=1, head_dim=128, page_size=16),
 )
 
+# Whole layers, for GPUs alone.
+_FULL_GEOMETRIES = (
+    Geometry("llama3-8b-full", num_heads=32, num_kv_heads=8, head_dim=128, page_size=16),
+    # Five layers of six have the window.
+    Geometry("gemma3-12b-full", num_heads=16, num_kv_heads=8, head_dim=256, page_size=16, window=1024),
+)
+
 GEOMETRIES: Mapping[str, Geometry] = {geometry.name: geometry for geometry in _GEOMETRIES}
+FULL_GEOMETRIES: Mapping[str, Geometry] = {geometry.name: geometry for geometry in _FULL_GEOMETRIES}

@@ -17,6 +17,7 @@ from samebits.harness.comparison import Difference, compare_bits
 from samebits.harness.environment import environment
 from samebits.harness.execution import RequestResult
 from samebits.harness.executor import Executor, reasons_against
+from samebits.harness.full_sizes import FullCase, size_reasons
 from samebits.harness.graphs.reasons import device_reasons
 from samebits.harness.matrix import Cell, Flaw, Symptom
 from samebits.harness.records import Record, Verdict
@@ -86,7 +87,7 @@ def judge(cell: Cell, availability: Availability, executor: Executor, command: s
             return replace(record, verdict=Verdict.UNSUPPORTED, reasons=reasons)
         findings = _find(cell, executor)
         verdict, reasons = _conclude(cell, findings, bool(record.claimed), availability.device)
-        smallest = _smallest(findings, executor)
+        smallest = _smallest(cell, findings, executor)
     except Exception as error:
         message = " ".join(str(error).split())[:2000]
         raised = type(error).__name__
@@ -162,6 +163,7 @@ def _reasons(cell: Cell, availability: Availability) -> tuple[str, ...]:
     if availability.device != "cpu" and any(problem.circumstances.threads for problem in problems):
         reasons.append(f"it computes on {availability.device}, where there are no threads to choose")
     reasons += [reason for problem in problems for reason in device_reasons(problem, availability.device)]
+    reasons += size_reasons(cell.case, availability.device)
     return tuple(dict.fromkeys(reasons))
 
 
@@ -217,11 +219,14 @@ def _is_withstood(problem: AnyProblem, claims: Claims) -> bool:
 
 def _differences(comparison: Comparison, executor: Executor) -> Iterator[Located]:
     """Compares the query rows that both sides computed, output and log-sum-exp, one pair of steps at a time."""
+    rights: dict[int, list[_Step]] = {}
+    for right in _steps(comparison.right, executor):
+        rights.setdefault(right.request.key, []).append(right)
     for left in _steps(comparison.left, executor):
-        for right in _steps(comparison.right, executor):
+        for right in rights.get(left.request.key, []):
             first = max(left.request.context_len, right.request.context_len)
             last = min(left.request.seq_len, right.request.seq_len) - comparison.last_rows
-            if left.request.key != right.request.key or first >= last:
+            if first >= last:
                 continue
             for tensor in left.result.tensors:
                 difference = compare_bits(left.rows(tensor, first, last), right.rows(tensor, first, last))
@@ -300,7 +305,7 @@ def _known_gap(cell: Cell, device: str) -> KnownGap | None:
     return None
 
 
-def _smallest(findings: Findings, executor: Executor) -> str:
+def _smallest(cell: Cell, findings: Findings, executor: Executor) -> str:
     if findings.first is None:
         return ""
 
@@ -314,5 +319,7 @@ def _smallest(findings: Findings, executor: Executor) -> str:
             # A smaller batch that raises is another matter, and must not hide the difference that was found.
             return False
 
-    attempts = _COSTLY_SHRINK_ATTEMPTS if executor.subject.costly else _SHRINK_ATTEMPTS
+    # At full size each other length is drawn anew, and has a reference of its own.
+    costly = executor.subject.costly or isinstance(cell.case, FullCase)
+    attempts = _COSTLY_SHRINK_ATTEMPTS if costly else _SHRINK_ATTEMPTS
     return describe(shrink(findings.first.comparison, differs, attempts, findings.first.request_key))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Protocol
 
 from samebits.backends.contract import Implementation, Tiling
 from samebits.backends.operations import TokenImplementation
+from samebits.backends.platform import accelerator
 from samebits.backends.problem import DTYPE_NAMES, Mask
 from samebits.backends.subject import Subject
 from samebits.harness.cases import Case, cases
@@ -53,7 +55,7 @@ class Named(Protocol):
         """Short name used in case ids."""
 
 
-class AnyCase(Protocol):
+class AnyCase(Hashable, Protocol):
     """A base problem of any operation, apart from dtype and tiling.
 
     Attributes:
@@ -95,12 +97,14 @@ class Selection:
         dtypes: names of dtypes; empty for those that the tier gives each case.
         tier: name of the tier.
         seed: of all data.
+        platform: kind of platform that is run on, of `PLATFORMS`: GPUs have cases of full size besides.
     """
 
     implementations: tuple[Subject, ...]
     dtypes: tuple[str, ...]
     tier: str
     seed: int = 0
+    platform: str = field(default_factory=lambda: accelerator().kind)
 
     @property
     def attention(self) -> list[Implementation[Any]]:
@@ -167,11 +171,24 @@ class Cell:
     @property
     def problem(self) -> AnyProblem:
         """The base problem, with poison that the implementation claims to withstand."""
-        problem = self.case.problem(self.dtype, self.implementation.tiling, self.seed)
         poison = "nan" if self.implementation.claims.ignores_unread_memory else "large"
-        return problem.with_layout(poison=poison)
+        return _poisoned_problem(self.case, self.dtype, self.implementation.tiling, self.seed, poison)
 
     @property
     def comparisons(self) -> tuple[Comparison, ...]:
         """What must agree."""
-        return tuple(self.relation.compare(self.problem, self.implementation.tiling))
+        return tuple(self._compared())
+
+    @property
+    def compares_anything(self) -> bool:
+        """Whether its relation says anything about its case, found out without making all of the comparisons."""
+        return next(iter(self._compared()), None) is not None
+
+    def _compared(self) -> Iterable[Comparison]:
+        return self.relation.compare(self.problem, self.implementation.tiling)
+
+
+# The cells of one case, which differ in their relations, follow one another.
+@functools.lru_cache(maxsize=1)
+def _poisoned_problem(case: AnyCase, dtype: str, tiling: Tiling, seed: int, poison: str) -> AnyProblem:
+    return case.problem(dtype, tiling, seed).with_layout(poison=poison)

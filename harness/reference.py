@@ -26,43 +26,31 @@ separates float32 accumulation from bfloat16 accumulation, and IEEE float32 prod
 bound over a thousand keys would not. The errors of `ties` are equal or of one sign, which is no such sum; there
 every rounding is taken at its largest.
 
-Numbers below the smallest normal one may be taken for 0 wherever they occur; see `_flushed`.
+Numbers below the smallest normal one may be taken for 0 wherever they occur.
+
+All of these are sums over keys, but for the maximum and the log-sum-exp, which come first. So the keys are gone through
+twice, a block at a time (`samebits.harness.key_blocks`, `samebits.harness.attention_sums`), and no length makes a
+tensor larger than a block. The bounds are made of the sums (`samebits.harness.attention_bound`).
 """
 
 from __future__ import annotations
 
-import functools
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 
-from samebits.backends.contract import DTYPES
-from samebits.backends.problem import Circumstances, Layout, Mask, Problem, Request
-from samebits.harness.batch import request_keys_values, request_queries, sinks_of
+from samebits.backends.problem import Problem, Request
+from samebits.harness.attention_bound import LargestErrors, RandomErrors, lse_bound, output_bound
+from samebits.harness.attention_sums import softmax_of, sums_of
+from samebits.harness.batch import computed_alone
+from samebits.harness.bounded_cache import BoundedCache
+from samebits.harness.key_blocks import KeyBlock, by_heads, key_block, key_ranges, row_ranges, visible_among
+from samebits.harness.rounding import UNIT_ROUNDOFF
 
-DEVIATIONS = 7.0
-_UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
-FLOAT32_ROUNDOFF = _UNIT_ROUNDOFF[torch.float32]
-# The smallest normal number: what a float32 operation may lose whose result lies below.
-FLOAT32_TINY = torch.finfo(torch.float32).tiny
-# Variance of a rounding error that is uniform over one unit, relative to the unit roundoff squared.
-UNIFORM_VARIANCE = 1.0 / 3.0
-# Roundings of a score after its accumulation: the scale, the change to base 2, the subtraction of the maximum.
-_SCORE_ROUNDINGS = 3.0
-# Relative error of an exponential. In float32, that of the hardware's (CUDA C++ Programming Guide: ex2.approx, 2^-22).
-# Where P is rounded to 16 bits anyway, kernels use shorter polynomials: FlashAttention 4 emulates exp2 to 9e-5, ATen's
-# exp_u20 gives exp(0) = 1 - 5e-5. Both are correct arithmetic for such a P, so neither may cost more than this.
-EXPONENTIAL_ERROR_FLOAT32 = 2.0**-22
-_EXPONENTIAL_ERROR = {torch.float32: EXPONENTIAL_ERROR_FLOAT32, torch.bfloat16: 2.0**-13, torch.float16: 2.0**-13}
-# A tanh built from exponentials is good to a few units of 1, whatever its own size, and softcap scales that up.
-_TANH_UNITS = 4.0
-# Relative error of a tanh where the dtype has 16 bits anyway (PTX ISA: tanh.approx.f32, 2^-11): FlashAttention uses it.
-_TANH_ERROR = {torch.float32: 0.0, torch.bfloat16: 2.0**-11, torch.float16: 2.0**-11}
-# Roundings of the final quotient, and of the logarithm with its change of base.
-_FINAL_ROUNDINGS = 4.0
-# Operations on each term of a weighted sum of values: its product, its addition, the rescaling of the sum before.
-_OPERATIONS_PER_TERM = 3.0
+# References that are kept on their devices: those of a crowd, or of some thousand queries of a whole layer.
+_KEPT_REQUESTS, _KEPT_BYTES = 2048, 1 << 30
 
 
 @dataclass(frozen=True)
@@ -81,6 +69,16 @@ class RequestReference:
     lse: torch.Tensor
     lse_bound: torch.Tensor
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory."""
+        return self.output.nbytes + self.output_bound.nbytes + self.lse.nbytes + self.lse_bound.nbytes
+
+
+_KEPT: BoundedCache[tuple[Problem, torch.device], RequestReference] = BoundedCache(
+    _KEPT_REQUESTS, _KEPT_BYTES, lambda reference: reference.nbytes
+)
+
 
 def request_reference(problem: Problem, request: Request, device: torch.device) -> RequestReference:
     """Computes one request of a problem in float64, with its error bounds.
@@ -92,236 +90,42 @@ def request_reference(problem: Problem, request: Request, device: torch.device) 
         request: the request to compute.
         device: where to compute, and where the result is.
     """
-    return _shared_reference(
-        replace(problem, requests=(request,), layout=Layout(), circumstances=Circumstances()), device
-    )
-
-
-@functools.lru_cache(maxsize=512)
-def _shared_reference(problem: Problem, device: torch.device) -> RequestReference:
-    (request,) = problem.requests
-    geometry = problem.geometry
-    queries = request_queries(problem, request).to(device, torch.float64)
-    keys, values = (tensor.to(device, torch.float64) for tensor in request_keys_values(problem, request))
-    attended = slice(0, request.encoder_len) if problem.mask is Mask.CROSS else slice(request.encoder_len, None)
-    # [num_heads, tokens, head_dim], every query head beside its key/value head.
-    query = queries.transpose(0, 1)
-    key = keys[attended].transpose(0, 1).repeat_interleave(geometry.group_size, dim=0)
-    value = values[attended].transpose(0, 1).repeat_interleave(geometry.group_size, dim=0)
-
-    visible = visible_keys(problem, request, device)
-    if geometry.sinks:
-        # A sink is a key whose score is given, whatever the query, and whose value is 0.
-        key, value = (torch.nn.functional.pad(tensor, (0, 0, 0, 1)) for tensor in (key, value))
-        visible = torch.nn.functional.pad(visible, (0, 1), value=True)
-    raw = query @ key.transpose(1, 2)
-    scores, slope = _scaled(raw, problem)
-    if geometry.sinks:
-        scores[:, :, -1] = sinks_of(problem).to(scores).unsqueeze(1)
-    scores = scores.masked_fill(~visible, -math.inf)
-    lse = torch.logsumexp(scores, dim=2)
-    # A query that sees no key has no weights at all, rather than NaN.
-    weights = torch.exp(scores - lse.masked_fill(lse == -math.inf, 0.0).unsqueeze(2))
-    # Where a value is no finite number, only a query that sees it may be touched, not one whose weight for it is 0.
-    finite = value.masked_fill(~value.isfinite(), 0.0)
-    output = weights @ finite
-    for number in (math.inf, math.nan):
-        present = value.isnan() if math.isnan(number) else value == number
-        if present.any():
-            output = output.masked_fill(visible.to(torch.float64) @ present.to(torch.float64) > 0, number)
-    value = finite
-
-    key_count = visible.sum(dim=1).to(torch.float64)
-    if problem.data == "ties":
-        score_error = _worst_score_error(query, key, scores, slope, problem).masked_fill(~visible, 0.0)
-        output_bound = _worst_output_bound(weights, value, output, score_error, key_count, problem)
-        lse_bound = _worst_lse_bound(weights, lse, score_error, key_count, problem)
-    else:
-        score_variance = _score_variance(query, key, raw, scores, slope, problem).masked_fill(~visible, 0.0)
-        output_bound = _output_bound(weights, value, output, score_variance, key_count, problem)
-        lse_bound = _lse_bound(weights, lse, score_variance, key_count, problem)
-    return RequestReference(
-        output=output.transpose(0, 1).contiguous(),
-        output_bound=output_bound.transpose(0, 1).contiguous(),
-        lse=lse,
-        lse_bound=lse_bound,
-    )
+    alone = computed_alone(problem, request)
+    return _KEPT.get((alone, device), lambda: _computed_reference(alone, request, device))
 
 
 def visible_keys(problem: Problem, request: Request, device: torch.device) -> torch.Tensor:
     """Which of a request's attended keys each query sees: bool `[query_len, kv_len]`. See `Mask`."""
-    kv_len = problem.kv_len(request)
-    position = torch.arange(request.query_len, device=device).unsqueeze(1) + request.context_len
-    key = torch.arange(kv_len, device=device).unsqueeze(0)
-    if not problem.is_causal(request):
-        return torch.ones((request.query_len, kv_len), dtype=torch.bool, device=device)
-    visible = key <= position
-    if problem.window is not None:
-        visible &= key > position - problem.window
-    return visible
+    return visible_among(problem, request, range(request.query_len), range(problem.kv_len(request)), device)
 
 
-def _scaled(raw: torch.Tensor, problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores after scale and softcap, and their derivative by the scaled score."""
-    scaled = raw * problem.geometry.softmax_scale
-    softcap = problem.geometry.softcap
-    if softcap is None:
-        return scaled, torch.ones_like(scaled)
-    capped = torch.tanh(scaled / softcap)
-    return capped * softcap, 1.0 - capped**2
+def _computed_reference(problem: Problem, request: Request, device: torch.device) -> RequestReference:
+    parts = [_reference_of_rows(problem, request, rows, device) for rows in row_ranges(problem, request)]
+    return RequestReference(
+        output=torch.cat([part.output for part in parts]),
+        output_bound=torch.cat([part.output_bound for part in parts]),
+        lse=torch.cat([part.lse for part in parts], dim=1),
+        lse_bound=torch.cat([part.lse_bound for part in parts], dim=1),
+    )
 
 
-def _score_variance(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    raw: torch.Tensor,
-    scores: torch.Tensor,
-    slope: torch.Tensor,
-    problem: Problem,
-) -> torch.Tensor:
-    """Variance of the error of each score, and of its exponential, in units of the natural logarithm."""
-    head_dim, scale, softcap = problem.geometry.head_dim, problem.geometry.softmax_scale, problem.geometry.softcap
-    sum_of_squares = query**2 @ (key**2).transpose(1, 2)
-    # One rounding more per term than additions alone: float32 products are rounded where no FMA is used.
-    accumulation = (head_dim / 2 + 1) * sum_of_squares + head_dim / 3 * raw**2
-    variance = accumulation * (scale * slope) ** 2 + _SCORE_ROUNDINGS * scores.nan_to_num(neginf=0.0) ** 2
-    if softcap is not None:
-        variance = variance + (_TANH_UNITS * softcap) ** 2
-        variance = (
-            variance + (_TANH_ERROR[DTYPES[problem.dtype]] / FLOAT32_ROUNDOFF * scores.nan_to_num(neginf=0.0)) ** 2
-        )
-    distance = (scores.amax(dim=2, keepdim=True) if scores.shape[2] else scores) - scores
-    variance = variance + distance.nan_to_num(nan=0.0, posinf=0.0) ** 2
-    exponential = _EXPONENTIAL_ERROR[DTYPES[problem.dtype]] ** 2
-    return (variance * FLOAT32_ROUNDOFF**2 + exponential) * UNIFORM_VARIANCE
+def _reference_of_rows(problem: Problem, request: Request, rows: range, device: torch.device) -> RequestReference:
+    ranges = key_ranges(problem, request, rows)
+    # A single block serves both passes; several may not fit together, and are made again.
+    only = key_block(problem, request, rows, ranges[0], device) if len(ranges) == 1 else None
 
+    def blocks() -> Iterable[KeyBlock]:
+        return [only] if only else (key_block(problem, request, rows, keys, device) for keys in ranges)
 
-def _output_bound(
-    weights: torch.Tensor,
-    value: torch.Tensor,
-    output: torch.Tensor,
-    score_variance: torch.Tensor,
-    key_count: torch.Tensor,
-    problem: Problem,
-) -> torch.Tensor:
-    dtype = DTYPES[problem.dtype]
-    roundoff = _UNIT_ROUNDOFF[dtype]
-    squared_weights = weights**2
-    # sum_j w_j^2 x_j (v_j - o)^2, expanded so that no [rows, keys, head_dim] tensor is made.
-    spread_weights = squared_weights * score_variance
-    scores = _weighted_spread(spread_weights, value, output)
-    terms = squared_weights @ value**2
-    count = key_count.view(1, -1, 1)
-    accumulation = (count / 2 * terms + (2 * count / 3 + _FINAL_ROUNDINGS) * output**2) * FLOAT32_ROUNDOFF**2
-    variance = scores + accumulation * UNIFORM_VARIANCE
-    if dtype is not torch.float32:
-        probabilities = torch.maximum(terms, _weighted_spread(squared_weights, value, output))
-        variance = variance + probabilities * (roundoff**2 * UNIFORM_VARIANCE)
-    bound = DEVIATIONS * variance.clamp(min=0.0).sqrt()
-    return torch.where(count > 0, bound + _flushed(weights, value, count, dtype), 0.0)
-
-
-def _flushed(weights: torch.Tensor, value: torch.Tensor, count: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """What an output may lose where numbers below the smallest normal one are taken for 0.
-
-    Weights are at most 1, and where they are those before the normalisation, the sum that divides the result is at
-    least 1; so nothing that an operation loses grows afterwards. The output itself may be flushed in its dtype, and so
-    may values in theirs as they are read: in fp32 and bf16, which have the exponents of float32, such a value's product
-    is among the operations.
-    """
-    tiny = torch.finfo(dtype).tiny
-    read = weights @ lost_on_reading(value, dtype) if tiny > FLOAT32_TINY else 0.0
-    return lost_in_operations(_OPERATIONS_PER_TERM * count + _FINAL_ROUNDINGS) + read + tiny
-
-
-def lost_in_operations(count: torch.Tensor) -> torch.Tensor:
-    """What `count` float32 operations may lose that flush their results: each less than `FLOAT32_TINY`, of any sign."""
-    return DEVIATIONS * FLOAT32_TINY * (UNIFORM_VARIANCE * count).sqrt()
-
-
-def lost_on_reading(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Magnitudes of those float64 values that lie below the smallest normal number of a dtype; 0 for the others."""
-    magnitude = values.abs()
-    return magnitude.masked_fill(magnitude >= torch.finfo(dtype).tiny, 0.0)
-
-
-def _weighted_spread(weights: torch.Tensor, value: torch.Tensor, center: torch.Tensor) -> torch.Tensor:
-    """`sum_j weights_j (value_j - center)^2` for each query and element of the head."""
-    total = weights.sum(dim=2, keepdim=True)
-    return (weights @ value**2 - 2 * center * (weights @ value) + total * center**2).clamp(min=0.0)
-
-
-def _worst_score_error(
-    query: torch.Tensor, key: torch.Tensor, scores: torch.Tensor, slope: torch.Tensor, problem: Problem
-) -> torch.Tensor:
-    """The most that each score, and its exponential, may be off by: every rounding at its largest, all of one sign."""
-    geometry = problem.geometry
-    magnitude = query.abs() @ key.abs().transpose(1, 2) * (geometry.softmax_scale * slope)
-    finite = scores.nan_to_num(neginf=0.0)
-    distance = (scores.amax(dim=2, keepdim=True) if scores.shape[2] else scores) - scores
-    error = (geometry.head_dim + 1) * magnitude + _SCORE_ROUNDINGS * finite.abs()
-    error = error + distance.nan_to_num(nan=0.0, posinf=0.0)
-    if geometry.softcap is not None:
-        error = error + _TANH_UNITS * geometry.softcap
-        error = error + _TANH_ERROR[DTYPES[problem.dtype]] / FLOAT32_ROUNDOFF * finite.abs()
-    return error * FLOAT32_ROUNDOFF + _EXPONENTIAL_ERROR[DTYPES[problem.dtype]]
-
-
-def _worst_output_bound(
-    weights: torch.Tensor,
-    value: torch.Tensor,
-    output: torch.Tensor,
-    score_error: torch.Tensor,
-    key_count: torch.Tensor,
-    problem: Problem,
-) -> torch.Tensor:
-    """The classical bound (Higham, section 3.1): `gamma_n = n u / (1 - n u)` on each sum, to first order."""
-    dtype = DTYPES[problem.dtype]
-    roundoff = _UNIT_ROUNDOFF[dtype]
-    magnitude = weights @ value.abs()
-    count = key_count.view(1, -1, 1)
-    # |v_j - o| <= |v_j| + |o|.
-    scores = (weights * score_error) @ value.abs() + (weights * score_error).sum(dim=2, keepdim=True) * output.abs()
-    bound = scores + (2 * count + _FINAL_ROUNDINGS) * FLOAT32_ROUNDOFF * magnitude
-    if dtype is not torch.float32:
-        bound = bound + roundoff * magnitude
-        if problem.geometry.sinks:
-            # Equal scores are their own maximum, and their P is 1, unless a sink is larger.
-            bound = bound + roundoff * output.abs()
-    return torch.where(count > 0, bound + _flushed(weights, value, count, dtype), 0.0)
-
-
-def _worst_lse_bound(
-    weights: torch.Tensor, lse: torch.Tensor, score_error: torch.Tensor, key_count: torch.Tensor, problem: Problem
-) -> torch.Tensor:
-    count = key_count.unsqueeze(0)
-    magnitude = lse.masked_fill(lse == -math.inf, 0.0).abs() + count.clamp(min=1.0).log() + 1.0
-    bound = (weights * score_error).sum(dim=2) + (count + _FINAL_ROUNDINGS * magnitude) * FLOAT32_ROUNDOFF
-    if problem.geometry.sinks and problem.dtype != "fp32":
-        bound = bound + _UNIT_ROUNDOFF[DTYPES[problem.dtype]]
-    return torch.where(count > 0, bound, 0.0)
-
-
-def _lse_bound(
-    weights: torch.Tensor,
-    lse: torch.Tensor,
-    score_variance: torch.Tensor,
-    key_count: torch.Tensor,
-    problem: Problem,
-) -> torch.Tensor:
-    count = key_count.unsqueeze(0)
-    scores = (weights**2 * score_variance).sum(dim=2)
-    # The maximum and the logarithm of the sum are each rounded, and the sum may cancel: neither is larger than this.
-    magnitude = lse.masked_fill(lse == -math.inf, 0.0).abs() + count.clamp(min=1.0).log() + 1.0
-    sums = (count / 3 + _FINAL_ROUNDINGS * magnitude**2) * (FLOAT32_ROUNDOFF**2 * UNIFORM_VARIANCE)
-    dtype = DTYPES[problem.dtype]
-    if dtype is not torch.float32:
-        # The denominator may be summed from the rounded P, as FlashInfer's is.
-        sums = sums + (weights**2).sum(dim=2) * (_UNIT_ROUNDOFF[dtype] ** 2 * UNIFORM_VARIANCE)
-    # An exponential that is always too small by one factor cancels in the output, but not here.
-    bias = _EXPONENTIAL_ERROR[dtype]
-    bound = magnitude * FLOAT32_ROUNDOFF + bias + DEVIATIONS * (scores + sums).sqrt()
-    return torch.where(count > 0, bound, 0.0)
+    softmax = softmax_of(blocks())
+    # The errors of `ties` are equal or of one sign.
+    sums = sums_of(blocks(), softmax, problem, LargestErrors if problem.data == "ties" else RandomErrors)
+    return RequestReference(
+        output=by_heads(sums.output, problem, rows).transpose(0, 1).contiguous(),
+        output_bound=by_heads(output_bound(sums, problem), problem, rows).transpose(0, 1).contiguous(),
+        lse=by_heads(softmax.lse, problem, rows),
+        lse_bound=by_heads(lse_bound(sums, softmax.lse, problem), problem, rows),
+    )
 
 
 def budget_used(actual: torch.Tensor, expected: torch.Tensor, bound: torch.Tensor) -> torch.Tensor:
@@ -349,4 +153,4 @@ def _half_unit(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     # Zero has no binade of its own: it stands with the smallest numbers.
     binade = torch.where(values == 0, 0.0, torch.ldexp(torch.ones_like(values), exponent - 1))
     binade = binade.clamp(min=torch.finfo(dtype).tiny)
-    return binade * _UNIT_ROUNDOFF[dtype]
+    return binade * UNIT_ROUNDOFF[dtype]

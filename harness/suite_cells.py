@@ -28,6 +28,7 @@ from samebits.harness.controls.operations import token_controls
 from samebits.harness.controls.readings import LEAKS, MISREADINGS, PlainKernel
 from samebits.harness.controls.schedules import FLAWS, ScheduledKernel
 from samebits.harness.controls.trespasses import TRESPASSES, TrespassingKernel
+from samebits.harness.full_sizes import full_size_cells
 from samebits.harness.geometries import GEOMETRIES
 from samebits.harness.graphs.cells import cuda_graph_cells
 from samebits.harness.inputs import INPUTS, TOKEN_INPUTS
@@ -70,8 +71,9 @@ def batch_invariance_cells(selection: Selection) -> Iterator[Cell]:
                 tier = "nightly" if left_out or dtype not in case.dtypes else case.tier
                 for relation in RELATIONS.values():
                     cell = Cell(suite, implementation, relation, case, dtype, tier, selection.seed)
-                    if cell.comparisons:
+                    if cell.compares_anything:
                         yield cell
+    yield from full_size_cells(suite, selection)
     yield from _token_cells(suite, selection, _OTHER_OPERATIONS, TOKEN_RELATIONS.values())
 
 
@@ -90,8 +92,9 @@ def dtype_cells(selection: Selection) -> Iterator[Cell]:
             for dtype in selection.dtypes or dict.fromkeys(("fp32", "bf16", *implementation.support.dtypes)):
                 for check in INPUTS.values():
                     cell = Cell(suite, implementation, check, case, dtype, _dtype_tier(case), selection.seed)
-                    if cell.comparisons:
+                    if cell.compares_anything:
                         yield cell
+    yield from full_size_cells(suite, selection)
     yield from _token_cells(suite, selection, _SUMMING_OPERATIONS, TOKEN_INPUTS.values())
 
 
@@ -139,6 +142,7 @@ def run_to_run_cells(selection: Selection) -> Iterator[Cell]:
         for dtype in selection.dtypes_of(case):
             for check in checks.values():
                 yield _cell(suite, subject, check, case, dtype, selection)
+    yield from full_size_cells(suite, selection)
 
 
 def _repeated(selection: Selection) -> Iterator[tuple[Subject, AnyCase]]:
@@ -196,7 +200,7 @@ def _token_cells(
                 for dtype in selection.dtypes_of(case):
                     for check in checks:
                         cell = _cell(suite, implementation, check, case, dtype, selection)
-                        if cell.comparisons:
+                        if cell.compares_anything:
                             yield cell
         offered = {implementation.backend for implementation in selection.of_tokens(operation)}
         missing = [subject for subject in selection.attention if subject.backend not in offered]

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from samebits.backends.contract import DTYPES
-from samebits.backends.problem import Geometry, Mask, Problem, Request
+from samebits.backends.problem import DATA_NAMES, Geometry, Mask, Problem, Request
+from samebits.harness import key_blocks, reference
 from samebits.harness.batch import request_keys_values, request_queries, sinks_of
+from samebits.harness.bounded_cache import BoundedCache
 from samebits.harness.reference import budget_used, request_reference, visible_keys
 
 CPU = torch.device("cpu")
@@ -62,6 +64,34 @@ def test_reference_follows_the_definition_of_attention(mask: Mask, request_: Req
     output, lse = attend_one_row_at_a_time(problem, request_)
     torch.testing.assert_close(reference.output, output, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(reference.lse, lse, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("sinks", [False, True], ids=["plain", "sinks"])
+@pytest.mark.parametrize("mask", list(Mask))
+@pytest.mark.parametrize("data", DATA_NAMES)
+def test_blocks_of_queries_and_keys_come_to_what_one_block_does(
+    data: str, mask: Mask, sinks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    geometry = replace(GEOMETRY, sinks=sinks, window=11)
+    blocks = []
+    for request in (*REQUESTS, Request(6, 0, 5), Request(7, 23, 40, encoder_len=60)):
+        problem = Problem(geometry, mask, "fp16", (request,), data=data)
+        with monkeypatch.context() as patched:
+            patched.setattr(reference, "_KEPT", BoundedCache(0, 0, lambda kept: 0))
+            whole = request_reference(problem, request, CPU)
+            patched.setattr(key_blocks, "BLOCK_ELEMENTS", 1300)
+            divided = request_reference(problem, request, CPU)
+            rows = key_blocks.row_ranges(problem, request)
+            blocks += [len(key_blocks.key_ranges(problem, request, some)) for some in rows]
+        for name, value in vars(whole).items():
+            # Some bounds are what is left of a large cancellation, as where one key has all the weight.
+            largest = float(whole.output.nan_to_num(posinf=0.0).abs().max()) if value.numel() else 0.0
+            absolute = 1e-12 * max(1.0, largest)
+            torch.testing.assert_close(
+                getattr(divided, name), value, rtol=1e-12, atol=absolute, equal_nan=True, msg=f"{name} of {request}"
+            )
+    assert len(blocks) > len(REQUESTS) + 2, "no queries were divided"
+    assert max(blocks) > 1, "no keys were divided"
 
 
 @pytest.mark.parametrize(("mask", "row"), [(Mask.CAUSAL, 9), (Mask.SLIDING_WINDOW, 5)])

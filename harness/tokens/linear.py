@@ -10,7 +10,7 @@ from samebits.backends.problem import Request
 from samebits.backends.token_problem import Linear, TokenProblem
 from samebits.harness.batch import LAYER_KEY, poison_value
 from samebits.harness.dataset import Role, values_at
-from samebits.harness.reference import (
+from samebits.harness.rounding import (
     DEVIATIONS,
     FLOAT32_ROUNDOFF,
     UNIFORM_VARIANCE,

@@ -13,7 +13,7 @@ from samebits.backends.token_problem import MergeStates, TokenProblem
 from samebits.harness.batch import poison_value
 from samebits.harness.comparison import same_bits
 from samebits.harness.dataset import Role, values_at
-from samebits.harness.reference import EXPONENTIAL_ERROR_FLOAT32, FLOAT32_ROUNDOFF, FLOAT32_TINY, lost_on_reading
+from samebits.harness.rounding import EXPONENTIAL_ERROR_FLOAT32, FLOAT32_ROUNDOFF, FLOAT32_TINY, lost_on_reading
 from samebits.harness.tokens.nonfinite import plant_in_lses
 from samebits.harness.tokens.placement import place
 from samebits.harness.tokens.prepared import Expected, Prepared, all_values, request_values, token_rows

@@ -10,7 +10,7 @@ from samebits.backends.problem import Request
 from samebits.backends.token_problem import RmsNorm, TokenProblem
 from samebits.harness.batch import LAYER_KEY, poison_value
 from samebits.harness.dataset import Role, values_at
-from samebits.harness.reference import DEVIATIONS, FLOAT32_ROUNDOFF, FLOAT32_TINY, UNIFORM_VARIANCE, lost_on_reading
+from samebits.harness.rounding import DEVIATIONS, FLOAT32_ROUNDOFF, FLOAT32_TINY, UNIFORM_VARIANCE, lost_on_reading
 from samebits.harness.tokens.leading import padded_rows, placed_input, with_leading
 from samebits.harness.tokens.placement import place
 from samebits.harness.tokens.prepared import Expected, Prepared, all_values, request_values, token_rows

@@ -12,7 +12,7 @@ from samebits.backends.problem import Request
 from samebits.backends.token_problem import RotaryEmbedding, TokenProblem
 from samebits.harness.comparison import same_bits
 from samebits.harness.dataset import Role
-from samebits.harness.reference import FLOAT32_ROUNDOFF, FLOAT32_TINY, lost_on_reading
+from samebits.harness.rounding import FLOAT32_ROUNDOFF, FLOAT32_TINY, lost_on_reading
 from samebits.harness.tokens.placement import place
 from samebits.harness.tokens.prepared import Expected, Prepared, all_values, request_values, token_rows
 from samebits.harness.tokens.untouched import plant_easily_lost

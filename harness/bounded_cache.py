@@ -1,0 +1,50 @@
+"""What was made last, kept up to a number of entries and of bytes: at full size a few results fill a GPU's memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
+
+KeyT = TypeVar("KeyT", bound=Hashable)
+ValueT = TypeVar("ValueT")
+
+
+class BoundedCache(Generic[KeyT, ValueT]):
+    """Keeps what was asked for last. A value larger than all of its bytes is made anew each time."""
+
+    def __init__(self, max_entries: int, max_bytes: int, nbytes: Callable[[ValueT], int]) -> None:
+        """Sets the bounds.
+
+        Args:
+            max_entries: kept at most, since small values cost more than their bytes.
+            max_bytes: of the values together.
+            nbytes: of one value.
+        """
+        self._max_entries, self._max_bytes, self._nbytes = max_entries, max_bytes, nbytes
+        self._kept: dict[KeyT, ValueT] = {}
+        self._bytes = 0
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of all values that are kept."""
+        return self._bytes
+
+    def get(self, key: KeyT, make: Callable[[], ValueT]) -> ValueT:
+        """The value of a key, made now or earlier.
+
+        Args:
+            key: names the value.
+            make: makes it.
+        """
+        if key in self._kept:
+            # Behind all others, which are given up first.
+            self._kept[key] = self._kept.pop(key)
+            return self._kept[key]
+        value = make()
+        size = self._nbytes(value)
+        if size <= self._max_bytes:
+            self._kept[key] = value
+            self._bytes += size
+            while len(self._kept) > self._max_entries or self._bytes > self._max_bytes:
+                self._bytes -= self._nbytes(self._kept.pop(next(iter(self._kept))))
+        return value
