@@ -117,6 +117,7 @@ class KnownGap:
     Attributes:
         issue: name or address of the issue.
         relation, mask, dtype: what the gap is confined to; None for any.
+        geometry: name of the geometry that it is confined to, as case ids begin; None for any.
         batch: name of the batch that it is confined to, as case ids end; None for any.
         device: torch device type that it is confined to, for example `cuda`; None for any.
         raises: name of the exception that it raises; None where what it computes is wrong. Nothing else is excused: no
@@ -128,6 +129,7 @@ class KnownGap:
     relation: str | None = None
     mask: Mask | None = None
     dtype: str | None = None
+    geometry: str | None = None
     batch: str | None = None
     device: str | None = None
     raises: str | None = None
@@ -135,8 +137,9 @@ class KnownGap:
 
     def matches(self, relation: str, mask: Mask | None, dtype: str, case_id: str, device: str) -> bool:
         """Whether a cell lies inside the gap."""
+        in_geometry = self.geometry is None or case_id.startswith(f"{self.geometry}-")
         in_batch = self.batch is None or case_id.endswith(f"-{self.batch}")
-        return in_batch and all(
+        return in_geometry and in_batch and all(
             ours in (None, theirs)
             for ours, theirs in (
                 (self.relation, relation),
