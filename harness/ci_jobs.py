@@ -85,7 +85,7 @@ def write_unavailable(registry: Registry, matrix: CiMatrix, job: Job, output: Pa
         UnusableInput: it cannot be written.
     """
     reason = f"no runner has a device of kind {job.device}"
-    selection = Selection(registry.select([job.backend]), (job.dtype,), matrix.tier)
+    selection = Selection(registry.select([job.backend]), (job.dtype,), matrix.tier, platform=job.device)
     # The device's name is not known, so that no baseline is held against what did not run.
     where = Environment(job.device, {"samebits": importlib.metadata.version("samebits")}, threads=1)
     now = datetime.datetime.now(datetime.UTC)

@@ -10,8 +10,6 @@ from samebits.harness.ci_shard import run_job
 from samebits.harness.merging import merge
 from samebits.harness.records import RECORDS_FILE, UnusableInput
 
-_DEFAULTS = {"timeout_min": 360}
-
 
 def run_matrix(
     matrix: CiMatrix, output: Path, cluster: str, parameters: Sequence[str], arguments: Sequence[str] = ()
@@ -35,7 +33,7 @@ def run_matrix(
         import submitit
     except ImportError as error:
         raise UnusableInput(f"importing submitit raised {error}; pip install 'samebits[slurm]'") from error
-    settings: dict[str, int | str] = dict(_DEFAULTS)
+    settings: dict[str, int | str] = {"timeout_min": 360}
     for word in parameters:
         name, equals, value = word.partition("=")
         if not (name and equals):

@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from samebits.harness.record_files import read_run, records_file
 from samebits.harness.records import RECORDS_FILE, UnusableInput
+from samebits.reports.baseline_files import read_baseline
 from samebits.reports.report import Report, require_common_suite, write_report
 
 _EXIT_GREEN, _EXIT_RED, _EXIT_UNUSABLE = 0, 1, 2
@@ -133,7 +134,8 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    report = write_report(read_run(options.directory), options.baseline, records_file(options.directory).parent)
+    run, baseline = read_run(options.directory), read_baseline(options.baseline)
+    report = write_report(run, baseline, records_file(options.directory).parent)
     _print(report)
     return _EXIT_RED if report.red else _EXIT_GREEN
 
@@ -142,8 +144,7 @@ def _compare(options: argparse.Namespace) -> int:
     # As a file, so that one of another device is refused rather than passed over. A directory of baselines may hold one
     # that fits, or none, which is no regression.
     is_run = os.path.exists(records_file(options.old)) or not any(options.old.glob("*.jsonl"))
-    old = records_file(options.old) if is_run else options.old
-    run = read_run(options.new)
+    run, old = read_run(options.new), read_baseline(records_file(options.old) if is_run else options.old)
     require_common_suite(run, old)
     directory = options.output or records_file(options.new).parent / f"against-{_short_name(options.old)}"
     report = write_report(run, old, directory)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Callable
 
 from samebits.backends.contract import Claims, Implementation
 from samebits.backends.operations import TokenImplementation
@@ -38,8 +38,8 @@ def as_text(registry: Registry) -> str:
     sections = (
         [f"Platform: {platform.kind}, {platform.name}."],
         _table(registry),
-        _section("Unavailable:", _reasons(registry)),
-        _section("Where claims are made:", _sources(registry)),
+        _section("Unavailable:", registry, lambda subject: registry.availability(subject).reason),
+        _section("Where claims are made:", registry, lambda subject: subject.claims.source),
     )
     return "\n\n".join("\n".join(section) for section in sections if section)
 
@@ -93,20 +93,11 @@ def _told(claim: bool | GraphSupport) -> str:
     return str(claim) if isinstance(claim, GraphSupport) else "yes"
 
 
-def _reasons(registry: Registry) -> Iterator[str]:
+def _section(title: str, registry: Registry, told_of: Callable[[Subject], str]) -> list[str]:
+    """A sentence of each implementation that there is one of, under a title; nothing where there is none."""
+    lines = [title]
     for implementation in registry.implementations:
-        reason = registry.availability(implementation).reason
-        if reason:
-            yield from text.wrapped(f"{implementation.label} {implementation.operation}: {reason}", "  ")
-
-
-def _sources(registry: Registry) -> Iterator[str]:
-    for implementation in registry.implementations:
-        if implementation.claims.source:
-            told = f"{implementation.label} {implementation.operation}: {implementation.claims.source}"
-            yield from text.wrapped(told, "  ")
-
-
-def _section(title: str, lines: Iterator[str]) -> list[str]:
-    told = list(lines)
-    return [title, *told] if told else []
+        told = told_of(implementation)
+        if told:
+            lines += text.wrapped(f"{implementation.label} {implementation.operation}: {told}", "  ")
+    return lines if lines != [title] else []

@@ -12,7 +12,9 @@ from _pytest.mark.expression import Expression
 
 from samebits.harness.record_files import RecordWriter, check_results, parse_record, read_run
 from samebits.harness.records import UnusableInput
-from samebits.reports.report import Report, check_baseline, check_update, write_baseline, write_report
+from samebits.reports.baseline import Baseline, require_device
+from samebits.reports.baseline_files import check_update, read_baseline, write_baseline
+from samebits.reports.report import Report, write_report
 
 if TYPE_CHECKING:
     from samebits.harness.session import MatrixSession
@@ -67,7 +69,7 @@ class RunLog:
             UnusableInput: an option cannot be used.
         """
         self._check_selection()
-        check_baseline(self._path("baseline"), self._session().devices)
+        require_device(self._baseline, self._session().devices)
         update, results = self._path("update_baseline"), self._path("results")
         if update is not None:
             check_update(update)
@@ -146,12 +148,17 @@ class RunLog:
         # arrives while the first is dealt with.
         writer.close(finished=self._cells & self._collected <= self._written)
         run = read_run(writer.path)
-        self._report = write_report(run, self._path("baseline"), writer.path.parent)
+        self._report = write_report(run, self._baseline, writer.path.parent)
         if self._report.red and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         update = self._path("update_baseline")
         if update is not None:
             write_baseline(run, update)
+
+    @functools.cached_property
+    def _baseline(self) -> Baseline:
+        """What the run is compared with: read before it where that is checked, and otherwise at its end."""
+        return read_baseline(self._path("baseline"))
 
     @functools.cached_property
     def _suites(self) -> tuple[str, ...]:

@@ -86,19 +86,23 @@ class MatrixSession:
         if not self.selection.implementations:
             asked = ", ".join((*options.backends, *options.implementations))
             raise UnusableInput(f"nothing is selected by {asked} together; name an implementation of a named backend")
-        self._executors: dict[tuple[str, str], Executor] = {}
+        self._cells: dict[str, tuple[Cell, ...]] = {}
+        # By kind, too: those of two subjects that share a name must not stand in for each other.
+        self._executors: dict[tuple[type[Subject], str, str], Executor] = {}
         # Records of the correct kernels that controls were broken from, by suite and cell.
         self._parents: dict[tuple[str, str], Record] = {}
         self._check_cells()
 
-    def cells(self, suite: str) -> list[Cell]:
-        """The cells of a suite, or those of them that were asked for by name.
+    def cells(self, suite: str) -> tuple[Cell, ...]:
+        """The cells of a suite, or those of them that were asked for by name; made when they are first asked for.
 
         An implementation whose library is absent has its first cell only, which says so, unless others are asked for.
         """
-        every = SUITES[suite](self.selection)
-        wanted = self.options.cells
-        return [cell for cell in every if cell.cell_id in wanted] if wanted else list(_once_where_absent(every))
+        if suite not in self._cells:
+            every, wanted = SUITES[suite](self.selection), self.options.cells
+            chosen = (cell for cell in every if cell.cell_id in wanted) if wanted else _once_where_absent(every)
+            self._cells[suite] = tuple(chosen)
+        return self._cells[suite]
 
     def run(self, cell: Cell) -> Record:
         """Runs one cell; of a control that of its parent, too, which several controls may share."""
@@ -114,7 +118,7 @@ class MatrixSession:
         implementation, availability = cell.implementation, self._availability(cell)
         if isinstance(implementation, CompiledSubject):
             return judge_compilation(cell, availability, self._command(cell))
-        name = (implementation.operation, implementation.label)
+        name = (type(implementation), implementation.operation, implementation.label)
         if name not in self._executors:
             self._executors[name] = Executor(implementation, torch.device(availability.device))
         return judge(cell, availability, self._executors[name], self._command(cell))
@@ -183,10 +187,9 @@ class MatrixSession:
         return shlex.join([*words, "--cell", cell.cell_id])
 
     def _check_cells(self) -> None:
-        known = (
-            {cell.cell_id for suite in SUITES.values() for cell in suite(self.selection)} if self.options.cells else {}
-        )
-        for name in self.options.cells:
+        wanted = self.options.cells
+        known = {cell.cell_id for suite in SUITES for cell in self.cells(suite)} if wanted else {}
+        for name in wanted:
             if name not in known:
                 raise UnusableInput(
                     f"unknown cell {name!r} in tier {self.options.tier}; it must be the cell_id of a record, "

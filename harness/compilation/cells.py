@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 from samebits.backends.target import TARGETS
@@ -20,14 +21,12 @@ def compile_cells(selection: Selection) -> Iterator[Cell]:
         yield control_cell(SUITE, ControlKernel(flaw), COMPILES, flaw.case, DEFAULT_DTYPE, selection.seed)
     for subject in selection.implementations:
         compiled = CompiledImplementation(subject)
-        first = next(((batch, kernels[0]) for batch, kernels in subject.triton_kernels.items()), None)
-        for batch, kernels in subject.triton_kernels.items():
-            for kernel in kernels:
-                for target in TARGETS.values():
-                    tier = "smoke" if (batch, kernel) == first and target.name == _SMOKE_TARGET else "default"
-                    case = KernelCase(subject.operation, batch, kernel, target, tier)
-                    if selection.tier == "smoke" != case.tier:
-                        continue
-                    for dtype in selection.dtypes_of(case):
-                        of_cell = case.tier if dtype in case.dtypes else "nightly"
-                        yield Cell(SUITE, compiled, COMPILES, case, dtype, of_cell, selection.seed)
+        launched = [(batch, kernel) for batch, kernels in subject.triton_kernels.items() for kernel in kernels]
+        for (batch, kernel), target in itertools.product(launched, TARGETS.values()):
+            tier = "smoke" if (batch, kernel) == launched[0] and target.name == _SMOKE_TARGET else "default"
+            if selection.tier == "smoke" != tier:
+                continue
+            case = KernelCase(subject.operation, batch, kernel, target, tier)
+            for dtype in selection.dtypes_of(case):
+                of_cell = tier if dtype in case.dtypes else "nightly"
+                yield Cell(SUITE, compiled, COMPILES, case, dtype, of_cell, selection.seed)

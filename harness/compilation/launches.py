@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from samebits.backends.contract import DTYPES, AttentionConfig, AttentionMetadata, Implementation
+from samebits.backends.contract import DTYPES, AttentionMetadata, Implementation
 from samebits.backends.operations import (
     CacheWriteTensors,
     LinearTensors,
@@ -32,6 +32,7 @@ from samebits.backends.token_problem import (
     TokenOperation,
     TokenProblem,
 )
+from samebits.harness.batch import attention_config
 from samebits.harness.relations import AnyProblem
 
 # Llama 3 8B, whole.
@@ -100,18 +101,6 @@ def _attend(subject: Implementation[Any], problem: Problem) -> None:
     seq_lens = torch.tensor([request.seq_len for request in problem.requests], dtype=torch.int32)
     num_tokens, longest = int(query_lens.sum()), int(seq_lens.max())
     pages = longest // geometry.page_size
-    config = AttentionConfig(
-        num_heads=geometry.num_heads,
-        num_kv_heads=geometry.num_kv_heads,
-        head_dim=geometry.head_dim,
-        page_size=geometry.page_size,
-        dtype=dtype,
-        mask=problem.mask,
-        window=problem.window,
-        softcap=geometry.softcap,
-        scale=geometry.softmax_scale,
-        device=torch.device("cpu"),
-    )
     metadata = AttentionMetadata(
         query_start_loc=torch.nn.functional.pad(query_lens.cumsum(0), (1, 0)).to(torch.int32),
         seq_lens=seq_lens,
@@ -125,7 +114,8 @@ def _attend(subject: Implementation[Any], problem: Problem) -> None:
     key_cache, value_cache = (torch.empty(cache_shape, dtype=dtype) for _ in range(2))
     query, output = (torch.empty((num_tokens, geometry.num_heads, geometry.head_dim), dtype=dtype) for _ in range(2))
     lse = torch.empty((geometry.num_heads, num_tokens)) if subject.support.lse else None
-    subject.run(subject.plan(config, metadata), query, key_cache, value_cache, output, lse)
+    plan = subject.plan(attention_config(problem, torch.device("cpu")), metadata)
+    subject.run(plan, query, key_cache, value_cache, output, lse)
 
 
 def _rotary(operation: RotaryEmbedding, num_tokens: int, dtype: torch.dtype) -> RotaryTensors:

@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 
-from samebits.backends.graph_use import GraphMode
 from samebits.backends.operations import CacheWriteTensors, TokenImplementation, TokenTensors
-from samebits.backends.platform import accelerator
-from samebits.backends.subject import Availability, Claims, GraphSupport
+from samebits.backends.subject import Claims, GraphSupport
 from samebits.backends.token_problem import CacheWrite, Linear, MergeStates, RmsNorm, RotaryEmbedding, TokenOperation
-from samebits.harness.controls.kernels import Control, control_cell
+from samebits.harness.controls.graphs import Capturable, modes_here
+from samebits.harness.controls.kernels import control_cell
 from samebits.harness.controls.plain_operations import CORRECT, Run
-from samebits.harness.graphs.relations import PREFIXES, TOKEN_GRAPH_RELATIONS
+from samebits.harness.graphs.relations import TOKEN_GRAPH_RELATIONS
 from samebits.harness.graphs.tokens import with_tensors
 from samebits.harness.matrix import Cell, Flaw
 from samebits.harness.tokens.cases import token_cases
@@ -57,16 +56,16 @@ class StaleInput(Flaw):
     tensor: str
 
 
-class GraphOperation(Control, TokenImplementation[Any, Any]):
+class GraphOperation(Capturable, TokenImplementation[Any, Any]):
     """An operation on tokens that a graph can capture, or one of a stale input."""
 
     claims = Claims(batch_invariant=True, cuda_graph=GraphSupport.ALWAYS, source="plain float64, launches only")
+    flaw: StaleInput | None
 
     def __init__(self, operation: type[TokenOperation], flaw: StaleInput | None = None) -> None:
         """Takes the operation's plain kernel."""
         self._kind, self.flaw, self.operation = operation, flaw, operation.operation
         self.name = flaw.name if flaw else f"captured_{self.operation}"
-        self._stale = flaw
         # Each tensor that was seen, which stays alive so that no other takes its identity, and what it held.
         self._remembered: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
@@ -75,17 +74,13 @@ class GraphOperation(Control, TokenImplementation[Any, Any]):
         """The correct kernel."""
         return GraphOperation(self._kind)
 
-    def probe(self) -> Availability:
-        """Runs wherever torch does, on the accelerator where there is one."""
-        return Availability(version=torch.__version__, device=accelerator().device)
-
     def run(self, operation: TokenOperation, tensors: TokenTensors) -> None:
         """Computes it, with a flaw from what the tensor held when it was first seen."""
-        if self._stale is not None:
-            given = getattr(tensors, self._stale.tensor)
+        if self.flaw is not None:
+            given = getattr(tensors, self.flaw.tensor)
             if id(given) not in self._remembered:
                 self._remembered[id(given)] = given, given.clone()
-            tensors = with_tensors(tensors, {self._stale.tensor: self._remembered[id(given)][1]})
+            tensors = with_tensors(tensors, {self.flaw.tensor: self._remembered[id(given)][1]})
         _CAPTURABLE[self._kind](operation, tensors)
 
 
@@ -96,9 +91,7 @@ def token_graph_controls(suite: str, seed: int) -> Iterator[Cell]:
         suite: name of the suite.
         seed: of all data.
     """
-    for mode, prefix in PREFIXES.items():
-        if mode is GraphMode.CAPTURED and accelerator().device != "cuda":
-            continue
+    for _, prefix in modes_here():
         check = TOKEN_GRAPH_RELATIONS[f"{prefix}_replay"]
         for operation, tensor in _REMEMBERED.items():
             description = f"{tensor} is copied at the first run, and not again"

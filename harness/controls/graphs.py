@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -24,7 +24,15 @@ from samebits.harness.matrix import Cell, Flaw, Symptom
 _CASE = GraphCase(GEOMETRIES["llama3-8b"], Mask.CAUSAL, "decode", "smoke", ("fp32",))
 
 
-class GraphControl(Control, Implementation[DensePlan]):
+class Capturable(Control):
+    """A control that a graph can capture, where there is an accelerator."""
+
+    def probe(self) -> Availability:
+        """Runs wherever torch does, on the accelerator where there is one."""
+        return Availability(version=torch.__version__, device=accelerator().device)
+
+
+class GraphControl(Capturable, Implementation[DensePlan]):
     """The dense kernel, whose plan is refilled in place."""
 
     claims = Claims(
@@ -37,8 +45,9 @@ class GraphControl(Control, Implementation[DensePlan]):
 
     def __init__(self, flaw: GraphFlaw | None = None) -> None:
         """Makes the correct kernel, or one with a flaw."""
-        self.flaw: GraphFlaw | None = flaw
-        self.name = flaw.name if flaw else "refilled"
+        self.flaw = flaw
+        self._ways = flaw or _SOUND
+        self.name = self._ways.name
         self.latest: DensePlan | None = None
         self.kept: list[torch.Tensor] = []
         self._workspace = torch.empty(0)
@@ -48,15 +57,12 @@ class GraphControl(Control, Implementation[DensePlan]):
         """The correct kernel."""
         return GraphControl()
 
-    def probe(self) -> Availability:
-        """Runs wherever torch does, on the accelerator where there is one."""
-        return Availability(version=torch.__version__, device=accelerator().device)
-
     def plan(self, config: AttentionConfig, metadata: AttentionMetadata) -> DensePlan:
         """Lays the batch out."""
         self.require(config)
-        plan = dense_plan(config, metadata, self.flaw.chunk(metadata) if self.flaw else CHUNK)
-        if plan.scratch.numel() > self._workspace.numel():
+        plan = dense_plan(config, metadata, self._ways.chunk(metadata))
+        if plan.scratch.numel() != self._workspace.numel():
+            # Of its size, not the largest so far: which batches came before this cell must not decide what it shows.
             self._workspace = torch.empty_like(plan.scratch)
         return plan
 
@@ -67,14 +73,14 @@ class GraphControl(Control, Implementation[DensePlan]):
 
     def refill(self, config: AttentionConfig, plan: DensePlan, metadata: AttentionMetadata) -> None:
         """Copies what a plan made anew holds."""
-        (self.flaw.refill if self.flaw else _refill)(self, plan, dense_plan(config, metadata))
+        self._ways.refill(self, plan, dense_plan(config, metadata))
 
     def buffers(self, plan: DensePlan) -> Mapping[str, torch.Tensor]:
         """Those of the plan, and the workspace where it is used."""
         found = plan_tensors(plan)
-        if self.flaw is not None and self.flaw.shares_workspace:
+        if self._ways.shares_workspace:
             found["workspace"] = self._workspace
-        if self.flaw is not None and self.flaw.hides_scratch:
+        if self._ways.hides_scratch:
             del found["scratch"]
         return found
 
@@ -89,50 +95,44 @@ class GraphControl(Control, Implementation[DensePlan]):
     ) -> None:
         """Computes all tokens, and writes those that are a request's."""
         scratch = plan.scratch
-        if self.flaw and self.flaw.shares_workspace:
+        if self._ways.shares_workspace:
             scratch = self._workspace.view(-1)[: scratch.numel()].view(scratch.shape)
         result, result_lse = attend(plan, scratch, query, key_cache, value_cache)
-        written = plan.owned
-        if self.flaw is not None:
-            result, written = self.flaw.spoil(plan, result, written)
+        result, written = self._ways.spoil(plan, result, plan.owned)
         output.copy_(torch.where(written[:, None, None], result, output))
         if lse is not None:
             lse.copy_(torch.where(written, result_lse, lse))
 
 
+_Refill = Callable[[GraphControl, DensePlan, DensePlan], None]
+
+
 def _refill(control: GraphControl, plan: DensePlan, fresh: DensePlan) -> None:
-    _copy(plan, fresh, REFILLED)
+    _copy(plan, fresh)
     plan.total.zero_()
 
 
-def _copy(plan: DensePlan, fresh: DensePlan, names: Iterable[str]) -> None:
-    for name in names:
-        getattr(plan, name).copy_(getattr(fresh, name))
+def _copy(plan: DensePlan, fresh: DensePlan, left_out: str = "") -> None:
+    for name in REFILLED:
+        if name != left_out:
+            getattr(plan, name).copy_(getattr(fresh, name))
 
 
-def _but(*left_out: str) -> tuple[str, ...]:
-    return tuple(name for name in REFILLED if name not in left_out)
+def _leaving_out(name: str) -> _Refill:
+    return lambda control, plan, fresh: _copy(plan, fresh, name)
 
 
 def _rebind(control: GraphControl, plan: DensePlan, fresh: DensePlan) -> None:
-    _copy(plan, fresh, _but("last_key"))
+    _copy(plan, fresh, "last_key")
     # Somebody still holds the old one, so that no new tensor takes its place by chance.
     control.kept.append(plan.last_key)
     plan.last_key = fresh.last_key
 
 
 def _by_compact_strides(control: GraphControl, plan: DensePlan, fresh: DensePlan) -> None:
-    _copy(plan, fresh, _but("slots"))
+    _copy(plan, fresh, "slots")
     num_requests, max_keys = plan.slots.shape
     plan.slots.as_strided((num_requests, max_keys), (max_keys, 1)).copy_(fresh.slots)
-
-
-def _but_last_key(control: GraphControl, plan: DensePlan, fresh: DensePlan) -> None:
-    _copy(plan, fresh, _but("last_key"))
-
-
-def _but_lengths(control: GraphControl, plan: DensePlan, fresh: DensePlan) -> None:
-    _copy(plan, fresh, _but("lengths"))
 
 
 def _with_other_scratch(control: GraphControl, plan: DensePlan, fresh: DensePlan) -> None:
@@ -143,7 +143,7 @@ def _with_other_scratch(control: GraphControl, plan: DensePlan, fresh: DensePlan
 def _into_latest(control: GraphControl, plan: DensePlan, fresh: DensePlan) -> None:
     latest = control.latest
     assert latest is not None, "a plan is made before it is refilled"
-    _copy(plan, fresh, _but("last_key"))
+    _copy(plan, fresh, "last_key")
     if latest.last_key.shape == fresh.last_key.shape:
         latest.last_key.copy_(fresh.last_key)
 
@@ -193,18 +193,20 @@ class GraphFlaw(Flaw):
         refill: brings a plan up to date, from one made anew.
         spoil: what becomes of a result, and of the rows that are written.
         chunk: keys that are added up from zero.
-        shares_workspace: whether scores go to a workspace of the implementation, which grows with the batches.
+        shares_workspace: whether scores go to a workspace of the implementation, made anew for another size.
         hides_scratch: whether the scratch is missing from its buffers. Only a graph can then show that it is another:
             what remembers a plan keeps the old one alive.
     """
 
-    refill: Callable[[GraphControl, DensePlan, DensePlan], None] = field(default=_refill, kw_only=True)
+    refill: _Refill = field(default=_refill, kw_only=True)
     spoil: Callable[[DensePlan, torch.Tensor, torch.Tensor], _Result] = field(default=_leave, kw_only=True)
     chunk: Callable[[AttentionMetadata], int] = field(default=_usual_chunk, kw_only=True)
     shares_workspace: bool = field(default=False, kw_only=True)
     hides_scratch: bool = field(default=False, kw_only=True)
 
 
+# The ways of the correct kernel.
+_SOUND = GraphFlaw("refilled", "", "")
 GRAPH_FLAWS: tuple[GraphFlaw, ...] = (
     GraphFlaw(
         "rebound_pointer", "replay", "a tensor takes the place of another, which the graph reads", refill=_rebind
@@ -212,7 +214,9 @@ GRAPH_FLAWS: tuple[GraphFlaw, ...] = (
     GraphFlaw(
         "wrong_strides", "replay", "as_strided over compact strides, where rows are longer", refill=_by_compact_strides
     ),
-    GraphFlaw("stale_metadata", "replay", "one tensor of the metadata is not refilled", refill=_but_last_key),
+    GraphFlaw(
+        "stale_metadata", "replay", "one tensor of the metadata is not refilled", refill=_leaving_out("last_key")
+    ),
     GraphFlaw(
         "frozen_splits",
         "replay",
@@ -224,7 +228,7 @@ GRAPH_FLAWS: tuple[GraphFlaw, ...] = (
         "writes_padding", "replay", "padding rows are written all the same", spoil=_write_padding, symptom=Symptom.FAULT
     ),
     GraphFlaw(
-        "setting_left_behind",
+        "setting_left_by_replay",
         "replay",
         "float32 is multiplied as TF32 from then on, in the whole process",
         spoil=_multiply_as_tf32,
@@ -232,9 +236,9 @@ GRAPH_FLAWS: tuple[GraphFlaw, ...] = (
     ),
     GraphFlaw("adds_up", "again", "the output is added to that of the replay before", spoil=_add_up),
     GraphFlaw(
-        "growing_workspace",
+        "resized_workspace",
         "outgrown",
-        "a workspace of the implementation grows, and is another from then on",
+        "a workspace of the implementation is another for a batch of another size",
         shares_workspace=True,
         symptom=Symptom.FAULT,
     ),
@@ -258,7 +262,7 @@ GRAPH_FLAWS: tuple[GraphFlaw, ...] = (
         "stale_unread",
         "buffers",
         "a tensor that the kernel does not read yet is not refilled",
-        refill=_but_lengths,
+        refill=_leaving_out("lengths"),
         symptom=Symptom.FAULT,
     ),
     GraphFlaw(
@@ -278,6 +282,13 @@ GRAPH_FLAWS: tuple[GraphFlaw, ...] = (
 )
 
 
+def modes_here() -> Iterator[tuple[GraphMode, str]]:
+    """The modes that this machine has, each with the prefix of its relations."""
+    for mode, prefix in PREFIXES.items():
+        if mode is not GraphMode.CAPTURED or accelerator().device == "cuda":
+            yield mode, prefix
+
+
 def graph_controls(suite: str, seed: int) -> Iterator[Cell]:
     """The controls in every mode that this machine has.
 
@@ -285,9 +296,7 @@ def graph_controls(suite: str, seed: int) -> Iterator[Cell]:
         suite: name of the suite.
         seed: of all data.
     """
-    for mode, prefix in PREFIXES.items():
-        if mode is GraphMode.CAPTURED and accelerator().device != "cuda":
-            continue
+    for mode, prefix in modes_here():
         for flaw in GRAPH_FLAWS:
             if flaw.hides_scratch and mode is not GraphMode.CAPTURED:
                 continue

@@ -14,7 +14,7 @@ from samebits.backends.operations import RotaryTensors
 from samebits.backends.token_problem import Linear, RmsNorm, RotaryEmbedding, TokenOperation
 from samebits.harness.batch import poison_value
 from samebits.harness.controls.disturbances import Disturbance, DisturbedKernel
-from samebits.harness.controls.kernels import PlannedBatch
+from samebits.harness.controls.kernels import Call, PlannedBatch
 from samebits.harness.controls.plain_operations import CORRECT, Run, TokenFlaw, rotate_by_the_rules
 from samebits.harness.controls.readings import Misreading, PlainKernel
 from samebits.harness.controls.schedules import ChunkedKernel
@@ -80,17 +80,9 @@ class TakesLatestPlan(ChunkedKernel):
         self._latest = super().plan(config, metadata)
         return self._latest
 
-    def run(
-        self,
-        plan: PlannedBatch,
-        query: torch.Tensor,
-        key_cache: torch.Tensor,
-        value_cache: torch.Tensor,
-        output: torch.Tensor,
-        lse: torch.Tensor | None,
-    ) -> None:
+    def compute(self, call: Call) -> None:
         """Computes by the last plan."""
-        super().run(self._latest, query, key_cache, value_cache, output, lse)
+        super().compute(replace(call, plan=self._latest))
 
 
 class KeepsSinks(PlainKernel):

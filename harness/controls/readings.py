@@ -101,8 +101,8 @@ def _length_without_idle(reading: Reading, metadata: AttentionMetadata) -> int:
     return int(metadata.seq_lens[int(live.sum())])
 
 
-def _contiguous(cache: torch.Tensor) -> tuple[int, ...]:
-    return strides_of(tuple(cache.shape), Strides.CONTIGUOUS)
+def _as_if_contiguous(reading: Reading, metadata: AttentionMetadata) -> Reading:
+    return replace(reading, strides=lambda cache, keys: strides_of(tuple(cache.shape), Strides.CONTIGUOUS))
 
 
 def _swapped(head_map: tuple[int, ...]) -> tuple[int, ...]:
@@ -207,13 +207,13 @@ MISREADINGS: tuple[Misreading, ...] = (
         "contiguous_assumed",
         "strided_interleaved",
         "the caches are read as if they were contiguous",
-        lambda reading, _: replace(reading, strides=lambda cache, keys: _contiguous(cache)),
+        _as_if_contiguous,
     ),
     Misreading(
         "slots_outside_heads",
         "strided_heads_first",
         "a page is taken to hold one slot after another",
-        lambda reading, _: replace(reading, strides=lambda cache, keys: _contiguous(cache)),
+        _as_if_contiguous,
     ),
     Misreading(
         "heads_beside_one_another",
