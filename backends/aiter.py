@@ -99,7 +99,7 @@ _KVCACHE_GAPS = (
     ),
     *(
         KnownGap("docs/aiter.md, a maximum that hides NaN", relation=relation)
-        for relation in ("lse_seen_nan", "all_nan", "lse_all_nan")
+        for relation in ("lse_seen_nan", "all_nan", "lse_all_nan", "nan_query")
     ),
 )
 
@@ -134,6 +134,8 @@ class UnifiedAttention(Implementation[UnifiedPlan]):
     known_gaps = (
         KnownGap("docs/aiter.md, a row whose first tile is hidden", relation="window"),
         KnownGap("docs/aiter.md, a softcap of exponentials", relation="softcap"),
+        # The one case whose layer has a softcap.
+        KnownGap("docs/aiter.md, a softcap of exponentials", relation="seen_inf", mask=Mask.SLIDING_WINDOW),
     )
     # Pages can become tiles, and `reduce_segments` names an undefined variable where head_dim fills no tile. A query
     # that sees no key at all divides by zero wherever its tile is computed for another, so its output is NaN, not 0.

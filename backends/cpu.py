@@ -20,7 +20,7 @@ from samebits.backends.cpu_operations import Bundled, operations
 from samebits.backends.gathered import (
     GatheredRequest,
     additive_mask,
-    gaps_of_few_keys,
+    gaps_of_flash_kernel,
     gather_request,
     gathered_requests,
     write_blind_rows,
@@ -188,7 +188,7 @@ class SdpaAttention(Implementation[SdpaPlan]):
     )
     # What ATen's flash kernel tiles by: 512 keys, and 32 rows of a short query.
     tiling = Tiling(query_tile=32, kv_tile=512, kv_split=512)
-    known_gaps = gaps_of_few_keys("all_nan")
+    known_gaps = gaps_of_flash_kernel("all_nan", "seen_nan", "nan_query")
     configuration = MappingProxyType(
         {"api": "torch.nn.functional.scaled_dot_product_attention", "lse": "torch.logsumexp of float32 scores"}
     )

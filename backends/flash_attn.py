@@ -23,7 +23,7 @@ from samebits.backends.flash_attn_packages import packaged_flash_attention
 from samebits.backends.gathered import (
     GatheredRequest,
     additive_mask,
-    gaps_of_few_keys,
+    gaps_of_flash_kernel,
     gather_request,
     gathered_requests,
     write_blind_rows,
@@ -71,7 +71,7 @@ class ProcessorFlash(Implementation[ProcessorPlan]):
         dtypes=("fp32", "bf16", "fp16"), masks=tuple(Mask), softcap=False, encoder_offset=True, lse=True, sinks=True
     )
     tiling = Tiling(query_tile=32, kv_tile=512, kv_split=512)
-    known_gaps = gaps_of_few_keys("all_nan", "lse_all_nan")
+    known_gaps = gaps_of_flash_kernel("all_nan", "lse_all_nan", "seen_nan", "lse_seen_nan", "nan_query")
 
     def probe(self) -> Availability:
         """Asks torch for the operator that `run` calls."""

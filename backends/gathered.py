@@ -17,7 +17,11 @@ import torch
 from samebits.backends.contract import AttentionConfig, AttentionMetadata, KnownGap
 
 # Batches in which a request whose keys are made NaN has fewer than a vector holds.
-_BATCHES_OF_FEW_KEYS = ("edges", "splits")
+_BATCHES_OF_FEW_KEYS = {
+    "all_nan": ("edges", "splits"),
+    "seen_nan": ("decode",),
+    "nan_query": ("draft", "edges", "splits", "decode", "prefill"),
+}
 
 
 @dataclass(frozen=True)
@@ -65,15 +69,25 @@ class GatheredRequest:
         return visible if self.window is None else visible.triu(diagonal - self.window + 1)
 
 
-def gaps_of_few_keys(*relations: str) -> tuple[KnownGap, ...]:
-    """What ATen's flash kernel for the CPU gets wrong: keys that are all NaN, fewer than a vector holds, become 0.
+def gaps_of_flash_kernel(*relations: str) -> tuple[KnownGap, ...]:
+    """What ATen's flash kernel for the CPU gets wrong: NaN of fewer keys than a vector holds, and infinite scores.
 
     Args:
-        relations: that see it.
+        relations: that see the first.
     """
-    issue = "docs/backends.md, ATen's flash kernel hides NaN"
-    return tuple(
-        KnownGap(issue, relation=relation, batch=batch) for relation in relations for batch in _BATCHES_OF_FEW_KEYS
+    few = "docs/backends.md, ATen's flash kernel hides NaN"
+    infinite = "docs/backends.md, ATen's flash kernel hides infinite scores"
+    return (
+        *(
+            KnownGap(few, relation=relation, batch=batch)
+            for relation in relations
+            for batch in _BATCHES_OF_FEW_KEYS[relation.removeprefix("lse_")]
+        ),
+        *(
+            KnownGap(infinite, relation="seen_inf", dtype=dtype, batch=batch)
+            for dtype in ("bf16", "fp16")
+            for batch in ("mixed", "decode")
+        ),
     )
 
 

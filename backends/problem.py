@@ -14,7 +14,7 @@ from samebits.backends.graph_use import GraphUse
 
 DTYPE_NAMES = ("fp32", "bf16", "fp16")
 POISON_NAMES = ("nan", "large")
-# Kinds of data; see `harness.dataset.shaped` for what each does to the values, and `harness.batch` for the last five.
+# Kinds of data; see `harness.dataset.shaped` for what each does to the values, and `harness.batch` for the last six.
 DATA_NAMES = (
     "normal",
     "large_scores",
@@ -29,6 +29,7 @@ DATA_NAMES = (
     "seen_nan",
     "seen_inf",
     "all_nan",
+    "nan_query",
     "unseen_nan",
     "hidden_nan",
 )
@@ -220,6 +221,7 @@ class Circumstances:
         threads: threads within one operation on a processor; None for those of the session.
         calls: how often the batch is computed with one plan; the last time counts.
         other_layer: how another layer is computed before; None for not at all.
+        second_process: whether it is computed in a process of its own, behind another first call.
         graph: how it is computed at padded sizes, as by a CUDA graph; None for a batch of its own sizes.
     """
 
@@ -230,6 +232,7 @@ class Circumstances:
     threads: int | None = None
     calls: int = 1
     other_layer: OtherLayer | None = None
+    second_process: bool = False
     graph: GraphUse | None = None
 
 

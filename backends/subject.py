@@ -139,13 +139,17 @@ class KnownGap:
         """Whether a cell lies inside the gap."""
         in_geometry = self.geometry is None or case_id.startswith(f"{self.geometry}-")
         in_batch = self.batch is None or case_id.endswith(f"-{self.batch}")
-        return in_geometry and in_batch and all(
-            ours in (None, theirs)
-            for ours, theirs in (
-                (self.relation, relation),
-                (self.mask, mask),
-                (self.dtype, dtype),
-                (self.device, device),
+        return (
+            in_geometry
+            and in_batch
+            and all(
+                ours in (None, theirs)
+                for ours, theirs in (
+                    (self.relation, relation),
+                    (self.mask, mask),
+                    (self.dtype, dtype),
+                    (self.device, device),
+                )
             )
         )
 

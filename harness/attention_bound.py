@@ -189,6 +189,8 @@ def _score_variance(block: KeyBlock, softmax: Softmax, problem: Problem) -> torc
     sum_of_squares = block.query**2 @ (block.key**2).transpose(1, 2)
     # One rounding more per term than additions alone: float32 products are rounded where no FMA is used.
     accumulation = (geometry.head_dim / 2 + 1) * sum_of_squares + geometry.head_dim / 3 * block.raw**2
+    # What is infinite is not rounded.
+    accumulation = accumulation.masked_fill(block.raw.isinf(), 0.0)
     squared_scores = block.scores.nan_to_num(neginf=0.0) ** 2
     variance = accumulation * (geometry.softmax_scale * block.slope) ** 2 + _SCORE_ROUNDINGS * squared_scores
     if geometry.softcap is not None:

@@ -124,7 +124,9 @@ class Sums:
     @property
     def output(self) -> torch.Tensor:
         """The attention. Where a value is no finite number, a query that sees it is touched, whatever its weight."""
-        return self.weighted.masked_fill(self.infinite > 0, math.inf).masked_fill(self.nan > 0, math.nan)
+        infinite = torch.where(self.infinite > 0, math.inf, 0.0)
+        # To add keeps what is NaN, as where a score is.
+        return (self.weighted + infinite).masked_fill(self.nan > 0, math.nan)
 
     def __add__(self, other: Sums) -> Sums:
         return Sums(

@@ -263,7 +263,10 @@ def computed_alone(problem: Problem, request: Request) -> Problem:
 def request_queries(problem: Problem, request: Request, device: torch.device = _HOST) -> torch.Tensor:
     """Query tokens of one request: `[query_len, num_heads, head_dim]` in the problem's dtype."""
     start = request.context_len
-    return _values(problem, request, Role.QUERY, start, start + request.query_len, device)
+    queries = _values(problem, request, Role.QUERY, start, start + request.query_len, device)
+    if problem.data == "nan_query" and request.query_len:
+        queries[request.query_len // 2, request.key % problem.geometry.num_heads, 1] = torch.nan
+    return queries
 
 
 def request_keys_values(
@@ -283,27 +286,47 @@ def request_keys_values(
 
 
 def _plant(problem: Problem, request: Request, keys: torch.Tensor, values: torch.Tensor) -> None:
-    """Puts what is no number where the kind of data says.
+    """Puts what is no finite number where the kind of data says; `request_queries` does so for `nan_query`.
 
     * `seen_nan`: one NaN in a key, or in requests of odd keys in a value, that every query sees.
-    * `seen_inf`: one infinity in a value that every query sees.
+    * `seen_inf`: one infinity in a key, or in every third request in a value, that every query sees. By the signs of
+      the queries, such a key has a score of -inf and so no weight, or one of +inf. Where a query sees no other key, and
+      would be left with no weight at all, it is in the value.
     * `all_nan`: all keys, of requests of odd keys.
-    * `unseen_nan`: all keys and values that no query sees.
-    * `hidden_nan`: the last key and value, where the mask hides them from all queries but the last.
+    * `nan_query`: one NaN in one head of the middle query of each request.
+    * `unseen_nan`: all keys and values that no query sees, NaN and infinities by turns.
+    * `hidden_nan`: the last key and value, NaN or infinite, where the mask hides them from all queries but the last.
     """
     first = 0 if problem.mask is Mask.CROSS else request.encoder_len
     seen = problem.seen_by_all(request)
     if problem.data == "seen_nan" and seen:
         (values if request.key % 2 else keys)[first + seen[len(seen) // 2], 0, 1] = torch.nan
     if problem.data == "seen_inf" and seen:
-        values[first + seen[len(seen) // 2], 0, 1] = torch.inf
+        in_value = request.key % 3 == 2 or len(seen) == 1
+        (values if in_value else keys)[first + seen[len(seen) // 2], 0, 1] = torch.inf
     if problem.data == "all_nan" and request.key % 2:
         keys.fill_(torch.nan)
     if problem.data == "unseen_nan":
         for hidden in problem.hidden_slots(request):
-            keys[hidden.start : hidden.stop] = values[hidden.start : hidden.stop] = torch.nan
+            for turn in range(2):
+                slots = slice(hidden.start + turn, hidden.stop, 2)
+                _spoil(keys[slots], values[slots], infinite_keys=turn == 0)
     if problem.data == "hidden_nan" and problem.hides_last_key(request):
-        keys[-1] = values[-1] = torch.nan
+        _spoil(keys[-1:], values[-1:], infinite_keys=request.key % 2 == 0)
+
+
+def _spoil(keys: torch.Tensor, values: torch.Tensor, *, infinite_keys: bool) -> None:
+    """Makes keys NaN and their values infinite, or the other way round: who takes out but one of both fails at one.
+
+    A query that sees them gets NaN in either case.
+    """
+    if infinite_keys:
+        # In one element: infinite scores, where those of infinite vectors would be NaN.
+        keys[..., 1] = torch.inf
+        values.fill_(torch.nan)
+    else:
+        keys.fill_(torch.nan)
+        values.fill_(torch.inf)
 
 
 def slots_of(request: Request, owned_pages: np.ndarray, page_size: int) -> torch.Tensor:

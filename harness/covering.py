@@ -1,39 +1,48 @@
-"""Covering tables: few rows of options in which any two values of different options meet.
+"""Covering tables: few rows of options in which the values of two or three of them meet, each with each.
 
-A bug often needs two options at once: a mask and a page size, a batch of decodes and an odd number of heads in a group.
-All combinations of a dozen options are millions, but any two values meet in a few dozen rows (Cohen, Dalal, Fredman and
-Patton: "The AETG system: an approach to testing based on combinatorial design", IEEE TSE 23(7), 1997). The rows here
-are found greedily, one at a time, without chance: the same options give the same rows.
+A bug often needs two options at once: a mask and a page size, a batch of decodes and an odd number of heads in a group;
+and some need three. All combinations of a dozen options are millions, but any two values meet in a few dozen rows
+(Cohen, Dalal, Fredman and Patton: "The AETG system: an approach to testing based on combinatorial design", IEEE TSE
+23(7), 1997). The rows here are found greedily, one at a time, without chance: the same options give the same rows.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
 # An option's name and one of its values.
 Choice = tuple[str, Hashable]
 Row = Mapping[str, Hashable]
+Options = Mapping[str, Sequence[Hashable]]
+# Names of options whose values must meet, each with each.
+Meeting = tuple[str, ...]
 
 
 def covering_rows(
-    options: Mapping[str, Sequence[Hashable]], excluded: Callable[[Choice, Choice], bool]
+    options: Options, excluded: Callable[[Choice, Choice], bool], meetings: Iterable[Meeting]
 ) -> tuple[Row, ...]:
-    """Rows in which any two choices meet that may.
+    """Rows in which any values of the options of a meeting occur together that may.
 
-    Each row starts from a pair of choices that no row has yet. Every further option then takes the value that meets
-    most of the row's choices for the first time, and of several such the one that fewest rows have for its share.
+    Each row starts from choices that no row has together yet. Every further option then takes the value that completes
+    most of what is still missing, and of several such the one that fewest rows have for its share.
 
     Args:
         options: values of each option; where there is a choice, one that is listed twice is taken twice as often.
         excluded: whether two choices may not meet; asked in either order. For any choices made so far, every option
             must have a value that none of them excludes.
+        meetings: options that must meet. Fewer rows are needed where those of more options come first.
 
     Returns:
         Rows with a value of each option, in the order of the options.
     """
-    missing = dict.fromkeys(pairs_of(options, excluded))
+    missing = dict.fromkeys(combinations_of(options, excluded, meetings))
+    holding: defaultdict[Choice, list[frozenset[Choice]]] = defaultdict(list)
+    for combination in missing:
+        for choice in combination:
+            holding[choice].append(combination)
     uses: Counter[Choice] = Counter()
     rows = []
     while missing:
@@ -41,33 +50,48 @@ def covering_rows(
         for name, values in options.items():
             if name in row:
                 continue
-            allowed = [value for value in values if not any(excluded(choice, (name, value)) for choice in row.items())]
-            ranks = {
-                value: (
-                    -sum(_pair(choice, (name, value)) in missing for choice in row.items()),
-                    uses[name, value] / values.count(value),
-                )
-                for value in allowed
-            }
-            row[name] = min(allowed, key=lambda value: ranks[value])
-        for pair in itertools.combinations(row.items(), 2):
-            missing.pop(_pair(*pair), None)
-        uses.update(row.items())
+            ranks = {}
+            for value in values:
+                choice, chosen = (name, value), row.items()
+                if not any(excluded(other, choice) for other in chosen):
+                    whole = {*chosen, choice}
+                    completed = sum(found in missing and found <= whole for found in holding[choice])
+                    ranks[value] = (-completed, uses[choice] / values.count(value))
+            row[name] = min(ranks, key=ranks.__getitem__)
+        whole = set(row.items())
+        for combination in [combination for combination in missing if combination <= whole]:
+            del missing[combination]
+        uses.update(whole)
         rows.append({name: row[name] for name in options})
     return tuple(rows)
 
 
-def pairs_of(
-    options: Mapping[str, Sequence[Hashable]], excluded: Callable[[Choice, Choice], bool]
+def meetings_of(options: Options, count: int, limit: float = math.inf) -> list[Meeting]:
+    """Any so many options, in their order.
+
+    Args:
+        options: values of each option.
+        count: how many meet.
+        limit: of the combinations of their values; who has more is left out.
+    """
+
+    def size(meeting: Meeting) -> int:
+        return math.prod(len(set(options[name])) for name in meeting)
+
+    return [meeting for meeting in itertools.combinations(options, count) if size(meeting) <= limit]
+
+
+def combinations_of(
+    options: Options, excluded: Callable[[Choice, Choice], bool], meetings: Iterable[Meeting]
 ) -> list[frozenset[Choice]]:
-    """All pairs of choices of different options that may meet, in the order of the options."""
-    return [
-        _pair((one, left), (other, right))
-        for one, other in itertools.combinations(options, 2)
-        for left, right in itertools.product(options[one], options[other])
-        if not excluded((one, left), (other, right))
+    """All choices that may meet of the options of each meeting, in their order."""
+    found = [
+        tuple(zip(meeting, values, strict=True))
+        for meeting in meetings
+        for values in itertools.product(*(dict.fromkeys(options[name]) for name in meeting))
     ]
-
-
-def _pair(one: Choice, other: Choice) -> frozenset[Choice]:
-    return frozenset((one, other))
+    return [
+        frozenset(choices)
+        for choices in found
+        if not any(excluded(one, other) for one, other in itertools.combinations(choices, 2))
+    ]

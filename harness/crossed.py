@@ -1,4 +1,4 @@
-"""Cases on which the options of attention meet, any two of their values in one of them.
+"""Cases on which the options of attention meet: any two of their values in one of them, and of most options any three.
 
 The other cases of the semantics suite vary one option at a time around a plain layer. A kernel has a path of its own
 for decodes, for a window, for sinks or for pages of some size, and what one path forgets shows in none of them.
@@ -6,6 +6,7 @@ for decodes, for a window, for sinks or for pages of some size, and what one pat
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,12 +14,16 @@ from typing import Any
 from samebits.backends.contract import Tiling
 from samebits.backends.problem import Geometry, Layout, Mask, Problem, Request, Strides
 from samebits.harness.cases import Case, numbered, requests_under
-from samebits.harness.covering import Choice, covering_rows
+from samebits.harness.covering import Choice, Row, covering_rows, meetings_of
 
 # Shorter than a page of any size but 1, so that pages and tiles to its left are skipped.
 _WINDOW = 11
 # Padding rows too, so that there is a gap behind the last request's.
 _PADDING_TOKENS = 2
+
+# Three options meet in the default tier that have no more combinations than this: a mask and two that are on or off.
+# With the next larger threes there would be half as many rows again.
+_COMBINATIONS_OF_THREE = 20
 
 # What many implementations are without is listed less often than what all have. Query heads to a key/value head, and
 # key/value heads, are one option: a wrong map of heads shows only where there are several of the latter, and these meet
@@ -96,12 +101,30 @@ _BATCHES: Mapping[str, Callable[[int, Tiling], list[Request]]] = {
 }
 
 
-def crossed_cases() -> tuple[CrossedCase, ...]:
-    """A case for each row of a covering table of `OPTIONS`, in the default tier and in one dtype."""
-    return tuple(_case(**row) for row in covering_rows(OPTIONS, excluded))
+@functools.cache
+def crossed_cases(tier: str) -> tuple[CrossedCase, ...]:
+    """A case for each row of a covering table of `OPTIONS` that a tier adds to those below it.
+
+    Args:
+        tier: `default` for the table in which all twos meet and the small threes, each row in one dtype; `nightly` for
+            those of the table of all threes, but of the dtypes, of which that tier has every one, that are not there.
+    """
+    rows = default_rows()
+    if tier == "default":
+        return tuple(_case(tier, row) for row in rows)
+    in_any_dtype = {name: values for name, values in OPTIONS.items() if name != "dtype"}
+    there = [{name: row[name] for name in in_any_dtype} for row in rows]
+    more = covering_rows(in_any_dtype, excluded, meetings_of(in_any_dtype, 3))
+    return tuple(_case(tier, {**row, "dtype": "fp32"}) for row in more if row not in there)
 
 
-def _case(**chosen: Any) -> CrossedCase:  # noqa: ANN401 -- values of OPTIONS, each of a type of its own
+def default_rows() -> tuple[Row, ...]:
+    """The covering table of the default tier."""
+    meetings = (*meetings_of(OPTIONS, 3, _COMBINATIONS_OF_THREE), *meetings_of(OPTIONS, 2))
+    return covering_rows(OPTIONS, excluded, meetings)
+
+
+def _case(tier: str, chosen: Mapping[str, Any]) -> CrossedCase:
     group_size, num_kv_heads = chosen["heads"]
     mask, head_dim, page_size = chosen["mask"], chosen["head_dim"], chosen["page_size"]
     scale, softcap, sinks = chosen["scale"], chosen["softcap"], chosen["sinks"]
@@ -126,4 +149,4 @@ def _case(**chosen: Any) -> CrossedCase:  # noqa: ANN401 -- values of OPTIONS, e
         scale=scale,
         sinks=sinks,
     )
-    return CrossedCase(geometry, mask, chosen["batch"], "default", (chosen["dtype"],), encoder, strides, data)
+    return CrossedCase(geometry, mask, chosen["batch"], tier, (chosen["dtype"],), encoder, strides, data)

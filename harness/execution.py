@@ -198,14 +198,23 @@ def judge_requests(
 ) -> dict[str, Judgement]:
     """The worst request of each tensor."""
     references = [request_reference(problem, request, device) for request in problem.requests]
+    tensors = [results[request.key].tensors for request in problem.requests]
     expected = [
         {
             "output": (reference.output, reference.output_bound),
-            "lse": (reference.lse.transpose(0, 1), reference.lse_bound.transpose(0, 1)),
+            "lse": (_told_infinity(reference.lse.transpose(0, 1), found), reference.lse_bound.transpose(0, 1)),
         }
-        for reference in references
+        for reference, found in zip(references, tensors, strict=True)
     ]
-    return judge_tensors(problem.requests, [results[request.key].tensors for request in problem.requests], expected)
+    return judge_tensors(problem.requests, tensors, expected)
+
+
+def _told_infinity(lse: torch.Tensor, found: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """The log-sum-exp of a row with an infinite score, and of an output that is NaN: `+inf`, or NaN where that is told.
+
+    Either tells that the row is spoiled. Which comes of it is a matter of the order of operations.
+    """
+    return torch.where(lse.isposinf() & found["lse"].isnan(), torch.nan, lse) if "lse" in found else lse
 
 
 def _inputs(batch: Batch) -> list[torch.Tensor]:

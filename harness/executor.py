@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from samebits.backends.contract import Implementation
 from samebits.backends.operations import TokenImplementation
-from samebits.backends.problem import Problem
+from samebits.backends.problem import Circumstances, Problem
 from samebits.backends.subject import Subject
 from samebits.harness.bounded_cache import BoundedCache
 from samebits.harness.device_memory import limit_memory
@@ -15,6 +17,7 @@ from samebits.harness.graphs.execution import execute_graph
 from samebits.harness.graphs.reasons import graph_reasons
 from samebits.harness.graphs.tokens import execute_tokens_in_graph
 from samebits.harness.relations import AnyProblem
+from samebits.harness.second_process import SecondProcess, least, unlike
 from samebits.harness.tokens.execution import execute_tokens
 
 # Executions that are kept, and the bytes of their results: there is an executor for every implementation.
@@ -28,9 +31,18 @@ class Executor:
     again. Run-to-run determinism is a suite of its own and does not use this.
     """
 
-    def __init__(self, subject: Subject, device: torch.device) -> None:
+    def __init__(self, subject: Subject, device: torch.device, second_process: SecondProcess | None = None) -> None:
+        """Has computed nothing yet.
+
+        Args:
+            subject: what computes.
+            device: where it does.
+            second_process: computes what must be computed in a process of its own; None where nothing must.
+        """
         self.subject = subject
         self.device = device
+        self._second_process = second_process
+        self._first: AnyProblem | None = None
         limit_memory(device)
         self._done: BoundedCache[AnyProblem, Execution] = BoundedCache(
             _KEPT_EXECUTIONS, _KEPT_BYTES, lambda execution: execution.nbytes
@@ -38,7 +50,17 @@ class Executor:
 
     def __call__(self, problem: AnyProblem) -> Execution:
         """The execution of `problem`, computed now or earlier."""
-        return self._done.get(problem, lambda: run_problem(self.subject, problem, self.device))
+        return self._done.get(problem, lambda: self._computed(problem))
+
+    def _computed(self, problem: AnyProblem) -> Execution:
+        if problem.circumstances.second_process:
+            assert self._second_process is not None, "a session has one"
+            alike = replace(problem, circumstances=Circumstances())
+            others = [other for other in (alike, least(alike)) if not reasons_against(self.subject, other)]
+            first = unlike(self._first or alike, others)
+            return replace(self._second_process.execute(self.subject, first, alike, self.device), problem=problem)
+        self._first = self._first or problem
+        return run_problem(self.subject, problem, self.device)
 
 
 def run_problem(subject: Subject, problem: AnyProblem, device: torch.device) -> Execution:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from samebits.backends.contract import Tiling
+from samebits.backends.problem import Problem
 from samebits.backends.token_problem import TokenProblem
 from samebits.harness.relations import AnyProblem, Comparison, Relation
 
@@ -20,11 +21,11 @@ _DESCRIPTIONS = {
     "ties": "equal scores",
     "denormal_values": "values around the smallest normal number",
     "seen_nan": "one NaN that every query must see",
-    "seen_inf": "one infinity that every query must see",
+    "seen_inf": "one infinity in a key or a value that every query must see",
     "all_nan": "keys that are all NaN",
 }
 # What a log-sum-exp depends on.
-_OF_SCORES = ("normal", "large_scores", "huge_scores", "negative_scores", "ties", "seen_nan", "all_nan")
+_OF_SCORES = ("normal", "large_scores", "huge_scores", "negative_scores", "ties", "seen_nan", "seen_inf", "all_nan")
 # What there is of kinds of data for operations on tokens.
 _TOKEN_DESCRIPTIONS = {
     **{
@@ -45,6 +46,11 @@ def _on(data: str, description: str, judged: tuple[str, ...]) -> Relation:
     return Relation(prefix + data, None, f"{of_what}right on {description}", compare, judged)
 
 
+def _nan_query(problem: AnyProblem, tiling: Tiling) -> Iterable[Comparison]:
+    if isinstance(problem, Problem):
+        yield Comparison((problem,), (replace(problem, data="nan_query"),), but_nan=True)
+
+
 def _unseen_nan(problem: AnyProblem, tiling: Tiling) -> Iterable[Comparison]:
     if isinstance(problem, TokenProblem):
         return
@@ -60,13 +66,21 @@ def _hidden_nan(problem: AnyProblem, tiling: Tiling) -> Iterable[Comparison]:
 _INPUTS = (
     *(_on(data, description, ("output",)) for data, description in _DESCRIPTIONS.items()),
     *(_on(data, _DESCRIPTIONS[data], ("lse",)) for data in _OF_SCORES),
-    Relation("unseen_nan", "ignores_unread_memory", "NaN in keys and values that no query sees", _unseen_nan),
+    Relation("nan_query", "batch_invariant", "beside a NaN in one head of a query, which is its alone", _nan_query),
     Relation(
-        "hidden_nan", "ignores_hidden_keys", "NaN in a key and a value that only the last query sees", _hidden_nan
+        "unseen_nan", "ignores_unread_memory", "NaN and infinities in keys and values that no query sees", _unseen_nan
+    ),
+    Relation(
+        "hidden_nan",
+        "ignores_hidden_keys",
+        "NaN and an infinity in a key and a value that only the last query sees",
+        _hidden_nan,
     ),
 )
 
 INPUTS: Mapping[str, Relation] = {relation.name: relation for relation in _INPUTS}
+# Those in which a number that is none must not get lost, as it may where a kernel of its own merges splits of decodes.
+INPUTS_OF_DECODES = ("seen_nan", "seen_inf", "all_nan", "lse_seen_nan", "lse_seen_inf", "lse_all_nan", "nan_query")
 TOKEN_INPUTS: Mapping[str, Relation] = {
     data: _on(data, description, ()) for data, description in _TOKEN_DESCRIPTIONS.items()
 }

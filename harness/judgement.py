@@ -229,7 +229,10 @@ def _differences(comparison: Comparison, executor: Executor) -> Iterator[Located
             if first >= last:
                 continue
             for tensor in left.result.tensors:
-                difference = compare_bits(left.rows(tensor, first, last), right.rows(tensor, first, last))
+                ours, theirs = left.rows(tensor, first, last), right.rows(tensor, first, last)
+                if comparison.but_nan:
+                    ours = torch.where(theirs.isnan(), theirs, ours)
+                difference = compare_bits(ours, theirs)
                 yield Located(comparison, left.request.key, first, tensor, difference)
 
 

@@ -35,11 +35,13 @@ class Comparison:
     Attributes:
         left, right: problems computed one after another on each side; a request may be divided over several.
         last_rows: rows at the end of each request that may differ.
+        but_nan: whether what is NaN on the right may differ. Whether it must be NaN there, the reference says.
     """
 
     left: tuple[AnyProblem, ...]
     right: tuple[AnyProblem, ...]
     last_rows: int = 0
+    but_nan: bool = False
 
 
 @dataclass(frozen=True)

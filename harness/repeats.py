@@ -52,4 +52,11 @@ def _threads(problem: AnyProblem, tiling: Tiling) -> Iterable[Comparison]:
     yield Comparison((one,), (two,))
 
 
+def _second_process(problem: AnyProblem, tiling: Tiling) -> Iterable[Comparison]:
+    yield Comparison((problem,), (replace(problem, circumstances=Circumstances(second_process=True)),))
+
+
 THREADS = Relation("threads", "thread_invariant", "on one thread and on two", _threads)
+SECOND_PROCESS = Relation(
+    "second_process", "deterministic", "in a process of its own too, behind another first call", _second_process
+)

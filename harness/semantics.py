@@ -29,10 +29,12 @@ class Meaning:
     Attributes:
         check: judges outputs and log-sum-exps.
         cases: on which base problems.
+        nightly_cases: makes those that the nightly tier adds.
     """
 
     check: Relation
     cases: tuple[Case, ...]
+    nightly_cases: Callable[[], tuple[Case, ...]] = tuple
 
 
 def _itself(problem: Problem, tiling: Tiling) -> Iterable[Problem]:
@@ -255,8 +257,9 @@ _MEANINGS = (
         tuple(_case(_VISION, mask, "draft", _FP32) for mask in (Mask.CAUSAL, Mask.NON_CAUSAL, Mask.CROSS)),
     ),
     Meaning(
-        _judging("crossed", "any two values of masks, batches, sizes and options in one batch", _itself),
-        crossed_cases(),
+        _judging("crossed", "any two values of masks, batches, sizes and options, and many threes", _itself),
+        crossed_cases("default"),
+        lambda: crossed_cases("nightly"),
     ),
 )
 
@@ -273,3 +276,5 @@ def semantic_cases(meaning: Meaning, tier: str) -> Iterator[Case]:
     for case in meaning.cases:
         if TIERS.index(case.tier) <= TIERS.index(tier):
             yield case
+    if tier == "nightly":
+        yield from meaning.nightly_cases()

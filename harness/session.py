@@ -25,6 +25,7 @@ from samebits.harness.matrix import Cell, Selection
 from samebits.harness.records import TIERS, Record, RunHeader, UnusableInput, Verdict
 from samebits.harness.registry import is_absent, load_registry
 from samebits.harness.relation_order import merged_order
+from samebits.harness.second_process import SecondProcess
 from samebits.harness.suite_cells import SUITES
 
 CellRunner = Callable[[Cell], None]
@@ -89,6 +90,8 @@ class MatrixSession:
         self._cells: dict[str, tuple[Cell, ...]] = {}
         # By kind, too: those of two subjects that share a name must not stand in for each other.
         self._executors: dict[tuple[type[Subject], str, str], Executor] = {}
+        # It needs no cells by name, of which the controls may be none.
+        self._second_process = SecondProcess(dataclasses.replace(options, cells=()))
         # Records of the correct kernels that controls were broken from, by suite and cell.
         self._parents: dict[tuple[str, str], Record] = {}
         self._check_cells()
@@ -120,7 +123,7 @@ class MatrixSession:
             return judge_compilation(cell, availability, self._command(cell))
         name = (type(implementation), implementation.operation, implementation.label)
         if name not in self._executors:
-            self._executors[name] = Executor(implementation, torch.device(availability.device))
+            self._executors[name] = Executor(implementation, torch.device(availability.device), self._second_process)
         return judge(cell, availability, self._executors[name], self._command(cell))
 
     def crashed(self, node_id: str, message: str) -> Record | None:
@@ -167,8 +170,12 @@ class MatrixSession:
             shard=self.options.shard,
         )
 
+    def availability(self, subject: Subject) -> Availability:
+        """Whether an implementation can run here, and where it computes."""
+        return self._registry.availability(subject)
+
     def _availability(self, cell: Cell) -> Availability:
-        return cell.implementation.probe() if cell.flaw else self._registry.availability(cell.implementation)
+        return cell.implementation.probe() if cell.flaw else self.availability(cell.implementation)
 
     def _command(self, cell: Cell) -> str:
         words = ["pytest", *self.options.places, "-m", cell.suite]

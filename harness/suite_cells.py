@@ -31,12 +31,13 @@ from samebits.harness.controls.trespasses import TRESPASSES, TrespassingKernel
 from samebits.harness.full_sizes import full_size_cells
 from samebits.harness.geometries import GEOMETRIES
 from samebits.harness.graphs.cells import cuda_graph_cells
-from samebits.harness.inputs import INPUTS, TOKEN_INPUTS
+from samebits.harness.inputs import INPUTS, INPUTS_OF_DECODES, TOKEN_INPUTS
 from samebits.harness.matrix import AnyCase, Cell, Selection
 from samebits.harness.not_offered import NotOffered
+from samebits.harness.records import TIERS
 from samebits.harness.registry import is_absent
 from samebits.harness.relations import RELATIONS, Relation
-from samebits.harness.repeats import ATTEMPTS, THREADS, repeated
+from samebits.harness.repeats import ATTEMPTS, SECOND_PROCESS, THREADS, repeated
 from samebits.harness.semantics import MEANINGS, semantic_cases
 from samebits.harness.tokens.cases import TokenCase, token_cases
 from samebits.harness.tokens.relations import ROTARY_RULES, TOKEN_RELATIONS
@@ -44,6 +45,7 @@ from samebits.harness.tokens.relations import ROTARY_RULES, TOKEN_RELATIONS
 _CONTROL_CASE = Case(GEOMETRIES["llama3-8b"], Mask.CAUSAL, "mixed", "smoke", ("fp32",))
 _LONG_CONTROL_CASE = Case(GEOMETRIES["llama3-8b"], Mask.CAUSAL, "long", "smoke", ("fp32", "bf16"))
 _SPLITS_CASE = Case(GEOMETRIES["llama3-8b"], Mask.CAUSAL, "splits", "smoke", ("fp32", "bf16"))
+_DECODES_CASE = Case(GEOMETRIES["llama3-8b"], Mask.CAUSAL, "decode", "smoke", ("bf16",))
 _WINDOW_CASE = Case(GEOMETRIES["mistral-7b"], Mask.SLIDING_WINDOW, "mixed", "smoke", ("fp32",))
 # Thirty calls of each: a few requests that cross splits, in one dtype, with and without a causal mask.
 _REPEATED_CASES = (
@@ -92,8 +94,12 @@ def dtype_cells(selection: Selection) -> Iterator[Cell]:
             for dtype in selection.dtypes or dict.fromkeys(("fp32", "bf16", *implementation.support.dtypes)):
                 for check in INPUTS.values():
                     cell = Cell(suite, implementation, check, case, dtype, _dtype_tier(case), selection.seed)
-                    if cell.compares_anything:
+                    if cell.compares_anything and not _is_spared_data(cell, selection):
                         yield cell
+        if selection.tier != "nightly" and not implementation.costly:
+            for dtype in selection.dtypes_of(_DECODES_CASE):
+                for name in INPUTS_OF_DECODES:
+                    yield Cell(suite, implementation, INPUTS[name], _DECODES_CASE, dtype, "smoke", selection.seed)
     yield from full_size_cells(suite, selection)
     yield from _token_cells(suite, selection, _SUMMING_OPERATIONS, TOKEN_INPUTS.values())
 
@@ -110,7 +116,7 @@ def semantics_cells(selection: Selection) -> Iterator[Cell]:
     for implementation in selection.attention:
         # A table of options that meet has a shape of its own in every row.
         spared = implementation.costly or implementation.compiles_each_shape
-        tier = "smoke" if spared and selection.tier == "default" else selection.tier
+        tier = TIERS[max(0, TIERS.index(selection.tier) - 1)] if spared else selection.tier
         for meaning in MEANINGS.values():
             for case in semantic_cases(meaning, tier):
                 for dtype in selection.spared_dtypes_of(implementation, case):
@@ -130,7 +136,7 @@ def rope_cells(selection: Selection) -> Iterator[Cell]:
 def run_to_run_cells(selection: Selection) -> Iterator[Cell]:
     """The same call gives the same bits, again and again."""
     suite = "run_to_run"
-    checks = {check.name: check for check in (repeated(ATTEMPTS[selection.tier]), THREADS)}
+    checks = {check.name: check for check in (repeated(ATTEMPTS[selection.tier]), THREADS, SECOND_PROCESS)}
     for flaw in DISTURBANCES:
         check = checks[flaw.check]
         yield control_cell(suite, DisturbedKernel(flaw), check, _CONTROL_CASE, "fp32", selection.seed)
@@ -138,10 +144,14 @@ def run_to_run_cells(selection: Selection) -> Iterator[Cell]:
         yield control_cell(suite, control, checks["repeated"], _CONTROL_CASE, "fp32", selection.seed)
     operations = [operation.operation for operation in TOKEN_OPERATIONS]
     yield from token_controls(suite, operations, checks.values(), selection.seed)
+    elsewhere: set[Subject] = set()
     for subject, case in _repeated(selection):
         for dtype in selection.dtypes_of(case):
             for check in checks.values():
-                yield _cell(suite, subject, check, case, dtype, selection)
+                # What a process decides for its life shows in one case of each.
+                if check is not SECOND_PROCESS or subject not in elsewhere:
+                    yield _cell(suite, subject, check, case, dtype, selection)
+            elsewhere.add(subject)
     yield from full_size_cells(suite, selection)
 
 
@@ -183,6 +193,12 @@ def _cases_of_data(tier: str) -> Iterator[Case]:
     else:
         yield from cases("smoke")
         yield _SPLITS_CASE
+
+
+def _is_spared_data(cell: Cell, selection: Selection) -> bool:
+    """Whether a costly implementation is left to one dtype: what becomes of a NaN seldom depends on it."""
+    spared = cell.implementation.costly and selection.tier == "default" and not selection.dtypes
+    return spared and cell.relation.name == "nan_query" and cell.dtype != "bf16"
 
 
 def _dtype_tier(case: Case) -> str:

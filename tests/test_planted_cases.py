@@ -25,37 +25,13 @@ from samebits.backends.problem import Mask
 from samebits.backends.subject import Subject
 from samebits.backends.token_problem import CacheWrite, Linear, MergeStates, RmsNorm, RotaryEmbedding
 from samebits.harness.controls.readings import Misreading, PlainKernel, Reading
-from samebits.harness.executor import Executor
-from samebits.harness.judgement import judge
-from samebits.harness.matrix import Selection
-from samebits.harness.records import Record, Verdict
-from samebits.harness.suite_cells import SUITES
+from samebits.harness.records import Verdict
 from samebits.harness.tokens.cases import token_cases
 from samebits.kernels.cpu.attention import Schedule
 
-CPU = torch.device("cpu")
+from .judged_cells import records_of_check, red
 
-
-@pytest.fixture(autouse=True)
-def no_smallest_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Looking for the smallest batch takes several times as long as finding a difference, and is tested elsewhere."""
-    monkeypatch.setattr("samebits.harness.judgement._smallest", lambda findings, executor: "")
-
-
-def judged(suite: str, subject: Subject, check: str, case: str = "") -> dict[str, Record]:
-    """One check of an implementation in the default tier, on cases in whose names `case` occurs: records by name."""
-    executor = Executor(subject, CPU)
-    records = [
-        judge(cell, subject.probe(), executor, "command")
-        for cell in SUITES[suite](Selection((subject,), (), "default"))
-        if cell.implementation is subject and cell.relation.name == check and case in cell.case.case_id
-    ]
-    assert records, f"{suite} has no cell of {check} on a case of {case!r}"
-    return {f"{record.case}:{record.dtype}": record for record in records}
-
-
-def red(records: Mapping[str, Record]) -> set[str]:
-    return {case for case, record in records.items() if record.verdict is Verdict.FAIL}
+pytestmark = pytest.mark.usefixtures("no_smallest_batch")
 
 
 class SplitsByBatch(BundledAttention):
@@ -99,13 +75,14 @@ OPTIONS: Mapping[str, Option] = {
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_a_split_that_follows_the_batch_under_one_option_is_seen(option: str) -> None:
-    records = judged("batch_invariant", SplitsByBatch(OPTIONS[option].is_on), "batch_size", OPTIONS[option].cases)
+    mutant = SplitsByBatch(OPTIONS[option].is_on)
+    records = records_of_check("batch_invariant", mutant, "batch_size", OPTIONS[option].cases)
     assert red(records) == set(records), f"the split followed the batch under {option}, and only {red(records)} is red"
 
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_the_parent_does_not_vary(option: str) -> None:
-    records = judged("batch_invariant", BundledAttention(), "batch_size", OPTIONS[option].cases)
+    records = records_of_check("batch_invariant", BundledAttention(), "batch_size", OPTIONS[option].cases)
     assert not red(records), f"a correct kernel failed {red(records)}"
 
 
@@ -206,7 +183,7 @@ CROSSED: Mapping[str, Crossed] = {
 @pytest.mark.parametrize("bug", CROSSED)
 def test_a_bug_of_two_options_that_meet_is_seen_where_they_do(bug: str) -> None:
     crossed = CROSSED[bug]
-    records = judged("semantics", crossed.mutant, crossed.meaning)
+    records = records_of_check("semantics", crossed.mutant, crossed.meaning)
     ran = {case for case, record in records.items() if record.verdict is not Verdict.UNSUPPORTED}
     expected = {case for case in ran if crossed.cases in case}
     assert expected, f"{crossed.meaning} has no case of {crossed.cases}"
@@ -252,6 +229,16 @@ MEETINGS: Mapping[str, Callable[[Reading, AttentionConfig, AttentionMetadata], R
     "strides of the keys under a window": lambda reading, config, _: (
         reading if reading.window is None else replace(reading, strides=lambda cache, keys: keys.stride())
     ),
+    "no sinks behind an encoder under a window": lambda reading, config, metadata: replace(
+        reading, sinks=reading.sinks and (config.window is None or metadata.encoder_seq_lens is None)
+    ),
+    "no softcap beside sinks in a batch of decodes": lambda reading, config, metadata: replace(
+        reading, softcap=None if reading.sinks and metadata.max_query_len == 1 else reading.softcap
+    ),
+    "no softcap behind an encoder where not causal": lambda reading, config, metadata: replace(
+        reading,
+        softcap=None if config.mask is Mask.NON_CAUSAL and metadata.encoder_seq_lens is not None else reading.softcap,
+    ),
     "page sizes by their highest bit in decodes": lambda reading, config, _: (
         _page_by_shift(reading, _) if reading.query_len == 1 else reading
     ),
@@ -260,12 +247,12 @@ MEETINGS: Mapping[str, Callable[[Reading, AttentionConfig, AttentionMetadata], R
 
 @pytest.mark.parametrize("meeting", MEETINGS)
 def test_a_bug_of_options_that_meet_is_seen_where_all_are_crossed(meeting: str) -> None:
-    records = judged("semantics", Crossing(MEETINGS[meeting]), "crossed")
+    records = records_of_check("semantics", Crossing(MEETINGS[meeting]), "crossed")
     assert red(records), f"{meeting}: no case of crossed is red"
 
 
 def test_a_kernel_without_bugs_passes_where_all_are_crossed() -> None:
-    records = judged("semantics", Crossing(lambda reading, config, metadata: reading), "crossed")
+    records = records_of_check("semantics", Crossing(lambda reading, config, metadata: reading), "crossed")
     assert {record.verdict for record in records.values()} == {Verdict.PASS}, f"red are {red(records)}"
 
 
@@ -282,7 +269,7 @@ class ScoresFromMinus10000(BundledAttention):
 
 
 def test_a_maximum_that_starts_at_minus_10000_is_seen() -> None:
-    records = judged("semantics", ScoresFromMinus10000(), "window")
+    records = records_of_check("semantics", ScoresFromMinus10000(), "window")
     assert red(records) == set(records), f"only {sorted(red(records))} are red"
 
 
@@ -309,7 +296,7 @@ class SaturatingCacheWrite(BundledCacheWrite):
 
 @pytest.mark.parametrize("mutant", [QuietingCacheWrite(), SaturatingCacheWrite()], ids=lambda mutant: mutant.name)
 def test_a_cache_write_by_way_of_arithmetic_is_seen(mutant: BundledCacheWrite) -> None:
-    records = judged("batch_invariant", mutant, "position")
+    records = records_of_check("batch_invariant", mutant, "position")
     assert red(records) == set(records), f"only {sorted(red(records))} are red"
 
 
@@ -359,7 +346,7 @@ class InfinityIsDead(BundledMerge):
     ids=lambda value: value if isinstance(value, str) else value.name,
 )
 def test_what_is_no_number_must_reach_its_token_and_no_other(mutant: TokenImplementation[Any, Any], check: str) -> None:
-    records = judged("dtype", mutant, check)
+    records = records_of_check("dtype", mutant, check)
     assert red(records) == set(records), f"only {sorted(red(records))} are red"
 
 

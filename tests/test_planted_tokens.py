@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -25,22 +26,15 @@ from samebits.backends.token_problem import (
 )
 from samebits.backends.torch_operations import TorchMerge, TorchRotary
 from samebits.harness.controls.plain_operations import PlainOperation, linear
-from samebits.harness.executor import Executor
-from samebits.harness.judgement import judge
-from samebits.harness.matrix import Selection
-from samebits.harness.records import Record, Verdict
-from samebits.harness.suite_cells import SUITES
+from samebits.harness.tokens.cases import token_cases
+from samebits.harness.tokens.touched import tells_touched
 
-CPU = torch.device("cpu")
+from .judged_cells import records_of_check, red
+
+pytestmark = pytest.mark.usefixtures("no_smallest_batch")
 _ROTATE, _MERGE = TorchRotary("CPU", "cpu"), TorchMerge("CPU", "cpu")
 # Products that a matrix unit adds before its sum meets the accumulator.
 _MATRIX_UNIT_DEPTH = 16
-
-
-@pytest.fixture(autouse=True)
-def no_smallest_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Looking for the smallest batch takes several times as long as finding a fault, and is tested elsewhere."""
-    monkeypatch.setattr("samebits.harness.judgement._smallest", lambda findings, executor: "")
 
 
 def rotates_four_key_heads(operation: RotaryEmbedding, tensors: RotaryTensors) -> None:
@@ -53,6 +47,38 @@ def computes_the_tail(operation: RotaryEmbedding, tensors: RotaryTensors) -> Non
     _ROTATE.compute(operation, tensors)
     for heads in (tensors.query, tensors.key):
         heads[..., operation.rotary_dim :] += 0.0
+
+
+def _converted_by_numpy(cache: torch.Tensor) -> torch.Tensor:
+    """A rotary cache in float32, of which torch's allocator knows nothing."""
+    if cache.dtype is torch.bfloat16:
+        return torch.from_numpy((cache.view(torch.int16).numpy().astype(np.int32) << 16).view(np.float32))
+    return torch.from_numpy(cache.numpy().astype(np.float32))
+
+
+def converts_by_numpy(operation: RotaryEmbedding, tensors: RotaryTensors) -> None:
+    """Reads a float32 cache that numpy makes at each call."""
+    _ROTATE.compute(operation, replace(tensors, cos_sin_cache=_converted_by_numpy(tensors.cos_sin_cache)))
+
+
+def converts_by_numpy_row_by_row(operation: RotaryEmbedding, tensors: RotaryTensors) -> None:
+    """Never has more than a few rows of it at once."""
+    for rows in torch.split(tensors.cos_sin_cache, 8):
+        _converted_by_numpy(rows)
+    _ROTATE.compute(operation, tensors)
+
+
+_KEPT: dict[Hashable, tuple[torch.Tensor, torch.Tensor]] = {}
+
+
+def keeps_what_numpy_converted(operation: RotaryEmbedding, tensors: RotaryTensors) -> None:
+    """Converts a cache once, and again only where its memory was written."""
+    cache = tensors.cos_sin_cache
+    looks = (cache.data_ptr(), cache.shape, cache.dtype, cache._version)
+    if looks not in _KEPT:
+        # With the cache itself, so that no other takes its place.
+        _KEPT[looks] = (cache, _converted_by_numpy(cache))
+    _ROTATE.compute(operation, replace(tensors, cos_sin_cache=_KEPT[looks][1]))
 
 
 def adds_the_dead_side(operation: MergeStates, tensors: MergeTensors) -> None:
@@ -125,6 +151,11 @@ def _in(*cases: str) -> frozenset[str]:
     return frozenset(cases)
 
 
+def _every_case_of(operation: type[TokenOperation]) -> frozenset[str]:
+    cases = token_cases(operation.operation, "default")
+    return frozenset(f"{case.case_id}:{dtype}" for case in cases for dtype in case.dtypes)
+
+
 PLANTED = (
     Planted(RotaryEmbedding, rotates_four_key_heads, "rope", _in("rope-llama3.2-1b-far:fp32")),
     Planted(
@@ -158,6 +189,12 @@ PLANTED = (
 )
 
 
+_CONVERSIONS = tuple(
+    Planted(RotaryEmbedding, run, "rope", _every_case_of(RotaryEmbedding), "run touched", check="cache_in_place")
+    for run in (converts_by_numpy, converts_by_numpy_row_by_row, keeps_what_numpy_converted)
+)
+
+
 class Buggy(PlainOperation):
     """An implementation with a bug, judged as any user's: no control."""
 
@@ -166,24 +203,11 @@ class Buggy(PlainOperation):
         self.name, self._compute = planted.run.__name__, planted.run
 
 
-def records_of(operation: TokenImplementation[Any, Any], suite: str, check: str = "normal") -> dict[str, Record]:
-    """One check of an operation in the default tier: records by case and dtype."""
-    executor = Executor(operation, CPU)
-    records = [
-        judge(cell, operation.probe(), executor, "command")
-        for cell in SUITES[suite](Selection((operation,), (), "default"))
-        if cell.implementation is operation and cell.relation.name == check
-    ]
-    return {f"{record.case}:{record.dtype}": record for record in records}
-
-
-def red(records: dict[str, Record]) -> set[str]:
-    return {case for case, record in records.items() if record.verdict is Verdict.FAIL}
-
-
-@pytest.mark.parametrize("planted", PLANTED, ids=lambda planted: planted.run.__name__)
+@pytest.mark.parametrize("planted", [*PLANTED, *_CONVERSIONS], ids=lambda planted: planted.run.__name__)
 def test_a_planted_bug_turns_its_cases_red(planted: Planted) -> None:
-    records = records_of(Buggy(planted), planted.suite, planted.check)
+    if planted in _CONVERSIONS and not tells_touched():
+        pytest.skip("this machine does not tell which of a process's memory was touched")
+    records = records_of_check(planted.suite, Buggy(planted), planted.check)
     assert red(records) == planted.where, f"red are {sorted(red(records))} of {sorted(records)}"
     for case in planted.where:
         assert planted.says in " ".join(records[case].reasons), f"{case} says {records[case].reasons}"
@@ -202,6 +226,5 @@ def test_a_planted_bug_turns_its_cases_red(planted: Planted) -> None:
     ids=lambda value: value if isinstance(value, str) else f"{value.name}-{value.operation}",
 )
 def test_a_correct_parent_passes(parent: TokenImplementation[Any, Any], suite: str) -> None:
-    records = records_of(parent, suite)
-    assert records, f"{suite} has no cell of {parent.label}"
+    records = records_of_check(suite, parent, "normal")
     assert not red(records), f"a correct kernel failed {[records[case].reasons for case in red(records)]}"

@@ -27,6 +27,14 @@ def _hidden_where_nan(scores: torch.Tensor) -> torch.Tensor:
     return torch.where(scores.isnan(), -torch.inf, scores)
 
 
+def _finite_scores(scores: torch.Tensor) -> torch.Tensor:
+    return scores.clamp(-3.0e38, 3.0e38)
+
+
+def _nan_of_the_tile(scores: torch.Tensor) -> torch.Tensor:
+    return torch.where(scores.isnan().any(dim=1, keepdim=True), torch.nan, scores)
+
+
 def _first_of_equals(weights: torch.Tensor) -> torch.Tensor:
     earlier = (weights.unsqueeze(3) == weights.unsqueeze(2)).tril(-1).any(dim=3)
     return weights.masked_fill(earlier, 0.0)
@@ -208,6 +216,20 @@ DEGRADATIONS: tuple[Degradation, ...] = (
         "values are clamped to what is finite",
         "bf16",
         Arithmetic(values=lambda values: values.clamp(max=3.0e38)),
+    ),
+    Degradation(
+        "infinite_score_clamped_lse",
+        "lse_seen_inf",
+        "the log-sum-exp is that of scores clamped to what is finite",
+        "bf16",
+        Arithmetic(scores=_finite_scores),
+    ),
+    Degradation(
+        "nan_of_the_tile",
+        "nan_query",
+        "a score that is NaN makes those of its tile NaN",
+        "fp32",
+        Arithmetic(scores=_nan_of_the_tile),
     ),
     Degradation("missing_log2e", "normal", "exp2 takes scores without log2(e)", "bf16", Arithmetic(base=2.0)),
 )

@@ -13,6 +13,8 @@ from samebits.harness.controls.kernels import Call, PlannedBatch
 from samebits.harness.controls.schedules import ChunkedKernel, RequestView, Schedule
 from samebits.harness.matrix import Flaw, Symptom
 
+_FEW_ROWS = 4
+
 
 @dataclass(frozen=True)
 class Disturbance(Flaw):
@@ -30,6 +32,21 @@ def _from_scratch(query: torch.Tensor, call: int, call_of_plan: int) -> int:
     # As a counter that nobody set to 0: what it holds is whatever was there.
     return 32 if torch.empty(1).isnan() else 48
 
+
+class FirstCallDecides:
+    """What is decided by the first call of the process, and for all of them."""
+
+    def __init__(self) -> None:
+        self._decided: bool | None = None
+
+    def __call__(self, rows: int) -> bool:
+        """Whether that one had few rows."""
+        if self._decided is None:
+            self._decided = rows < _FEW_ROWS
+        return self._decided
+
+
+_few_rows_at_first = FirstCallDecides()
 
 DISTURBANCES = (
     Disturbance("reads_scratch", "repeated", "scratch is read before it is written", _from_scratch),
@@ -50,6 +67,12 @@ DISTURBANCES = (
         "repeated",
         "a plan serves for one call only",
         lambda query, call, call_of_plan: 32 + 16 * call_of_plan,
+    ),
+    Disturbance(
+        "chunk_from_first_call",
+        "second_process",
+        "the first call of a process decides on the chunk for all",
+        lambda query, call, call_of_plan: 32 if _few_rows_at_first(len(query)) else 48,
     ),
     Disturbance(
         "chunk_from_threads",

@@ -19,6 +19,7 @@ from samebits.backends.operations import (
     TokenTensors,
 )
 from samebits.backends.token_problem import CacheWrite, Linear, MergeStates, RmsNorm, RotaryEmbedding, TokenOperation
+from samebits.harness.controls.disturbances import FirstCallDecides
 from samebits.harness.controls.kernels import control_cell
 from samebits.harness.controls.losses import clamped, flushed_early, tf32, through, without_nan
 from samebits.harness.controls.memory import TOKEN_MEMORIES
@@ -57,6 +58,7 @@ def _rows_of(tensors: TokenTensors) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 _CALLS = itertools.count()
+_few_rows_at_first = FirstCallDecides()
 
 
 def _half_of(count: int, seed: int) -> torch.Tensor:
@@ -90,6 +92,10 @@ _LEAKS: dict[str, tuple[str, Callable[[torch.Tensor, int], torch.Tensor]]] = {
     "repeated": (
         "every second call takes another kernel",
         lambda rows, count: torch.full((count,), next(_CALLS) % 2 == 1),
+    ),
+    "second_process": (
+        "a first call of few rows decides on another kernel for all",
+        lambda rows, count: torch.full((count,), _few_rows_at_first(count)),
     ),
     "threads": (
         "two threads take another kernel",

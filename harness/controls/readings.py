@@ -232,7 +232,7 @@ MISREADINGS: tuple[Misreading, ...] = (
         "crossed",
         "groups of query heads are taken to be as large as the next power of two",
         lambda reading, _: replace(reading, head_map=_in_padded_groups(reading.head_map)),
-        case=30,
+        case=42,
     ),
 )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from samebits.backends.operations import RotaryTensors, TokenImplementation, TokenTensors
+from samebits.backends.operations import TokenImplementation, TokenTensors
 from samebits.backends.problem import DTYPE_NAMES, OtherLayer
 from samebits.backends.token_problem import (
     CacheWrite,
@@ -74,7 +74,7 @@ def execute_tokens(
         if before is not None:
             _run_before(implementation, problem, before.tensors, prepared.tensors)
         if problem.layout.watched:
-            faults += _watched(implementation, problem, prepared.tensors)
+            faults += _watched(implementation, problem, prepared)
         else:
             implementation.run(problem.operation, prepared.tensors)
     results = {key: RequestResult(tensors) for key, tensors in prepared.results().items()}
@@ -112,15 +112,29 @@ def _read_memory(prepared: Prepared[Any]) -> list[torch.Tensor]:
     return [whole_memory(tensor) for tensor in prepared.read.values()]
 
 
-def _watched(implementation: TokenImplementation[Any, Any], problem: TokenProblem, tensors: TokenTensors) -> list[str]:
-    """Runs while allocations are watched: none may hold the cosines or the sines of a rotary cache, in any dtype."""
-    assert isinstance(tensors, RotaryTensors), "only the rotary cache is watched"
+def _watched(
+    implementation: TokenImplementation[Any, Any], problem: TokenProblem, prepared: Prepared[Any]
+) -> list[str]:
+    """Runs while a rotary cache is watched.
+
+    What is allocated may not hold its cosines or its sines, in any dtype. And one token needs a row of it: who touches
+    half of it converts or copies it, in memory that torch does not know of.
+    """
+    assert isinstance(prepared, PreparedRotary), "only the rotary cache is watched"
+    tensors, memory = prepared.tensors, prepared.cache_memory
+    if memory is not None:
+        memory.forget()
     allocated = total_allocated(lambda: implementation.run(problem.operation, tensors), tensors.query.device)
-    half = tensors.cos_sin_cache.numel() // 2 * _SMALLEST_ELEMENT_BYTES
-    if allocated < half:
+    touched = 0 if memory is None else memory.touched_bytes()
+    cache = tensors.cos_sin_cache
+    done = {
+        f"allocated {allocated}": allocated >= cache.numel() // 2 * _SMALLEST_ELEMENT_BYTES,
+        f"touched {touched}": touched >= cache.nbytes // 2,
+    }
+    told = [what for what, too_much in done.items() if too_much]
+    if not told:
         return []
-    size = tensors.cos_sin_cache.nbytes
-    return [f"run allocated {allocated} bytes where cos_sin_cache has {size}: it converts or copies the cache"]
+    return [f"run {' and '.join(told)} bytes where cos_sin_cache has {cache.nbytes}: it converts or copies the cache"]
 
 
 def _faults_of_refusal(

@@ -120,8 +120,10 @@ def _cache_in_place(problem: TokenProblem, tiling: Tiling) -> Iterable[Compariso
         last = Request(problem.requests[0].key, 1, operation.max_position - 1)
         watched = replace(problem, operation=operation).with_requests(last).with_layout(watched=True)
         # Behind the cache of all other checks, at another address and at the same: what is kept of it is wrong here.
-        for before in OtherLayer:
-            yield Comparison((replace(other_layer(watched), circumstances=Circumstances(other_layer=before)),), ())
+        for turn, before in enumerate(OtherLayer):
+            # Another pair of caches each time: memory that was given back comes again, and with it what is kept of it.
+            other = other_layer(replace(watched, seed=watched.seed ^ 2 * turn))
+            yield Comparison((replace(other, circumstances=Circumstances(other_layer=before)),), ())
 
 
 def _invariant(

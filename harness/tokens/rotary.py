@@ -15,6 +15,7 @@ from samebits.harness.dataset import Role
 from samebits.harness.rounding import FLOAT32_ROUNDOFF, FLOAT32_TINY, lost_on_reading
 from samebits.harness.tokens.placement import place
 from samebits.harness.tokens.prepared import Expected, Prepared, all_values, request_values, token_rows
+from samebits.harness.tokens.touched import TouchedMemory, tells_touched
 from samebits.harness.tokens.untouched import plant_easily_lost
 
 # Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", 2021, section 3.2.2. Every seed has a
@@ -23,7 +24,11 @@ _BASE = 10000.0
 
 
 class PreparedRotary(Prepared[RotaryTensors]):
-    """Queries and keys to rotate."""
+    """Queries and keys to rotate.
+
+    Attributes:
+        cache_memory: of the cosines and sines, where it is watched and tells what of it is touched; else None.
+    """
 
     def __init__(self, problem: TokenProblem, operation: RotaryEmbedding, device: torch.device) -> None:
         self._problem, self._operation, self._device = problem, operation, device
@@ -47,12 +52,14 @@ class PreparedRotary(Prepared[RotaryTensors]):
             device,
             _BASE * (1 + problem.seed),
         )
+        tells = layout.watched and device.type == "cpu" and tells_touched()
+        self.cache_memory = TouchedMemory(self._cache) if tells else None
         self.tensors = RotaryTensors(
             query=query.tensor,
             key=key.tensor,
             positions=torch.cat([*positions, padding]).to(device),
             # A copy, which no call has seen, and of which none can have kept another.
-            cos_sin_cache=self._cache.clone(),
+            cos_sin_cache=self._cache.clone() if self.cache_memory is None else self.cache_memory.tensor,
         )
         self.read = {"positions": self.tensors.positions}
         self.written = {"query": query, "key": key}
