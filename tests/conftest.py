@@ -19,6 +19,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def no_smallest_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looking for the smallest batch takes several times as long as finding a difference, and is tested elsewhere."""
+    monkeypatch.setattr("samebits.harness.judgement._smallest", lambda *_: "")
+
+
 @pytest.fixture(scope="session")
 def site_without(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Makes a folder that holds all that is installed here but for what begins with some names.

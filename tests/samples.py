@@ -9,9 +9,12 @@ from typing import Any
 
 from samebits.harness.record_files import RecordWriter
 from samebits.harness.records import Environment, Record, Run, RunHeader, Verdict
+from samebits.reports.baseline import Baseline
 
 CPU = Environment("cpu x86_64+avx512", {"torch": "2.13.0", "triton": "3.7.1"}, 1)
 GPU = Environment("cuda NVIDIA H100", {"torch": "2.13.0", "triton": "3.7.1", "driver": "580"}, 1)
+# What a folder comes to that holds no baseline for a run.
+NO_BASELINE = Baseline("baselines", ())
 HEADER = RunHeader(
     run_id="20261121T093400Z",
     started="2026-11-21T09:34:00+00:00",
@@ -108,3 +111,14 @@ def save(directory: Path, *records: Record, finished: bool = True, **header: Any
         writer.write(record)
     writer.close(finished=finished)
     return directory
+
+
+# Names that nothing has, which every command that selects by names tells in the same words.
+UNKNOWN_NAMES = (
+    (
+        ["--backend", "TRITON"],
+        "unknown backend 'TRITON'; known are FLASH_ATTN, TRITON_ATTN, FLEX_ATTENTION, AITER, CPU",
+    ),
+    (["--dtype", "int8"], "unknown dtype 'int8'; known are fp32, bf16, fp16"),
+    (["--tier", "daily"], "unknown tier 'daily'; known are smoke, default, nightly"),
+)

@@ -1,48 +1,32 @@
-"""AITER/triton: its kernels are right where they are said to be, and every world without them gets one sentence."""
+"""AITER/triton: its kernels of attention are right where they are said to be, and its adapter leaves no trace."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import json
-import os
 import subprocess
 import sys
 import types
-from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from samebits.backends import aiter_adapter
 from samebits.backends.aiter import FlashAttentionWithKVCache, UnifiedAttention, UnifiedPlan, implementations
-from samebits.backends.aiter_adapter import DISTRIBUTION, PACKAGE, TESTED_VERSION, _private_package
+from samebits.backends.aiter_adapter import PACKAGE, TESTED_VERSION, _private_package
 from samebits.backends.contract import Implementation
-from samebits.backends.platform import Platform, accelerator
+from samebits.backends.platform import accelerator
 from samebits.backends.problem import Geometry, Layout, Mask, Problem, Request, Strides
 from samebits.harness.batch import make_batch
 from samebits.harness.comparison import compare_bits
 from samebits.harness.execution import execute
+
+from .needs_aiter import needs_aiter
 
 DEVICE = torch.device(accelerator().device)
 GEOMETRY = Geometry("small", num_heads=2, num_kv_heads=1, head_dim=64, page_size=16, window=20)
 WITH_SINKS = replace(GEOMETRY, name="with_sinks", sinks=True)
 SEVERAL_KV_HEADS = replace(GEOMETRY, name="several_kv_heads", num_heads=4, num_kv_heads=2)
 EXTEND, DECODE = Request(1, 5, 68), Request(2, 1, 40)
-
-
-def _installed() -> bool:
-    try:
-        return importlib.metadata.version(DISTRIBUTION) == TESTED_VERSION
-    except importlib.metadata.PackageNotFoundError:
-        return False
-
-
-needs_aiter = pytest.mark.skipif(
-    not _installed(), reason=f"needs {DISTRIBUTION} {TESTED_VERSION}: pip install 'samebits[aiter]'"
-)
 
 
 def problem(*requests: Request, mask: Mask = Mask.CAUSAL, dtype: str = "fp32", poison: str = "large") -> Problem:
@@ -261,127 +245,3 @@ assert not [name for name in sys.modules if name.split(".")[0] == "aiter"], "ait
         for implementation in implementations():
             assert implementation.configuration["adapter"] == adapter
             assert implementation.probe().version == TESTED_VERSION
-
-
-@pytest.fixture(scope="session")
-def bare_site(site_without: Callable[..., Path]) -> Path:
-    """What is installed here, but for everything that is called `aiter` or `amd-aiter`."""
-    return site_without(PACKAGE, "amd_aiter")
-
-
-def add_metadata(folder: Path, version: str = TESTED_VERSION) -> None:
-    metadata = folder / f"amd_aiter-{version}.dist-info" / "METADATA"
-    metadata.parent.mkdir(parents=True)
-    metadata.write_text(f"Metadata-Version: 2.1\nName: {DISTRIBUTION}\nVersion: {version}\n")
-
-
-def add_kernels(folder: Path, source: str) -> None:
-    """A package of AITER's layout, both of whose kernel modules hold `source`."""
-    for module in ("unified_attention.py", "mha_v3.py"):
-        path = folder / PACKAGE / "ops" / "triton" / module
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(source)
-
-
-def probed(bare_site: Path, first: Path) -> list[str]:
-    """Reasons of both kernels of attention in a process whose path begins with `first` and has no AITER behind it."""
-    script = f"""
-import site
-site.addsitedir({str(bare_site)!r})
-import json
-from samebits.backends.aiter import FlashAttentionWithKVCache, UnifiedAttention
-print(json.dumps([kernel().probe().reason for kernel in (UnifiedAttention, FlashAttentionWithKVCache)]))
-"""
-    environment = {**os.environ, "PYTHONPATH": str(first)}
-    done = subprocess.run(
-        [sys.executable, "-S", "-c", script], env=environment, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, f"probing must not end the process: {done.stderr}"
-    reasons: list[str] = json.loads(done.stdout)
-    return reasons
-
-
-class TestWorldsWithoutAiter:
-    def test_absent(self, bare_site: Path, tmp_path: Path) -> None:
-        assert probed(bare_site, tmp_path) == ["amd-aiter is not installed; pip install 'samebits[aiter]'"] * 2
-
-    def test_metadata_is_left_and_the_modules_are_gone(self, bare_site: Path, tmp_path: Path) -> None:
-        add_metadata(tmp_path)
-        for reason in probed(bare_site, tmp_path):
-            assert f"amd-aiter {TESTED_VERSION} is listed as installed, but its module aiter is missing" in reason
-
-    def test_part_of_the_modules_is_gone(self, bare_site: Path, tmp_path: Path) -> None:
-        add_metadata(tmp_path)
-        (tmp_path / PACKAGE / "ops").mkdir(parents=True)
-        unified, kvcache = probed(bare_site, tmp_path)
-        assert "its module aiter.ops.triton.unified_attention is missing" in unified
-        assert "its module aiter.ops.triton.mha_v3 is missing" in kvcache
-
-    def test_the_unrelated_library_of_the_name(self, bare_site: Path, tmp_path: Path) -> None:
-        (tmp_path / PACKAGE).mkdir()
-        (tmp_path / PACKAGE / "__init__.py").write_text("async def anext(iterator): ...\n")
-        for reason in probed(bare_site, tmp_path):
-            assert reason.startswith("amd-aiter is not installed: the module aiter at ")
-            assert "is another library's (pip install aiter is one); pip install 'samebits[aiter]'" in reason
-
-    def test_a_module_of_the_name_shadows_the_package(self, bare_site: Path, tmp_path: Path) -> None:
-        add_metadata(tmp_path)
-        (tmp_path / "aiter.py").write_text("raise SystemExit('must not be run')\n")
-        for reason in probed(bare_site, tmp_path):
-            assert (
-                f"the module aiter that Python finds first, at {tmp_path / 'aiter.py'}, is not that of amd-aiter"
-                in reason
-            )
-
-    @pytest.mark.parametrize("raised", ["ImportError", "OSError", "RuntimeError", "SystemExit"])
-    def test_modules_that_raise(self, bare_site: Path, tmp_path: Path, raised: str) -> None:
-        add_metadata(tmp_path)
-        add_kernels(tmp_path, f"raise {raised}('libamdhip64.so:\\n not found')\n")
-        told = f"raised {raised}: libamdhip64.so: not found"
-        assert probed(bare_site, tmp_path) == [
-            f"importing aiter.ops.triton.unified_attention {told}",
-            f"importing aiter.ops.triton.mha_v3 {told}",
-        ]
-
-    def test_an_untested_version(self, bare_site: Path, tmp_path: Path) -> None:
-        add_metadata(tmp_path, "0.2.0")
-        add_kernels(tmp_path, "raise AssertionError('must not be run')\n")
-        for reason in probed(bare_site, tmp_path):
-            assert reason.startswith("amd-aiter 0.2.0 was never tested with the adapter")
-            assert TESTED_VERSION in reason
-
-
-class TestOnROCm:
-    """What an AMD device would do, with stand-ins for the package."""
-
-    @pytest.fixture(autouse=True)
-    def rocm(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-        monkeypatch.setattr(aiter_adapter, "accelerator", lambda: Platform("rocm", "cuda", "gfx942"))
-        monkeypatch.syspath_prepend(tmp_path)
-        yield
-        for name in [name for name in sys.modules if name == PACKAGE or name.startswith(f"{PACKAGE}.")]:
-            del sys.modules[name]
-
-    def reached(self, *parameters: str) -> aiter_adapter.Reached:
-        entry_point = aiter_adapter.EntryPoint("aiter.ops.triton.unified_attention", "unified_attention", parameters)
-        return aiter_adapter._reach.__wrapped__(entry_point, None)
-
-    def test_the_package_is_imported_as_its_users_do(self, tmp_path: Path) -> None:
-        add_kernels(tmp_path, "import aiter\ndef unified_attention(q): return aiter.initialised\n")
-        (tmp_path / PACKAGE / "__init__.py").write_text("initialised = True\n")
-        reached = self.reached("q")
-        assert reached.reason == ""
-        assert reached.function(q=None) is True, "the package's __init__ should have run"
-        assert dict(aiter_adapter.substitutions()) == {"adapter": "none"}
-
-    def test_a_package_that_cannot_initialise(self, tmp_path: Path) -> None:
-        add_kernels(tmp_path, "def unified_attention(q): ...\n")
-        (tmp_path / PACKAGE / "__init__.py").write_text("raise RuntimeError('ROCm version file not found')\n")
-        assert self.reached("q").reason == (
-            "importing aiter.ops.triton.unified_attention raised RuntimeError: ROCm version file not found"
-        )
-
-    def test_a_function_that_takes_other_arguments(self, tmp_path: Path) -> None:
-        add_kernels(tmp_path, "def unified_attention(q): ...\n")
-        (tmp_path / PACKAGE / "__init__.py").touch()
-        assert "takes no block_table; tested is" in self.reached("q", "block_table").reason

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from dataclasses import replace
 
 import pytest
 import torch
 
-from samebits.backends.aiter_adapter import DISTRIBUTION, TESTED_VERSION
 from samebits.backends.aiter_operations import RootMeanSquareNorm, Rotary
 from samebits.backends.operations import TokenImplementation
 from samebits.backends.platform import accelerator
@@ -18,22 +16,14 @@ from samebits.harness.comparison import compare_bits
 from samebits.harness.tokens.execution import execute_tokens
 from samebits.harness.tokens.rotary import PreparedRotary
 
+from .needs_aiter import needs_aiter
+
+pytestmark = needs_aiter
+
 DEVICE = torch.device(accelerator().device)
 # One token, and more of them than a program has.
 REQUESTS = (Request(1, 1, 37), Request(2, 35, 4))
 HEAD = RotaryEmbedding("head", num_heads=4, num_kv_heads=1, head_dim=64, rotary_dim=64)
-
-
-def _installed() -> bool:
-    try:
-        return importlib.metadata.version(DISTRIBUTION) == TESTED_VERSION
-    except importlib.metadata.PackageNotFoundError:
-        return False
-
-
-pytestmark = pytest.mark.skipif(
-    not _installed(), reason=f"needs {DISTRIBUTION} {TESTED_VERSION}: pip install 'samebits[aiter]'"
-)
 
 
 def assert_correct(implementation: TokenImplementation, problem: TokenProblem) -> None:  # type: ignore[type-arg]

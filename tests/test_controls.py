@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-import torch
 
-from samebits.backends.contract import Availability
 from samebits.backends.platform import accelerator
 from samebits.harness.controls.schedules import ChunkedKernel, Schedule, ScheduledKernel, ScheduleFlaw
-from samebits.harness.executor import Executor
 from samebits.harness.graphs.reasons import device_reasons
-from samebits.harness.judgement import judge, told_apart
-from samebits.harness.matrix import Cell, Selection, Symptom
+from samebits.harness.judgement import told_apart
+from samebits.harness.matrix import Cell, Flaw, Selection, Symptom
 from samebits.harness.records import Record, Verdict
 from samebits.harness.registry import load_registry
 from samebits.harness.relations import RELATIONS, AnyProblem
 from samebits.harness.session import MatrixSession, Options
 from samebits.harness.suite_cells import SUITES, batch_invariance_cells
 
-CPU = torch.device("cpu")
+from .judged_cells import record_of, records_of
+
 # What each control that breaks a rule besides values and bits must be reported for.
 TRESPASSES = {
     "row_behind_the_last": "run wrote outside the output tensor",
@@ -28,6 +27,7 @@ TRESPASSES = {
     "query_scaled_in_place": "run changed its query, its cache or its metadata",
     "padding_stored": "run changed its query, its cache or its metadata",
     "setting_left_behind": "torch.get_float32_matmul_precision()",
+    "setting_left_by_replay": "torch.get_float32_matmul_precision()",
     "stale_pages_cleared": "run changed its query, its cache or its metadata",
     "rows_behind_the_last": "run wrote outside of its output",
     "between_rows": "run wrote outside of its query",
@@ -41,16 +41,12 @@ TRESPASSES = {
     "slot_minus_1": "run wrote outside of its key_cache",
     "sign_of_0_lost": "run stored other bits than those of its key",
     "writes_padding": "claims to leave padding rows untouched, but output has other bits in them",
-    "growing_workspace": "it was bound anew, not refilled",
+    "resized_workspace": "it was bound anew, not refilled",
     "reallocated_scratch": "it was bound anew, not refilled",
     "hidden_scratch": "the captured run wrote into memory that it had given back",
     "stale_unread": "lengths is stale after a refill",
     "allocates_by_length": "run allocated" if accelerator().device == "cpu" else "run waits for the host",
 }
-
-
-def judged(cell: Cell, executor: Executor | None = None) -> Record:
-    return judge(cell, Availability(), executor or Executor(cell.implementation, CPU), "command")
 
 
 def control_cells(*suites: str) -> list[Cell]:
@@ -68,9 +64,18 @@ def trespassing_cells() -> list[Cell]:
 
 
 @pytest.fixture(scope="module")
-def session() -> MatrixSession:
-    """Any: controls are the harness's own, whatever is selected."""
-    return MatrixSession(Options(backends=("CPU",)))
+def session_record() -> Callable[[Cell], Record]:
+    """Runs each control and its parent once in a session: in any, for controls are the harness's own."""
+    session = MatrixSession(Options(backends=("CPU",)))
+    done: dict[tuple[str, str], Record] = {}
+
+    def record(cell: Cell) -> Record:
+        name = (cell.suite, cell.cell_id)
+        if name not in done:
+            done[name] = session.run(cell)
+        return done[name]
+
+    return record
 
 
 @pytest.mark.parametrize("tier", ["smoke", "default"])
@@ -96,9 +101,17 @@ def test_every_control_names_the_check_that_must_see_it_and_its_parent() -> None
         assert cell.parent.label != cell.implementation.label, f"{cell.cell_id} is its own parent"
 
 
+def test_no_two_flaws_share_a_name() -> None:
+    flaws: dict[tuple[str, str], Flaw] = {}
+    for cell in control_cells():
+        assert cell.flaw is not None
+        name = (cell.implementation.operation, cell.implementation.label)
+        assert flaws.setdefault(name, cell.flaw) is cell.flaw, f"two flaws of {name[0]} are called {name[1]}"
+
+
 @pytest.mark.parametrize("cell", control_cells(), ids=lambda cell: f"{cell.suite}:{cell.flaw.name}")
-def test_the_control_is_caught_and_its_parent_passes(cell: Cell, session: MatrixSession) -> None:
-    record = session.run(cell)
+def test_the_control_is_caught_and_its_parent_passes(cell: Cell, session_record: Callable[[Cell], Record]) -> None:
+    record = session_record(cell)
     assert record.verdict is Verdict.FAIL, f"{cell.cell_id} was not caught: {record.reasons}"
     assert not record.red
     assert cell.parent is not None
@@ -106,8 +119,10 @@ def test_the_control_is_caught_and_its_parent_passes(cell: Cell, session: Matrix
 
 
 @pytest.mark.parametrize("cell", trespassing_cells(), ids=lambda cell: cell.flaw.name)
-def test_what_breaks_another_rule_is_reported_for_that_rule_alone(cell: Cell) -> None:
-    record = judged(cell)
+def test_what_breaks_another_rule_is_reported_for_that_rule_alone(
+    cell: Cell, session_record: Callable[[Cell], Record]
+) -> None:
+    record = session_record(cell)
     assert cell.flaw is not None
     told = TRESPASSES[cell.flaw.name]
     assert any(told in reason for reason in record.reasons), f"{cell.cell_id} is told of {record.reasons}"
@@ -118,9 +133,8 @@ def test_what_breaks_another_rule_is_reported_for_that_rule_alone(cell: Cell) ->
 
 def test_the_correct_kernel_passes_every_relation_of_attention() -> None:
     kernel = ChunkedKernel()
-    executor = Executor(kernel, CPU)
     cells = batch_invariance_cells(Selection((kernel,), ("fp32",), "smoke"))
-    records = [judged(cell, executor) for cell in cells if cell.implementation is kernel]
+    records = records_of(cell for cell in cells if cell.implementation is kernel)
     failed = {r.cell_id: r.reasons for r in records if r.verdict not in (Verdict.PASS, Verdict.UNSUPPORTED)}
     assert not failed, f"the correct kernel does not pass: {failed}"
     assert {r.relation for r in records if r.operation == "attention" and r.verdict is Verdict.PASS} == set(RELATIONS)
@@ -130,7 +144,7 @@ def test_the_correct_kernel_passes_every_relation_of_attention() -> None:
 def test_a_control_that_holds_is_red(symptom: Symptom) -> None:
     harmless = ScheduleFlaw("harmless", "position", "changes nothing", lambda view: Schedule(), symptom=symptom)
     cell = next(cell for cell in control_cells("batch_invariant") if cell.relation.name == "position")
-    record = judged(replace(cell, implementation=ScheduledKernel(harmless), flaw=harmless))
+    record = record_of(replace(cell, implementation=ScheduledKernel(harmless), flaw=harmless))
     assert record.verdict is Verdict.PASS
     assert record.red, "a control that was not caught does not turn the run red"
 
@@ -140,15 +154,15 @@ def test_a_control_is_caught_by_its_own_symptom_alone(symptom: Symptom) -> None:
     for cell in control_cells("batch_invariant"):
         if cell.flaw is None or cell.flaw.name not in ("split_by_position", "wrong_scale", "row_behind_the_last"):
             continue
-        record = judged(replace(cell, flaw=replace(cell.flaw, symptom=symptom)))
+        record = record_of(replace(cell, flaw=replace(cell.flaw, symptom=symptom)))
         assert record.red is (symptom is not cell.flaw.symptom), f"{cell.cell_id} as one of {symptom}: {record.reasons}"
 
 
 def test_a_control_that_fails_as_its_parent_does_is_red() -> None:
     cell = next(cell for cell in control_cells("dtype") if cell.flaw and cell.flaw.name == "tf32")
-    control = judged(cell)
+    control = record_of(cell)
     assert cell.of_parent is not None
-    parent = judged(cell.of_parent)
+    parent = record_of(cell.of_parent)
     told = told_apart(control, parent)
     assert not told.red
     assert told.reasons[-1] == "CONTROL/correct_arithmetic passes"
@@ -161,6 +175,6 @@ def test_a_control_that_fails_as_its_parent_does_is_red() -> None:
 
 def test_the_smallest_batch_names_few_requests() -> None:
     cell = next(cell for cell in control_cells() if cell.flaw and cell.flaw.name == "split_by_position")
-    record = judged(cell)
+    record = record_of(cell)
     assert record.smallest_batch.count("r") <= 4, f"not small: {record.smallest_batch}"
     assert " against " in record.smallest_batch

@@ -1,4 +1,4 @@
-"""The CPU backend: the C++ attention kernel's values, its bits and its boundary."""
+"""The CPU backend: the C++ attention kernel's values and its bits."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import dataclasses
 import itertools
 import math
 import platform
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,14 @@ import torch
 from samebits.backends.contract import Implementation
 from samebits.backends.cpu import BundledAttention
 from samebits.backends.problem import Geometry, Layout, Mask, Problem, Request
-from samebits.harness.batch import Batch, make_batch
+from samebits.harness.batch import make_batch
 from samebits.harness.execution import execute
 from samebits.harness.reference import visible_keys
 from samebits.kernels.cpu import attention, build
+
+from .attention_runs import compute, same_bits
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
 MASKS = tuple(Mask)
@@ -35,14 +38,6 @@ def kernel() -> BundledAttention:
     availability = implementation.probe()
     assert availability.available, f"CPU/bundled is unavailable: {availability.reason}"
     return implementation
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def geometry(
@@ -72,19 +67,6 @@ def edge_requests(mask: Mask) -> tuple[Request, ...]:
         Request(6, 9, -3, causal=False),
         Request(7, 0, 5, 10),
     )
-
-
-def compute(implementation: Implementation[Any], batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Output and LSE of a batch, NaN where nothing was written."""
-    plan = implementation.plan(batch.config, batch.metadata)
-    output = torch.full_like(batch.query, math.nan)
-    lse = torch.full((batch.config.num_heads, batch.query.shape[0]), math.nan)
-    implementation.run(plan, batch.query, batch.key_cache, batch.value_cache, output, lse)
-    return output, lse
-
-
-def same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
-    return torch.equal(left.contiguous().view(torch.uint8), right.contiguous().view(torch.uint8))
 
 
 def rows_by_position(implementation: Implementation[Any], *problems: Problem) -> dict[tuple[int, int], bytes]:
@@ -364,73 +346,6 @@ def test_exponential_and_tanh_are_within_their_documented_error(tmp_path: Path) 
     assert math.isnan(special[1]), f"exp(NaN) is {special[1]}"
     assert special[2] == 1, f"exp(0) is {special[2]}"
     assert special[3] == 0, f"exp(-1e30) is {special[3]}"
-
-
-def test_page_that_does_not_exist_is_refused(kernel: BundledAttention) -> None:
-    batch = make_batch(Problem(geometry(), Mask.CAUSAL, "fp32", (Request(1, 1, 30), Request(2, 1, 30))), CPU)
-    batch.metadata.block_table[1, 1] = batch.key_cache.shape[0]
-    with pytest.raises(ValueError, match=r"page outside 0\.\.\d+ for request 1"):
-        compute(kernel, batch)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"block_table": lambda t: t.long()}, "block_table is torch.int64"),
-        ({"block_table": lambda t: t[:, :1]}, "31 slots, but block_table has 1 pages of 16"),
-        ({"block_table": lambda t: t[:1]}, "block_table for 1; they must agree"),
-        ({"seq_lens": lambda t: -t}, "must not be negative"),
-        ({"query_start_loc": lambda t: t.flip(0)}, "must not be negative or descend"),
-    ],
-)
-def test_plan_refuses_metadata_that_would_be_read_out_of_bounds(
-    kernel: BundledAttention, changes: dict[str, Callable[[torch.Tensor], torch.Tensor]], message: str
-) -> None:
-    batch = make_batch(Problem(geometry(), Mask.CAUSAL, "fp32", (Request(1, 1, 30), Request(2, 1, 30))), CPU)
-    changed: dict[str, Any] = {name: change(getattr(batch.metadata, name)) for name, change in changes.items()}
-    with pytest.raises(ValueError, match=message):
-        kernel.plan(batch.config, dataclasses.replace(batch.metadata, **changed))
-
-
-@pytest.mark.parametrize(
-    ("name", "change", "message"),
-    [
-        ("query", lambda t: t[:-1], "at least 2 tokens"),
-        ("query", lambda t: t.double(), "dtype torch.float64; it must be one of"),
-        ("query", lambda t: t[..., ::2], "it must be torch.float32 \\[2, 4, 64\\]"),
-        ("key_cache", lambda t: t.bfloat16(), "key_cache is torch.bfloat16"),
-        ("key_cache", lambda t: t[:-1], "value_cache is"),
-        ("value_cache", lambda t: t.transpose(2, 3).contiguous().transpose(2, 3), "the last one must be 1"),
-        ("output", lambda t: t[:, :1], "output is"),
-        ("lse", lambda t: t.T.contiguous(), "lse is"),
-    ],
-)
-def test_run_refuses_tensors_that_it_would_leave_the_bounds_of(
-    kernel: BundledAttention, name: str, change: Callable[[torch.Tensor], torch.Tensor], message: str
-) -> None:
-    batch = make_batch(Problem(geometry(), Mask.CAUSAL, "fp32", (Request(1, 1, 30), Request(2, 1, 30))), CPU)
-    tensors = {
-        "query": batch.query,
-        "key_cache": batch.key_cache,
-        "value_cache": batch.value_cache,
-        "output": torch.empty_like(batch.query),
-        "lse": torch.empty(4, 2),
-    }
-    tensors[name] = change(tensors[name])
-    with pytest.raises(ValueError, match=message):
-        kernel.run(kernel.plan(batch.config, batch.metadata), **tensors)
-
-
-def test_plan_refuses_sinks_that_it_would_misread(kernel: BundledAttention) -> None:
-    batch = make_batch(Problem(geometry(), Mask.CAUSAL, "fp32", (Request(1, 1),)), CPU)
-    with pytest.raises(ValueError, match="the last one must be 1"):
-        kernel.plan(dataclasses.replace(batch.config, sinks=torch.zeros(8)[::2]), batch.metadata)
-
-
-def test_chunk_size_that_is_no_multiple_of_the_lanes_is_refused(kernel: BundledAttention) -> None:
-    batch = make_batch(Problem(geometry(), Mask.CAUSAL, "fp32", (Request(1, 1),)), CPU)
-    with pytest.raises(ValueError, match="chunk_size is 100; it must be a positive multiple of 16"):
-        BundledAttention(chunk_size=100).plan(batch.config, batch.metadata)
 
 
 def test_chunk_size_decides_bits_and_is_recorded(kernel: BundledAttention) -> None:

@@ -88,3 +88,17 @@ def test_a_chunk_holds_the_queries_of_its_positions() -> None:
     whole = request_queries(problem, Request(1, 40))
     chunk = request_queries(problem, Request(1, 7, 20))
     assert torch.equal(chunk, whole[20:27]), "positions 20 to 27 differ between the prefill and its chunk"
+
+
+def test_whoever_writes_a_batch_damages_no_later_one() -> None:
+    """Requests keep their data for the batches after: a kernel that writes its inputs must not reach them."""
+    problem = Problem(GEOMETRY, Mask.CAUSAL, "fp32", (Request(1, 3, 20), Request(2, 1, 40)))
+    batch = make_batch(problem, torch.device("cpu"))
+    before = [tensor.clone() for tensor in (batch.query, batch.key_cache, batch.value_cache)]
+    for tensor in (batch.query, batch.key_cache, batch.value_cache):
+        tensor.fill_(7.0)
+    again = make_batch(problem, torch.device("cpu"))
+    for name, tensor, expected in zip(
+        ("query", "key_cache", "value_cache"), (again.query, again.key_cache, again.value_cache), before, strict=True
+    ):
+        assert torch.equal(tensor.view(torch.int32), expected.view(torch.int32)), f"{name} kept what was written"

@@ -8,19 +8,19 @@ from typing import Any
 import pytest
 import torch
 
-from samebits.backends.contract import DTYPES, Availability
+from samebits.backends.contract import DTYPES
 from samebits.backends.problem import DATA_NAMES, Geometry, Mask, Problem, Request
 from samebits.harness.batch import request_keys_values, request_queries
 from samebits.harness.controls.arithmetic import DEGRADATIONS, TiledKernel
 from samebits.harness.controls.readings import LEAKS
 from samebits.harness.execution import execute
-from samebits.harness.executor import Executor
 from samebits.harness.inputs import INPUTS
-from samebits.harness.judgement import judge
 from samebits.harness.matrix import Cell, Selection
 from samebits.harness.records import Verdict
 from samebits.harness.reference import budget_used, request_reference
 from samebits.harness.suite_cells import dtype_cells
+
+from .judged_cells import record_of
 
 CPU = torch.device("cpu")
 LONG = (Request(1, 4, 1496), Request(2, 1, 1026))
@@ -39,7 +39,7 @@ def test_every_kind_of_data_has_a_check() -> None:
 @pytest.mark.parametrize("flaw", [*DEGRADATIONS, *LEAKS], ids=lambda flaw: flaw.name)
 def test_the_flaw_is_caught_on_other_data(flaw: object) -> None:
     (cell,) = [cell for cell in control_cells(seed=1) if cell.flaw is flaw]
-    record = judge(cell, Availability(), Executor(cell.implementation, CPU), "command")
+    record = record_of(cell)
     assert record.verdict is Verdict.FAIL, f"{cell.cell_id} used {record.error_budget} of its budget and was not caught"
 
 

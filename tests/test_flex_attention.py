@@ -14,6 +14,8 @@ from samebits.backends.problem import Geometry, Layout, Mask, Problem, Request, 
 from samebits.harness.batch import Batch, make_batch, sinks_of
 from samebits.harness.execution import Execution, execute
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 # One head_dim and never a single key/value head: what is compiled in stays the same.
 GROUPED = Geometry("grouped", num_heads=8, num_kv_heads=2, head_dim=64, page_size=16, window=21)
 SEVENFOLD = Geometry("sevenfold", num_heads=14, num_kv_heads=2, head_dim=64, page_size=32, window=21)
@@ -40,14 +42,6 @@ each_layer = pytest.mark.parametrize(
     [(SEVENFOLD, "fp32"), (SEVENFOLD, "bf16"), (SINKING, "bf16")],
     ids=lambda value: getattr(value, "name", value),
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> object:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def problem_of(geometry: Geometry, mask: Mask, dtype: str, *requests: Request, layout: Layout = FINITE) -> Problem:

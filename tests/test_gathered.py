@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,6 +19,8 @@ from samebits.harness.cases import BATCHES, Case
 from samebits.harness.execution import execute
 from samebits.harness.geometries import GEOMETRIES
 
+from .attention_runs import compute, same_bits
+
 CPU = torch.device("cpu")
 IMPLEMENTATIONS = (SdpaAttention(), ProcessorFlash())
 # Small, so that the batches of cases.py stay so; ATen's own edges are crossed by the suites.
@@ -26,17 +28,10 @@ TILING = Tiling(query_tile=32, kv_tile=64, kv_split=128)
 NO_SINKS = Geometry("test", num_heads=4, num_kv_heads=2, head_dim=64, page_size=16, window=12)
 SINKS = dataclasses.replace(NO_SINKS, sinks=True)
 
-pytestmark = pytest.mark.parametrize(
-    "implementation", IMPLEMENTATIONS, ids=[implementation.label for implementation in IMPLEMENTATIONS]
-)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.parametrize("implementation", IMPLEMENTATIONS, ids=lambda implementation: implementation.label),
+]
 
 
 def problem_of(geometry: Geometry, mask: Mask, batch: str, dtype: str, data: str = "normal") -> Problem:
@@ -44,19 +39,6 @@ def problem_of(geometry: Geometry, mask: Mask, batch: str, dtype: str, data: str
     problem = Case(geometry, mask, batch, "smoke", (dtype,)).problem(dtype, TILING, seed=0)
     requests = [dataclasses.replace(request, causal=index % 2 == 0) for index, request in enumerate(problem.requests)]
     return dataclasses.replace(problem, data=data, requests=tuple(requests))
-
-
-def compute(implementation: Implementation[Any], batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Output and LSE of a batch, NaN where nothing was written."""
-    output = torch.full_like(batch.query, math.nan)
-    lse = torch.full((batch.config.num_heads, batch.query.shape[0]), math.nan)
-    plan = implementation.plan(batch.config, batch.metadata)
-    implementation.run(plan, batch.query, batch.key_cache, batch.value_cache, output, lse)
-    return output, lse
-
-
-def same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
-    return torch.equal(left.contiguous().view(torch.uint8), right.contiguous().view(torch.uint8))
 
 
 def assert_same_requests(left: Problem, right: Problem, implementation: Implementation[Any], what: str) -> None:

@@ -14,14 +14,12 @@ from samebits.backends.cpu_operations import BundledLinear
 from samebits.backends.operations import LinearTensors
 from samebits.backends.subject import Subject
 from samebits.backends.token_problem import Linear
-from samebits.harness.executor import Executor
 from samebits.harness.global_state import restoring_global_state
-from samebits.harness.judgement import judge
-from samebits.harness.matrix import Selection
 from samebits.harness.records import Record, Verdict
 from samebits.harness.registry import load_registry
-from samebits.harness.suite_cells import SUITES
 from samebits.kernels.cpu.attention import Schedule
+
+from .judged_cells import cells_of, record_of
 
 CPU = torch.device("cpu")
 Act = Callable[[], object]
@@ -119,15 +117,10 @@ def changes() -> list[str]:
     return told
 
 
-def record_of(subject: Subject, relation: str, case: str) -> Record:
+def record_at(subject: Subject, relation: str, case: str) -> Record:
     """What one cell of the batch invariance suite comes to."""
-    cells = SUITES["batch_invariant"](Selection((subject,), ("fp32",), "default"))
-    cell = next(
-        cell
-        for cell in cells
-        if (cell.implementation, cell.relation.name) == (subject, relation) and cell.case.case_id == case
-    )
-    return judge(cell, subject.probe(), Executor(subject, CPU), "command")
+    cells = cells_of("batch_invariant", subject, dtypes=("fp32",))
+    return record_of(next(cell for cell in cells if (cell.relation.name, cell.case.case_id) == (relation, case)))
 
 
 @pytest.mark.parametrize("name", ACTS)
@@ -135,7 +128,7 @@ def test_what_a_run_leaves_changed_fails_by_name_and_is_set_back(name: str) -> N
     act, told = ACTS[name]
     before: list[str] = []
     with restoring_global_state("the cell", CPU, before):
-        record = record_of(LinearThat(act), "position", "linear-llama3-8b-qkv")
+        record = record_at(LinearThat(act), "position", "linear-llama3-8b-qkv")
     assert record.verdict is Verdict.FAIL, f"{name} came to {record.verdict}: {record.reasons}"
     assert record.reasons[0].startswith("run changed torch."), record.reasons
     assert told in record.reasons[0], f"{told!r} is not among {record.reasons}"
@@ -143,7 +136,7 @@ def test_what_a_run_leaves_changed_fails_by_name_and_is_set_back(name: str) -> N
 
 
 def test_what_a_plan_leaves_changed_fails_by_name() -> None:
-    record = record_of(PlansThat(lambda: torch.set_default_dtype(torch.float64)), "pages", "llama3-8b-causal-mixed")
+    record = record_at(PlansThat(lambda: torch.set_default_dtype(torch.float64)), "pages", "llama3-8b-causal-mixed")
     assert record.verdict is Verdict.FAIL
     assert record.reasons[0] == "plan changed torch.get_default_dtype() from torch.float32 to torch.float64"
     assert torch.get_default_dtype() is torch.float32, "the next cell has another default dtype"
@@ -154,7 +147,7 @@ def test_who_changes_nothing_passes(subject: Subject) -> None:
     relation, case = (
         ("position", "linear-llama3-8b-qkv") if isinstance(subject, LinearThat) else ("pages", "llama3-8b-causal-mixed")
     )
-    record = record_of(subject, relation, case)
+    record = record_at(subject, relation, case)
     assert record.verdict is Verdict.PASS, record.reasons
 
 
@@ -163,7 +156,7 @@ def test_what_a_call_changed_before_it_raised_is_set_back() -> None:
         torch.set_default_dtype(torch.float64)
         raise RuntimeError("no such kernel")
 
-    record = record_of(LinearThat(act), "position", "linear-llama3-8b-qkv")
+    record = record_at(LinearThat(act), "position", "linear-llama3-8b-qkv")
     assert (record.verdict, record.reasons) == (Verdict.ERROR, ("RuntimeError: no such kernel",))
     assert torch.get_default_dtype() is torch.float32, "the next cell has another default dtype"
 

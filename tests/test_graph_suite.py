@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,38 +15,24 @@ from samebits.backends.cpu import BundledAttention
 from samebits.backends.graph_use import GraphHistory, GraphMode, GraphUse
 from samebits.backends.plan_tensors import plan_tensors
 from samebits.backends.problem import Mask, Problem
-from samebits.backends.subject import Claims, GraphSupport, PaddingRows, Subject
+from samebits.backends.subject import Claims, GraphSupport, PaddingRows
 from samebits.backends.support import Support
 from samebits.harness.batch import make_batch
 from samebits.harness.controls.graphs import GRAPH_FLAWS, GraphControl
-from samebits.harness.executor import Executor
 from samebits.harness.graphs.buffers import Capacity, PersistentBuffers
 from samebits.harness.graphs.capture import remembered_plan
 from samebits.harness.graphs.cases import graph_cases
-from samebits.harness.graphs.cells import cuda_graph_cells
 from samebits.harness.graphs.freed_memory import FreedMemory
 from samebits.harness.graphs.relations import GRAPH_RELATIONS
 from samebits.harness.graphs.states import other_state
-from samebits.harness.judgement import judge
-from samebits.harness.matrix import Cell, Selection
-from samebits.harness.records import Record, Verdict
+from samebits.harness.records import Verdict
 from samebits.harness.registry import load_registry
 
+from .judged_cells import cells_of, record_of, records_of
+from .suite_runs import PLANTED
+
 CPU = torch.device("cpu")
-MUTANTS = load_registry([Path(__file__).parent / "planted" / "graphs.py"])
-
-
-def judged(cell: Cell) -> Record:
-    availability = cell.implementation.probe()
-    return judge(cell, availability, Executor(cell.implementation, torch.device(availability.device)), "command")
-
-
-def cells_of(*subjects: Subject, tier: str = "default") -> list[Cell]:
-    return [cell for cell in cuda_graph_cells(Selection(subjects, (), tier)) if not cell.flaw]
-
-
-def records_of(*subjects: Subject) -> list[Record]:
-    return [judged(cell) for cell in cells_of(*subjects)]
+MUTANTS = load_registry([PLANTED / "graphs.py"])
 
 
 def test_every_relation_has_a_control() -> None:
@@ -72,14 +57,15 @@ def test_every_relation_has_a_control() -> None:
 )
 def test_a_bug_of_a_public_backend_is_caught_by_name(mutant: str, relation: str, case: str, told: str) -> None:
     (subject,) = MUTANTS.select(names=[mutant])
-    (cell,) = [cell for cell in cells_of(subject) if cell.relation.name == relation and cell.case.case_id == case]
-    record = judged(cell)
+    cells = cells_of("cuda_graph", subject)
+    (cell,) = [cell for cell in cells if (cell.relation.name, cell.case.case_id) == (relation, case)]
+    record = record_of(cell)
     assert record.verdict is Verdict.FAIL, f"{cell.cell_id} came to {record.verdict}: {record.reasons}"
     assert any(told in reason for reason in record.reasons), f"{told!r} is not told, only {record.reasons}"
 
 
 def test_a_plan_that_is_refilled_in_place_passes() -> None:
-    records = records_of(BundledAttention())
+    records = records_of(cells_of("cuda_graph", BundledAttention()))
     wrong = {record.cell_id: record.reasons for record in records if record.verdict is Verdict.FAIL}
     assert not wrong, f"the bundled kernel is not right: {wrong}"
     passed = {record.relation for record in records if record.verdict is Verdict.PASS}
@@ -110,10 +96,10 @@ class LeavesSettingBehind(BundledAttention):
 @pytest.mark.parametrize("step", ["plan", "plan_for_graph", "refill", "run"])
 def test_a_setting_of_the_process_is_told_by_the_step_that_changed_it_and_set_back(step: str) -> None:
     before = torch.get_float32_matmul_precision()
-    for cell in cells_of(LeavesSettingBehind(step), tier="smoke"):
+    for cell in cells_of("cuda_graph", LeavesSettingBehind(step), tier="smoke"):
         if not cell.relation.name.startswith("persistent_") or cell.case.case_id != "llama3-8b-causal-decode":
             continue
-        record = judged(cell)
+        record = record_of(cell)
         assert torch.get_float32_matmul_precision() == before, f"{cell.cell_id} left the setting as it was changed"
         told = f"{step} changed torch.get_float32_matmul_precision() from {before} to high"
         assert record.verdict is Verdict.FAIL, f"{cell.cell_id} came to {record.verdict}: {record.reasons}"
@@ -162,7 +148,7 @@ class Unaware(Implementation[Any]):
 
 
 def test_who_does_not_know_of_graphs_gets_rows_that_say_so_and_no_error() -> None:
-    records = records_of(Unaware())
+    records = records_of(cells_of("cuda_graph", Unaware()))
     assert {record.verdict for record in records} == {Verdict.UNSUPPORTED}
     causal = next(record for record in records if record.mask == "causal")
     assert causal.claimed is False
@@ -172,8 +158,8 @@ def test_who_does_not_know_of_graphs_gets_rows_that_say_so_and_no_error() -> Non
 def test_who_claims_graphs_and_reads_lengths_on_the_host_fails() -> None:
     unaware = Unaware()
     unaware.claims = Claims(cuda_graph=GraphSupport.ALWAYS)
-    cell = next(cell for cell in cells_of(unaware) if cell.relation.name == "persistent_replay")
-    record = judged(cell)
+    cell = next(cell for cell in cells_of("cuda_graph", unaware) if cell.relation.name == "persistent_replay")
+    record = record_of(cell)
     assert record.verdict is Verdict.FAIL, f"{record.verdict}: {record.reasons}"
     assert any("claims cuda_graph, but" in reason for reason in record.reasons), record.reasons
 
@@ -190,8 +176,8 @@ def test_a_level_holds_those_before_it(level: GraphSupport, batches: set[str]) -
     subject = BundledAttention()
     subject.claims = replace(subject.claims, cuda_graph=level)
     ran = set()
-    for cell in cells_of(subject):
-        if cell.relation.name == "persistent_buffers" and judged(cell).verdict is Verdict.PASS:
+    for cell in cells_of("cuda_graph", subject):
+        if cell.relation.name == "persistent_buffers" and record_of(cell).verdict is Verdict.PASS:
             ran.add(cell.case.case_id.rsplit("-", 1)[1])
     assert ran == batches
 
@@ -211,8 +197,8 @@ def test_padding_rows_are_held_against_what_is_claimed(promised: PaddingRows, to
     flaw = next(flaw for flaw in GRAPH_FLAWS if flaw.name == "writes_padding")
     control = GraphControl(replace(flaw, spoil=spoil))
     control.claims = replace(control.claims, padding_rows=promised)
-    cell = next(cell for cell in cells_of(control) if cell.relation.name == "persistent_replay")
-    record = judged(replace(cell, dtype="fp32"))
+    cell = next(cell for cell in cells_of("cuda_graph", control) if cell.relation.name == "persistent_replay")
+    record = record_of(replace(cell, dtype="fp32"))
     if told is None:
         assert record.verdict is Verdict.PASS, record.reasons
     else:

@@ -19,28 +19,39 @@ from samebits.backends.token_problem import Linear, RmsNorm, RotaryEmbedding, To
 from samebits.harness.allocations import total_allocated
 from samebits.harness.batch import make_batch
 from samebits.harness.execution import execute
-from samebits.harness.executor import Executor
-from samebits.harness.judgement import judge
-from samebits.harness.matrix import Selection
 from samebits.harness.other_layer import filled_with, other_layer, tensors_of
 from samebits.harness.records import Record, Verdict
-from samebits.harness.suite_cells import SUITES
 from samebits.harness.tokens.execution import prepare
 from samebits.kernels.cpu.attention import Schedule
 
+from .judged_cells import cells_of, records_of
+
+pytestmark = pytest.mark.usefixtures("no_smallest_batch")
+
 CPU = torch.device("cpu")
+Looks = Callable[[torch.Tensor], Hashable]
 
 
 class Keeps:
     """What was first seen of anything that looks the same, as copies."""
 
-    def __init__(self) -> None:
+    def __init__(self, looks: Looks) -> None:
+        self._looks = looks
         self._kept: dict[Hashable, torch.Tensor] = {}
 
-    def __call__(self, looks: Hashable, given: torch.Tensor, made: Callable[[torch.Tensor], torch.Tensor]) -> Any:  # noqa: ANN401 -- of any dtype
+    def __call__(self, given: torch.Tensor, made: Callable[[torch.Tensor], torch.Tensor] = torch.clone) -> torch.Tensor:
+        looks = self._looks(given)
         if looks not in self._kept:
             self._kept[looks] = made(given)
         return self._kept[looks]
+
+
+class Keeping:
+    """A kernel that keeps something: to be mixed in before the one that is right."""
+
+    def __init__(self, looks: Looks) -> None:
+        super().__init__()
+        self._kept = Keeps(looks)
 
 
 def by_shape(tensor: torch.Tensor) -> Hashable:
@@ -55,15 +66,15 @@ def by_identity(tensor: torch.Tensor) -> Hashable:
     return tensor  # Kept alive, so that no other takes its place.
 
 
-class KeepingLinear(BundledLinear):
-    def __init__(self, name: str, looks: Callable[[torch.Tensor], Hashable]) -> None:
-        super().__init__()
-        self._name, self._looks, self._kept = name, looks, Keeps()
+class KeepingLinear(Keeping, BundledLinear):
+    def __init__(self, name: str, looks: Looks) -> None:
+        super().__init__(looks)
+        self._name = name
 
     def compute(self, operation: Linear, tensors: LinearTensors) -> None:
         given = getattr(tensors, self._name)
         if given is not None:
-            tensors = replace(tensors, **{self._name: self._kept(self._looks(given), given, torch.clone)})
+            tensors = replace(tensors, **{self._name: self._kept(given)})
         super().compute(operation, tensors)
 
 
@@ -78,26 +89,16 @@ class FirstWeight(BundledLinear):
         super().compute(operation, replace(tensors, weight=self.weight))
 
 
-class KeepingRmsNorm(BundledRmsNorm):
-    def __init__(self, looks: Callable[[torch.Tensor], Hashable]) -> None:
-        super().__init__()
-        self._looks, self._kept = looks, Keeps()
-
+class KeepingRmsNorm(Keeping, BundledRmsNorm):
     def compute(self, operation: RmsNorm, tensors: RmsNormTensors) -> None:
-        weight = self._kept(self._looks(tensors.weight), tensors.weight, torch.clone)
-        super().compute(operation, replace(tensors, weight=weight))
+        super().compute(operation, replace(tensors, weight=self._kept(tensors.weight)))
 
 
-class KeepingRotary(BundledRotary):
+class KeepingRotary(Keeping, BundledRotary):
     """Converts a cache to float32 once, and keeps that."""
 
-    def __init__(self, looks: Callable[[torch.Tensor], Hashable]) -> None:
-        super().__init__()
-        self._looks, self._kept = looks, Keeps()
-
     def compute(self, operation: RotaryEmbedding, tensors: RotaryTensors) -> None:
-        cache = tensors.cos_sin_cache
-        kept = self._kept(self._looks(cache), cache, lambda given: given.to(torch.float32, copy=True))
+        kept = self._kept(tensors.cos_sin_cache, lambda cache: cache.to(torch.float32, copy=True))
         super().compute(operation, replace(tensors, cos_sin_cache=kept))
 
 
@@ -118,27 +119,16 @@ class ConvertingWhatIsUsed(BundledRotary):
         super().compute(operation, replace(tensors, cos_sin_cache=used))
 
 
-class KeepingSinks(BundledAttention):
-    def __init__(self, looks: Callable[[torch.Tensor], Hashable]) -> None:
-        super().__init__()
-        self._looks, self._kept = looks, Keeps()
-
+class KeepingSinks(Keeping, BundledAttention):
     def plan(self, config: AttentionConfig, metadata: AttentionMetadata) -> Schedule:
         if config.sinks is not None:
-            config = replace(config, sinks=self._kept(self._looks(config.sinks), config.sinks, torch.clone))
+            config = replace(config, sinks=self._kept(config.sinks))
         return super().plan(config, metadata)
 
 
-class KeepingTables(BundledAttention):
-    """Keeps block tables by what they look like."""
-
-    def __init__(self, looks: Callable[[torch.Tensor], Hashable]) -> None:
-        super().__init__()
-        self._looks, self._kept = looks, Keeps()
-
+class KeepingTables(Keeping, BundledAttention):
     def plan(self, config: AttentionConfig, metadata: AttentionMetadata) -> Schedule:
-        table = self._kept(self._looks(metadata.block_table), metadata.block_table, torch.clone)
-        return super().plan(config, replace(metadata, block_table=table))
+        return super().plan(config, replace(metadata, block_table=self._kept(metadata.block_table)))
 
 
 class LatestPlan(BundledAttention):
@@ -148,48 +138,22 @@ class LatestPlan(BundledAttention):
         self.latest = super().plan(config, metadata)
         return self.latest
 
-    def run(
-        self,
-        plan: Schedule,
-        query: torch.Tensor,
-        key_cache: torch.Tensor,
-        value_cache: torch.Tensor,
-        output: torch.Tensor,
-        lse: torch.Tensor | None,
-    ) -> None:
-        super().run(self.latest, query, key_cache, value_cache, output, lse)
+    def run(self, plan: Schedule, *tensors: Any) -> None:  # noqa: ANN401 -- as they come
+        super().run(self.latest, *tensors)
 
 
-class KeepingKeys(BundledAttention):
-    """Keeps keys by their address, as a kernel does that keeps their largest."""
+class KeepingKeys(Keeping, BundledAttention):
+    """As a kernel does that keeps the largest of its keys."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._kept = Keeps()
-
-    def run(
-        self,
-        plan: Schedule,
-        query: torch.Tensor,
-        key_cache: torch.Tensor,
-        value_cache: torch.Tensor,
-        output: torch.Tensor,
-        lse: torch.Tensor | None,
-    ) -> None:
-        keys = self._kept(by_address(key_cache), key_cache, torch.clone)
-        super().run(plan, query, keys, value_cache, output, lse)
+    def run(self, plan: Schedule, query: torch.Tensor, key_cache: torch.Tensor, *tensors: Any) -> None:  # noqa: ANN401
+        super().run(plan, query, self._kept(key_cache), *tensors)
 
 
-def records_of(subject: Subject, suite: str, dtype: str, *relations: str) -> list[Record]:
+def records_of_relations(subject: Subject, suite: str, dtype: str, *relations: str) -> list[Record]:
     """What the cells of some of a suite's relations come to, as in a session that runs them in their order."""
-    availability = subject.probe()
-    executor = Executor(subject, CPU)
-    cells = [
-        cell for cell in SUITES[suite](Selection((subject,), (dtype,), "default")) if cell.implementation is subject
-    ]
-    chosen = [cell for cell in cells if cell.implementation is subject and cell.relation.name in relations]
-    assert chosen, f"the {suite} suite has no cell of {subject.operation} in {relations}"
-    return [judge(cell, availability, executor, "command") for cell in chosen]
+    cells = [cell for cell in cells_of(suite, subject, dtypes=(dtype,)) if cell.relation.name in relations]
+    assert cells, f"the {suite} suite has no cell of {subject.operation} in {relations}"
+    return records_of(cells)
 
 
 def relations_that_fail(records: list[Record]) -> set[str]:
@@ -211,7 +175,7 @@ RUN_TO_RUN: dict[str, tuple[Callable[[], Subject], str]] = {
     "table_by_address": (lambda: KeepingTables(by_address), "bf16"),
     "table_by_identity": (lambda: KeepingTables(by_identity), "bf16"),
     "latest_plan": (LatestPlan, "bf16"),
-    "keys_by_address": (KeepingKeys, "fp32"),
+    "keys_by_address": (lambda: KeepingKeys(by_address), "fp32"),
 }
 IN_PLACE: dict[str, Callable[[], Subject]] = {
     "cache_by_shape": lambda: KeepingRotary(by_shape),
@@ -231,7 +195,7 @@ CORRECT: dict[str, tuple[Callable[[], Subject], str]] = {
 @pytest.mark.parametrize("name", RUN_TO_RUN)
 def test_the_same_call_again_sees_what_is_kept(name: str) -> None:
     make, dtype = RUN_TO_RUN[name]
-    records = records_of(make(), "run_to_run", dtype, "repeated")
+    records = records_of_relations(make(), "run_to_run", dtype, "repeated")
     told = [(record.cell_id, record.verdict, record.reasons) for record in records]
     assert relations_that_fail(records), f"{name} was not seen: {told}"
 
@@ -240,32 +204,34 @@ def test_the_same_call_again_sees_what_is_kept(name: str) -> None:
 def test_the_parents_pass_the_same_call_again(name: str) -> None:
     make, dtype = CORRECT[name]
     failed = {
-        record.cell_id: record.reasons for record in records_of(make(), "run_to_run", dtype, "repeated") if record.red
+        record.cell_id: record.reasons
+        for record in records_of_relations(make(), "run_to_run", dtype, "repeated")
+        if record.red
     }
     assert not failed, f"the correct implementation does not pass: {failed}"
 
 
 @pytest.mark.parametrize("looks", [by_shape, by_address, by_identity])
-def test_semantics_sees_sinks_that_are_kept(looks: Callable[[torch.Tensor], Hashable]) -> None:
-    records = records_of(KeepingSinks(looks), "semantics", "fp32", "sinks")
+def test_semantics_sees_sinks_that_are_kept(looks: Looks) -> None:
+    records = records_of_relations(KeepingSinks(looks), "semantics", "fp32", "sinks")
     assert relations_that_fail(records) == {"sinks"}, f"kept {looks.__name__}, and was not seen"
 
 
 def test_semantics_passes_sinks_that_are_read_each_time() -> None:
-    records = records_of(BundledAttention(), "semantics", "fp32", "sinks")
+    records = records_of_relations(BundledAttention(), "semantics", "fp32", "sinks")
     assert {record.verdict for record in records} == {Verdict.PASS}, [record.reasons for record in records]
 
 
 @pytest.mark.parametrize("name", IN_PLACE)
 def test_the_rope_suite_sees_a_cache_that_is_kept_or_converted(name: str) -> None:
-    records = records_of(IN_PLACE[name](), "rope", "bf16", "normal", "cache_in_place")
+    records = records_of_relations(IN_PLACE[name](), "rope", "bf16", "normal", "cache_in_place")
     seen = [record for record in records if record.relation == "cache_in_place" and record.verdict is Verdict.FAIL]
     everywhere = [record for record in records if record.relation == "cache_in_place"]
     assert seen == everywhere, f"{name} was seen in {len(seen)} of {len(everywhere)} cells"
 
 
 def test_a_rotary_embedding_may_allocate_what_its_tokens_need() -> None:
-    records = records_of(BundledRotary(), "rope", "bf16", "cache_in_place")
+    records = records_of_relations(BundledRotary(), "rope", "bf16", "cache_in_place")
     assert {record.verdict for record in records} == {Verdict.PASS}, [record.reasons for record in records]
 
 
@@ -342,16 +308,8 @@ class WritesIntoGaps(BundledAttention):
         super().__init__()
         self._of_keys = of_keys
 
-    def run(
-        self,
-        plan: Schedule,
-        query: torch.Tensor,
-        key_cache: torch.Tensor,
-        value_cache: torch.Tensor,
-        output: torch.Tensor,
-        lse: torch.Tensor | None,
-    ) -> None:
-        super().run(plan, query, key_cache, value_cache, output, lse)
+    def run(self, plan: Schedule, query: torch.Tensor, key_cache: torch.Tensor, *tensors: Any) -> None:  # noqa: ANN401
+        super().run(plan, query, key_cache, *tensors)
         written = key_cache if self._of_keys else query
         row = written[0, 0].numel() if self._of_keys else written[0].numel()
         behind = row if self._of_keys else written.stride(0) - 1

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
-from samebits.backends.contract import Availability, KnownGap
+from samebits.backends.contract import KnownGap
 from samebits.backends.problem import Mask
 from samebits.harness.cases import Case
 from samebits.harness.controls.readings import MISREADINGS, PlainKernel
-from samebits.harness.executor import Executor
 from samebits.harness.geometries import GEOMETRIES
-from samebits.harness.judgement import judge
 from samebits.harness.matrix import Cell
 from samebits.harness.records import Record, Verdict
 from samebits.harness.semantics import MEANINGS
+
+from .judged_cells import record_of
 
 CASE = Case(GEOMETRIES["llama3-8b"], Mask.NON_CAUSAL, "draft", "smoke", ("fp32",))
 ALWAYS_CAUSAL = next(misreading for misreading in MISREADINGS if misreading.name == "always_causal")
@@ -33,7 +32,7 @@ class Excused(PlainKernel):
 def judged(gap: KnownGap, wrong: bool) -> Record:
     implementation = Excused(gap, wrong)
     cell = Cell("semantics", implementation, MEANINGS["block"].check, CASE, "fp32", "smoke", seed=0)
-    return judge(cell, Availability(), Executor(implementation, torch.device("cpu")), "command")
+    return record_of(cell)
 
 
 @pytest.mark.parametrize(

@@ -20,13 +20,11 @@ from samebits.backends.token_problem import CacheWrite, TokenProblem
 from samebits.backends.triton_attn import TritonAttention
 from samebits.backends.triton_operations import TritonCacheWrite
 from samebits.harness.batch import guarded, make_batch, poison_value
-from samebits.harness.executor import Executor
-from samebits.harness.judgement import judge
-from samebits.harness.matrix import Selection
 from samebits.harness.records import Verdict
 from samebits.harness.strides import strides_of, whole_memory
-from samebits.harness.suite_cells import SUITES
 from samebits.harness.tokens.cache_write import PreparedCacheWrite
+
+from .judged_cells import cells_of, records_of
 
 CPU = torch.device("cpu")
 GEOMETRY = Geometry("test", num_heads=6, num_kv_heads=2, head_dim=32, page_size=4)
@@ -139,37 +137,25 @@ def mistaken_write(parent: type[TokenImplementation[Any, Any]], mistake: str) ->
     return Mistaken()
 
 
-class StoresMoreThanAHead(BundledCacheWrite):
-    """A vector that is longer than a head is stored whole."""
+class ClearsBehindHeads(BundledCacheWrite):
+    """The padding behind the heads of a tensor is set to zero."""
 
-    name = "longer-vectors"
-
-    def run(self, operation: CacheWrite, tensors: CacheWriteTensors) -> None:
-        super().run(operation, tensors)
-        if has_padded_heads(tensors.key_cache):
-            behind_heads(tensors.key_cache).zero_()
-
-
-class ClearsGivenKeys(BundledCacheWrite):
-    """The padding of the keys that are given is set to zero."""
-
-    name = "clears-given-keys"
+    def __init__(self, name: str, of: str) -> None:
+        super().__init__()
+        self.name, self._of = name, of
 
     def run(self, operation: CacheWrite, tensors: CacheWriteTensors) -> None:
         super().run(operation, tensors)
-        if has_padded_heads(tensors.key):
-            behind_heads(tensors.key).zero_()
+        padded = getattr(tensors, self._of)
+        if has_padded_heads(padded):
+            behind_heads(padded).zero_()
 
 
 def verdicts(suite: str, subject: Subject) -> dict[str, tuple[Verdict, tuple[str, ...]]]:
     """What the cells of a suite that are about strides come to, by relation and mask."""
-    executor, availability = Executor(subject, CPU), subject.probe()
-    found = {}
-    for cell in SUITES[suite](Selection((subject,), ("fp32",), "smoke")):
-        if cell.implementation is subject and cell.relation.name.startswith("strided"):
-            record = judge(cell, availability, executor, "command")
-            found[f"{record.relation}:{record.mask}"] = (record.verdict, record.reasons)
-    return found
+    cells = cells_of(suite, subject, tier="smoke", dtypes=("fp32",))
+    records = records_of(cell for cell in cells if cell.relation.name.startswith("strided"))
+    return {f"{record.relation}:{record.mask}": (record.verdict, record.reasons) for record in records}
 
 
 @pytest.mark.parametrize("parent", [BundledAttention, TritonAttention])
@@ -209,8 +195,9 @@ def test_a_cache_write_that_mistakes_strides_is_seen(mistake: str, parent: type[
 @pytest.mark.parametrize(
     ("write", "fault"),
     [
-        (StoresMoreThanAHead(), "run wrote outside of its key_cache"),
-        (ClearsGivenKeys(), "run changed one of key, value, slot_mapping"),
+        # As where the vectors that are stored are longer than a head.
+        (ClearsBehindHeads("longer-vectors", "key_cache"), "run wrote outside of its key_cache"),
+        (ClearsBehindHeads("clears-given-keys", "key"), "run changed one of key, value, slot_mapping"),
     ],
     ids=lambda value: value.name if isinstance(value, BundledCacheWrite) else None,
 )

@@ -17,11 +17,14 @@ from samebits.harness.cli import main
 from samebits.harness.record_files import read_run
 from samebits.harness.records import Verdict
 
-ROOT = Path(__file__).parent.parent
+from .samples import UNKNOWN_NAMES
+from .suite_runs import NO_BASELINES, ROOT, WITHOUT_PLUGINS
+
 WORKFLOW = ROOT / ".github" / "workflows" / "nightly.yml"
 # Two implementations that are fast to import and to run, and two checks of their rotary embedding.
 JOBS = ("FLASH_ATTN-cpu-fp32", "CPU-cpu-fp32")
-CHEAP = ("-m", "rope", "-k", "cache_dtype and llama3-8b-fp32 or FLASH_ATTN/torch:normal or CPU/torch:normal")
+CELLS = "cache_dtype and llama3-8b-fp32 or FLASH_ATTN/torch:normal or CPU/torch:normal"
+CHEAP = ("-m", "rope", "-k", CELLS, "--baseline", str(NO_BASELINES), *WITHOUT_PLUGINS)
 
 
 def script(name: str, *arguments: object, **environment: str) -> subprocess.Popen[str]:
@@ -91,14 +94,15 @@ def test_the_nightly_run_from_the_matrix_to_the_regression(tmp_path: Path) -> No
     assert f"a regression from {baselines} to {tmp_path / 'worse' / 'cpu'}" in output
 
 
-def test_submitit_runs_the_matrix_and_merges_it(tmp_path: Path) -> None:
+def test_submitit_runs_the_matrix_and_merges_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("submitit")
     from samebits.harness.ci_matrix import read_matrix
     from samebits.harness.ci_slurm import run_matrix
 
     matrix = tmp_path / "matrix.json"
     words = ["--tier", "smoke", "--dtype", "fp32", "--backend", "FLASH_ATTN", "--device", "cpu"]
-    finished(script("matrix.py", matrix, *words))
+    assert main(["matrix", "--json", *words]) == 0
+    matrix.write_text(capsys.readouterr().out)
     written = run_matrix(read_matrix(matrix), tmp_path / "out", "local", ["timeout_min=5"], CHEAP)
     assert written == [tmp_path / "out" / "merged" / "cpu"]
     assert [header.shard for header in read_run(written[0]).header.shards] == ["FLASH_ATTN-cpu-fp32"]
@@ -107,10 +111,8 @@ def test_submitit_runs_the_matrix_and_merges_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--backend", "CUDNN"], "unknown backend 'CUDNN'; known are FLASH_ATTN"),
+        *UNKNOWN_NAMES,
         (["--device", "tpu"], "unknown device 'tpu'; known are cpu, cuda, rocm"),
-        (["--dtype", "int8"], "unknown dtype 'int8'; known are fp32, bf16, fp16"),
-        (["--tier", "daily"], "unknown tier 'daily'; known are smoke, default, nightly"),
         (["--runner", "cuda"], "runner 'cuda' is unusable; it must be DEVICE=LABEL[,LABEL ...]"),
         (["--backend", "CPU", "--device", "cuda"], "no backend of CPU is made for cuda"),
     ],

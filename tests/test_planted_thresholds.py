@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
-from samebits.harness.record_files import read_run
+from .suite_runs import PLANTED, run_suite
 
-ROOT = Path(__file__).parent.parent
 # Which relation must name each planted choice.
 SEEN_BY = {
     "few-programs": "batch_size",
@@ -22,16 +19,14 @@ SEEN_BY = {
 
 
 def test_each_choice_is_seen_by_its_relation_and_the_parent_stays_green(tmp_path: Path) -> None:
-    planted = Path(__file__).parent / "planted" / "thresholds.py"
-    command = [sys.executable, "-m", "pytest", "-m", "batch_invariant", "--load", str(planted), "--backend", "CPU"]
     relations = " or ".join(sorted(set(SEEN_BY.values())))
     cells = f"granite-3-2b-causal-pair and ({relations}) and not CONTROL"
-    command += ["--dtype", "fp32", "-k", cells, "--results", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 1, f"pytest ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+    planted = ("--load", PLANTED / "thresholds.py", "--backend", "CPU")
+    run = run_suite("batch_invariant", tmp_path, *planted, "--dtype", "fp32", "-k", cells)
+    assert run.exit_code == 1, f"pytest ended with {run.exit_code}:\n{run.output}"
     red: dict[str, set[str]] = {}
     smallest: dict[str, str] = {}
-    for record in read_run(tmp_path).records:
+    for record in run.records:
         if record.red:
             red.setdefault(record.implementation, set()).add(record.relation)
             smallest[f"{record.implementation}:{record.relation}"] = record.smallest_batch

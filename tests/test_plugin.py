@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,8 +11,11 @@ import pytest
 from samebits.harness.record_files import read_run
 from samebits.harness.records import SCHEMA_VERSION, Verdict
 
-ROOT = Path(__file__).parent.parent
+from .samples import UNKNOWN_NAMES
+from .suite_runs import ROOT, SuiteRun, run_pytest, run_suite
+
 ONE_CASE = ("-k", "llama3-8b-causal-mixed and not CONTROL", "--dtype", "fp32", "--tier", "smoke")
+WORKERS = {"one process": (), "two workers": ("-n", "2")}
 
 BROKEN_BACKEND = """
 import os
@@ -39,17 +40,6 @@ def implementations():
         actions = {"dies": dies}
     return [Broken(name, action) for name, action in actions.items()]
 """
-
-
-def run_pytest(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "pytest", "-m", "batch_invariant", *map(str, arguments)],
-        cwd=ROOT,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 def truncated_baseline(directory: Path) -> Path:
@@ -89,13 +79,8 @@ def unwritable_results(directory: Path) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (
-            ["--backend", "TRITON"],
-            "unknown backend 'TRITON'; known are FLASH_ATTN, TRITON_ATTN, FLEX_ATTENTION, AITER, CPU",
-        ),
+        *UNKNOWN_NAMES,
         (["--implementation", "CPU/fa"], "unknown implementation 'CPU/fa'; known are FLASH_ATTN/fa4"),
-        (["--dtype", "int8"], "unknown dtype 'int8'; known are fp32, bf16, fp16"),
-        (["--tier", "daily"], "unknown tier 'daily'; known are smoke, default, nightly"),
         (["--cell", "CPU/torch:x"], "unknown cell 'CPU/torch:x'"),
         (["--threads", "0"], "--threads is 0; it must be a whole number from 1 to 1024"),
         (["--threads", "many"], "--threads is 'many'; it must be a whole number from 1 to 1024"),
@@ -121,11 +106,27 @@ def unwritable_results(directory: Path) -> Path:
         " ".join(getattr(word, "__name__", str(word)) for word in value) if isinstance(value, list) else ""
     ),
 )
-def test_unusable_input_ends_the_run_with_one_sentence(arguments: list[object], told: str, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("one_thread")
+def test_unusable_input_ends_the_run_with_one_sentence(
+    arguments: list[object],
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """In this process, for nothing runs: to import torch in one for each would take longer than all that is tested."""
+    monkeypatch.chdir(ROOT)
+    # Which GPU this process has is not for the session inside of it to choose.
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     words = [word(tmp_path) if callable(word) else word for word in arguments]
-    done = run_pytest(*words)
-    output = done.stdout + done.stderr
-    assert done.returncode == 2, f"exit code {done.returncode}:\n{output}"
+    code = pytest.main(["-m", "batch_invariant", *map(str, words)])
+    out, err = capfd.readouterr()
+    assert_one_sentence(code, out + err, told)
+
+
+def assert_one_sentence(code: int, output: str, told: str) -> None:
+    """Asserts that a run ended because of its input, which it tells in one line."""
+    assert code == 2, f"exit code {code}:\n{output}"
     assert told in output, f"not told {told!r}:\n{output}"
     assert "Traceback" not in output, f"a traceback was printed:\n{output}"
     sentences = [line for line in output.splitlines() if line.strip()]
@@ -134,21 +135,33 @@ def test_unusable_input_ends_the_run_with_one_sentence(arguments: list[object], 
 
 def test_records_of_an_earlier_run_are_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "records.jsonl").write_text("precious")
-    done = run_pytest("--results", tmp_path)
-    assert done.returncode == 2
-    assert "records of another run" in done.stdout + done.stderr
+    done = run_pytest("-m", "batch_invariant", "--results", tmp_path)
+    assert_one_sentence(done.returncode, done.stdout + done.stderr, "records of another run")
     assert (tmp_path / "records.jsonl").read_text() == "precious", "the records of an earlier run were overwritten"
 
 
-@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["one process", "two workers"])
-def test_every_cell_leaves_one_row_and_failures_say_why(tmp_path: Path, workers: tuple[str, ...]) -> None:
-    (tmp_path / "broken.py").write_text(BROKEN_BACKEND)
-    results = tmp_path / "results"
-    done = run_pytest(
-        *ONE_CASE, *workers, "--load", tmp_path / "broken.py", "--backend", "BROKEN_ATTN", "--results", results
-    )
-    assert done.returncode == 1, f"exit code {done.returncode}:\n{done.stdout}\n{done.stderr}"
-    records = [record for record in read_run(results).records if not record.control]
+@pytest.fixture(scope="module")
+def run_with(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], SuiteRun]:
+    """Runs one case through a broken backend and others, once with each number of workers."""
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "broken.py").write_text(BROKEN_BACKEND)
+    backends = ("--backend", "BROKEN_ATTN", "--backend", "FLASH_ATTN", "--backend", "CPU")
+    done: dict[str, SuiteRun] = {}
+
+    def run(workers: str) -> SuiteRun:
+        if workers not in done:
+            words = (*ONE_CASE, *WORKERS[workers], "--load", folder / "broken.py", *backends)
+            done[workers] = run_suite("batch_invariant", folder / workers, *words)
+        return done[workers]
+
+    return run
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_every_cell_leaves_one_row_and_failures_say_why(run_with: Callable[[str], SuiteRun], workers: str) -> None:
+    run = run_with(workers)
+    assert run.exit_code == 1, f"exit code {run.exit_code}:\n{run.output}"
+    records = [record for record in run.records if record.backend == "BROKEN_ATTN"]
     assert len(records) == 36, f"{len(records)} rows of 3 implementations and 12 relations"
     verdicts = {
         name: {r.verdict for r in records if r.implementation == name} for name in ("raises", "forgets", "overruns")
@@ -158,53 +171,47 @@ def test_every_cell_leaves_one_row_and_failures_say_why(tmp_path: Path, workers:
     assert "RuntimeError: no luck at all" in reasons["raises"]
     assert "of the error budget used" in reasons["forgets"], "an output that was never written passed as correct"
     assert "run wrote outside the output tensor" in reasons["overruns"]
-    assert "reproduce: pytest -m batch_invariant" in done.stdout
+    assert "reproduce: pytest -m batch_invariant" in run.output
     # pytest would take the results directory, which exists by then, for a place that decides a worker's root.
-    assert "FAILED suites/test_batch_invariance.py::" in done.stdout, f"other names of tests:\n{done.stdout}"
+    assert "FAILED suites/test_batch_invariance.py::" in run.output, f"other names of tests:\n{run.output}"
+
+
+def test_two_runs_give_the_same_records_but_for_time(run_with: Callable[[str], SuiteRun]) -> None:
+    def timeless(run: SuiteRun) -> list[dict[str, object]]:
+        lines = [json.loads(record.to_line()) for record in run.records]
+        return sorted(({**line, "seconds": 0} for line in lines), key=lambda line: str(line["cell_id"]))
+
+    one, two = (timeless(run_with(workers)) for workers in WORKERS)
+    assert {line["verdict"] for line in one} >= {"pass", "fail", "error"}, "these runs hold too little to compare"
+    assert one == two, "records depend on how the cells were divided"
+
+
+def test_the_command_of_a_record_reproduces_its_cell_and_its_bits(
+    tmp_path: Path, run_with: Callable[[str], SuiteRun]
+) -> None:
+    record = next(record for record in run_with("one process").of("CPU/torch") if record.relation == "pages")
+    words = record.command.split()
+    assert words[:3] == ["pytest", "-m", "batch_invariant"]
+    again = run_pytest(*words[1:], "--results", tmp_path)
+    assert again.returncode == 0, again.stdout
+    (repeated,) = read_run(tmp_path).records
+    assert (repeated.cell_id, repeated.digest) == (record.cell_id, record.digest)
 
 
 def test_a_cell_that_kills_its_worker_leaves_a_row(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text(BROKEN_BACKEND)
     cell = "BROKEN_ATTN/dies:position:llama3-8b-causal-mixed:fp32"
-    done = run_pytest(
-        "-n", "1", "--load", tmp_path / "broken.py", "--cell", cell, "--results", tmp_path / "results", DIE="1"
-    )
-    assert done.returncode == 1, f"exit code {done.returncode}:\n{done.stdout}\n{done.stderr}"
-    (record,) = read_run(tmp_path / "results").records
+    few = ("--load", tmp_path / "broken.py", "--backend", "BROKEN_ATTN", "--tier", "smoke", "--cell", cell)
+    run = run_suite("batch_invariant", tmp_path / "results", *few, "-n", "1", environment={"DIE": "1"})
+    assert run.exit_code == 1, f"exit code {run.exit_code}:\n{run.output}"
+    (record,) = run.records
     assert record.cell_id == cell
     assert record.verdict is Verdict.ERROR
     assert "crashed" in " ".join(record.reasons)
 
 
-def test_the_command_of_a_record_reproduces_its_cell_and_its_bits(tmp_path: Path) -> None:
-    first = run_pytest(*ONE_CASE, "--backend", "CPU", "--results", tmp_path / "first")
-    assert first.returncode == 0, first.stdout
-    record = next(r for r in read_run(tmp_path / "first").records if r.label == "CPU/torch" and r.relation == "pages")
-    words = record.command.split()
-    assert words[:3] == ["pytest", "-m", "batch_invariant"]
-    again = run_pytest(*words[3:], "--results", tmp_path / "again")
-    assert again.returncode == 0, again.stdout
-    (repeated,) = read_run(tmp_path / "again").records
-    assert (repeated.cell_id, repeated.digest) == (record.cell_id, record.digest)
-
-
-def test_two_runs_give_the_same_records_but_for_time(tmp_path: Path) -> None:
-    def timeless(directory: Path) -> list[dict[str, object]]:
-        lines = [json.loads(record.to_line()) for record in read_run(directory).records]
-        return sorted(({**line, "seconds": 0} for line in lines), key=lambda line: str(line["cell_id"]))
-
-    for name, workers in (("one", ()), ("two", ("-n", "2"))):
-        done = run_pytest(
-            *ONE_CASE, *workers, "--backend", "FLASH_ATTN", "--backend", "CPU", "--results", tmp_path / name
-        )
-        assert done.returncode == 0, done.stdout
-    assert timeless(tmp_path / "one") == timeless(tmp_path / "two"), "records depend on how the cells were divided"
-
-
 def test_a_pytest_run_without_cells_writes_nothing(tmp_path: Path) -> None:
     (tmp_path / "test_other.py").write_text("def test_nothing() -> None: pass\n")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    done = run_pytest("-q", cwd=tmp_path)
     assert done.returncode == 0, done.stdout
     assert not (tmp_path / "reports").exists(), "a run without cells left a results directory"

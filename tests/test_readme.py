@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
-from samebits.harness.record_files import read_run
-from samebits.harness.records import Verdict
+from samebits.harness.records import Record, Verdict
 
-ROOT = Path(__file__).parent.parent
+from .suite_runs import ROOT, run_suite
+
 README = (ROOT / "README.md").read_text()
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 
@@ -27,39 +25,32 @@ def test_the_example_backend_is_at_most_40_lines() -> None:
     assert lines <= 40, f"the README's example has {lines} lines"
 
 
+def records_of_example(folder: Path, code: str, command: str) -> list[Record]:
+    """Saves an example and runs the command that is printed with it, from outside of the checkout.
+
+    But for the controls, which take as long as the example's own cells: test_controls.py runs each of them.
+    """
+    _, suite, *words = shlex.split(command.strip().removeprefix("$ pytest "))
+    (file,) = re.findall(r"--load[ =](\w+\.py)", command)
+    (folder / file).write_text(code)
+    installed = ("--pyargs", "samebits.suites", "-k", "not CONTROL")
+    run = run_suite(suite, folder / "results", *words, *installed, cwd=folder)
+    assert run.exit_code == 0, f"the example ended with {run.exit_code}:\n{run.output[-5000:]}"
+    return list(run.records)
+
+
 def test_the_example_backend_runs_as_printed(tmp_path: Path) -> None:
-    (tmp_path / "my_attention.py").write_text(code_block("python", "class MyAttention"))
-    command = code_block("console", "--load my_attention.py").removeprefix("$ pytest ").split()
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "--pyargs", "samebits.suites", *command, "--results", "results"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, (
-        f"the example ended with {done.returncode}:\n{done.stdout[-3000:]}\n{done.stderr[-2000:]}"
-    )
-    records = [record for record in read_run(tmp_path / "results").records if not record.control]
+    code, command = code_block("python", "class MyAttention"), code_block("console", "--load my_attention.py")
+    records = records_of_example(tmp_path, code, command)
     assert {record.label for record in records} == {"MY_ATTN/sdpa"}
     held = {record.relation for record in records if record.verdict is Verdict.PASS and record.claimed}
     assert len(held) >= 9, f"the example's claims held on {sorted(held)} only"
 
 
 def test_the_example_operation_runs_as_printed(tmp_path: Path) -> None:
-    (tmp_path / "my_rotary.py").write_text(code_block("python", "class MyRotary", OPERATIONS))
-    command = code_block("console", "--load=my_rotary.py", OPERATIONS).strip().removeprefix("$ pytest ")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "--pyargs", "samebits.suites", *shlex.split(command), "--results", "results"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, (
-        f"the example ended with {done.returncode}:\n{done.stdout[-3000:]}\n{done.stderr[-2000:]}"
-    )
-    records = [record for record in read_run(tmp_path / "results").records if not record.control]
+    code = code_block("python", "class MyRotary", OPERATIONS)
+    command = code_block("console", "--load=my_rotary.py", OPERATIONS)
+    records = records_of_example(tmp_path, code, command)
     assert {(record.label, record.operation) for record in records} == {("MY_OPS/plain", "rope")}
     assert {record.suite for record in records} == {"rope", "run_to_run"}
 

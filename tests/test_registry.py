@@ -229,8 +229,21 @@ def test_a_probe_that_answers_nonsense_makes_the_implementation_unavailable(
     assert registry.availability(mine).reason.startswith(reason)
 
 
-def listed(site: Path) -> list[dict[str, object]]:
-    """What `samebits list --json` says where a folder of installed packages comes first."""
+def install(site: Path, name: str, source: str) -> None:
+    """A distribution whose one module is a backend, with its entry point."""
+    (site / f"{name}.py").write_text(source)
+    metadata = site / f"{name}-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(f"[samebits.backends]\n{name.upper()} = {name}:implementations\n")
+
+
+@pytest.fixture(scope="module")
+def listed(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, object]]:
+    """What `samebits list --json` says beside an installed package that is right and one that is broken."""
+    site = tmp_path_factory.mktemp("site")
+    install(site, "third_party", HEAD + "def implementations(): return [Mine()]")
+    install(site, "broken_party", "raise OSError('libmine.so: undefined symbol')")
     done = subprocess.run(
         [sys.executable, "-c", "from samebits.harness.cli import main; raise SystemExit(main(['list', '--json']))"],
         env=os.environ | {"PYTHONPATH": str(site)},
@@ -243,27 +256,15 @@ def listed(site: Path) -> list[dict[str, object]]:
     return entries
 
 
-def install(site: Path, name: str, source: str) -> None:
-    """A distribution whose one module is a backend, with its entry point."""
-    (site / f"{name}.py").write_text(source)
-    metadata = site / f"{name}-1.0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text(f"[samebits.backends]\n{name.upper()} = {name}:implementations\n")
-
-
-def test_an_installed_package_adds_its_backend_by_entry_point(tmp_path: Path) -> None:
-    install(tmp_path, "third_party", HEAD + "def implementations(): return [Mine()]")
-    mine = [entry for entry in listed(tmp_path) if entry["backend"] == "MY_ATTN"]
+def test_an_installed_package_adds_its_backend_by_entry_point(listed: list[dict[str, object]]) -> None:
+    mine = [entry for entry in listed if entry["backend"] == "MY_ATTN"]
     assert [entry["label"] for entry in mine] == ["MY_ATTN/mine"]
     assert mine[0]["available"] is True
 
 
-def test_a_broken_installed_package_is_unavailable_and_stops_nobody(tmp_path: Path) -> None:
-    install(tmp_path, "broken_party", "raise OSError('libmine.so: undefined symbol')")
-    entries = listed(tmp_path)
-    (broken,) = [entry for entry in entries if entry["backend"] == "BROKEN_PARTY"]
+def test_a_broken_installed_package_is_unavailable_and_stops_nobody(listed: list[dict[str, object]]) -> None:
+    (broken,) = [entry for entry in listed if entry["backend"] == "BROKEN_PARTY"]
     assert broken["available"] is False
     assert "OSError: libmine.so: undefined symbol" in str(broken["reason"])
-    available = {entry["backend"] for entry in entries if entry["available"]}
+    available = {entry["backend"] for entry in listed if entry["available"]}
     assert "CPU" in available, "a broken package took another backend with it"

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import resource
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from samebits.harness.record_files import read_run
 
-ROOT = Path(__file__).parent.parent
-ONE_CASE = ("-m", "batch_invariant", "--tier", "smoke", "--dtype", "fp32", "--implementation", "CPU/torch")
+from .suite_runs import NO_BASELINES, ROOT, run_pytest
+
+CELLS = ("--tier", "smoke", "--dtype", "fp32", "--implementation", "CPU/torch")
+SUITE = ("-m", "batch_invariant", *CELLS, "--baseline", NO_BASELINES)
 # What a user does in the middle of a run, and once more while pytest deals with it.
 TWO_INTERRUPTS = """
 def pytest_runtest_logreport(report):
@@ -26,34 +24,19 @@ def pytest_keyboard_interrupt(excinfo):
 """
 
 
-def run_pytest(
-    *arguments: object, plugins: Path | None = None, prepare: Callable[[], None] | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Runs pytest in the checkout, with a folder of plugins on its path."""
-    return subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *map(str, arguments)],
-        cwd=ROOT,
-        env=os.environ
-        | ({"PYTHONPATH": f"{plugins}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"} if plugins else {}),
-        preexec_fn=prepare,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 @pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["one process", "a worker"])
 def test_a_run_that_is_interrupted_twice_is_cut_off(tmp_path: Path, workers: tuple[str, ...]) -> None:
     (tmp_path / "two_interrupts.py").write_text(TWO_INTERRUPTS)
     results = tmp_path / "results"
-    done = run_pytest(*ONE_CASE, *workers, "-p", "two_interrupts", "--results", results, plugins=tmp_path)
+    one_case = ("-k", "llama3-8b-causal-mixed and not CONTROL", "--results", results)
+    done = run_pytest(*SUITE, *one_case, *workers, "-p", "two_interrupts", environment={"PYTHONPATH": tmp_path})
     run = read_run(results)
     assert run.records, f"no cell finished before the interrupt:\n{done.stdout}\n{done.stderr}"
     assert run.truncated, "a run whose cells did not all run says that it finished"
 
 
 def test_a_selection_that_leaves_nothing_is_told_in_one_sentence(tmp_path: Path) -> None:
-    done = run_pytest(*ONE_CASE, "-k", "nothing_such", "--results", tmp_path / "results")
+    done = run_pytest(*SUITE, "-k", "nothing_such", "--results", tmp_path / "results")
     assert done.returncode == 2, f"exit code {done.returncode}:\n{done.stdout}\n{done.stderr}"
     told = [line for line in done.stdout.splitlines() if line.startswith("samebits: ")]
     assert told == [
@@ -66,7 +49,7 @@ def test_a_selection_that_leaves_nothing_is_told_in_one_sentence(tmp_path: Path)
 
 def test_a_narrowed_run_does_not_start_when_it_should_become_a_baseline(tmp_path: Path) -> None:
     baseline = tmp_path / "cpu.jsonl"
-    done = run_pytest(*ONE_CASE, "-k", "pages", "--update-baseline", baseline, "--results", tmp_path / "results")
+    done = run_pytest(*SUITE, "-k", "pages", "--update-baseline", baseline, "--results", tmp_path / "results")
     assert done.returncode == 2, f"exit code {done.returncode}:\n{done.stdout}\n{done.stderr}"
     assert "--update-baseline needs whole suites, and this run is narrowed to some of their cells" in done.stdout
     assert not list((tmp_path / "results").iterdir()), "cells ran before the user was told"
@@ -74,19 +57,19 @@ def test_a_narrowed_run_does_not_start_when_it_should_become_a_baseline(tmp_path
 
 
 def test_a_suite_by_its_file_misses_no_cell_of_another(tmp_path: Path) -> None:
-    dtype_suite = ("suites/test_dtype.py", *ONE_CASE[2:])
-    done = run_pytest(*dtype_suite, "--results", tmp_path)
+    # The suite of the fewest cells, and the baselines that come with samebits, which hold cells of all the others.
+    done = run_pytest("suites/test_compile.py", *CELLS, "--results", tmp_path)
     assert done.returncode == 0, f"exit code {done.returncode}:\n{done.stdout}\n{done.stderr}"
     run = read_run(tmp_path)
-    assert {record.suite for record in run.records} == {"dtype"}
+    assert {record.suite for record in run.records} == {"compile"}
     assert run.header.narrowed, "cells of the suite that was not collected count as missing"
 
 
 def test_a_disk_that_fills_up_ends_the_run_with_one_sentence(tmp_path: Path) -> None:
     def no_large_files() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, 8_000))
 
-    done = run_pytest(*ONE_CASE, "--results", tmp_path, prepare=no_large_files)
+    done = run_pytest(*SUITE, "--results", tmp_path, prepare=no_large_files)
     output = done.stdout + done.stderr
     assert done.returncode == 2, f"exit code {done.returncode}:\n{output}"
     assert f"cannot write '{tmp_path / 'records.jsonl'}' (File too large); give a place that can be written" in output
@@ -98,7 +81,7 @@ def test_paths_of_options_do_not_decide_what_pytest_takes_for_its_root(tmp_path:
     """pytest takes the word after an option that it does not know yet for a path of tests, where it exists."""
     results, cell = tmp_path / "results", "CPU/torch:pages:llama3-8b-causal-mixed:fp32"
     results.mkdir()
-    done = run_pytest("-m", "batch_invariant", "--cell", cell, "--results", results, "--baseline", tmp_path)
+    done = run_pytest("-m", "batch_invariant", *CELLS, "--cell", cell, "--results", results, "--baseline", tmp_path)
     assert done.returncode == 0, f"exit code {done.returncode}:\n{done.stdout}\n{done.stderr}"
     assert f"rootdir: {ROOT}\n" in done.stdout
     assert "testpaths: suites\n" in done.stdout
@@ -132,8 +115,7 @@ def test_another_project_keeps_its_options_marks_and_fixtures_of_the_same_names(
     (tmp_path / "test_foreign.py").write_text(FOREIGN_TEST)
 
     def pytest_there(*arguments: str) -> tuple[int, str]:
-        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        done = run_pytest(*arguments, cwd=tmp_path)
         return done.returncode, done.stdout + done.stderr
 
     code, output = pytest_there("--backend", "yours", "--seed")

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from samebits.harness.record_files import read_run
 from samebits.harness.records import Record, Verdict
 
-ROOT = Path(__file__).parent.parent
-PLANTED = Path(__file__).parent / "planted"
+from .suite_runs import PLANTED, SuiteRun, run_suite
 
 
 @dataclass(frozen=True)
@@ -72,19 +67,6 @@ BUGS = (
 )
 
 
-@dataclass(frozen=True)
-class SuiteRun:
-    """What a run of a suite left.
-
-    Attributes:
-        exit_code: pytest's.
-        records: of every cell that is no control, by implementation.
-    """
-
-    exit_code: int
-    records: Mapping[str, list[Record]]
-
-
 @pytest.fixture(scope="module")
 def broken_flash_attn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a distribution of flash_attn that is listed as installed and does not import."""
@@ -104,26 +86,15 @@ def run_file(tmp_path_factory: pytest.TempPathFactory, broken_flash_attn: Path) 
 
     def run(file: str) -> SuiteRun:
         if file not in done:
-            done[file] = run_suite(file, tmp_path_factory.mktemp(file), broken_flash_attn)
+            suite, *narrowed = SUITES[file]
+            words = ["--tier", "smoke", "--load", PLANTED / f"{file}.py", *narrowed]
+            for name in dict.fromkeys(name for bug in BUGS if bug.file == file for name in (bug.name, bug.parent)):
+                words += ["--implementation", name]
+            path = {"PYTHONPATH": broken_flash_attn}
+            done[file] = run_suite(suite, tmp_path_factory.mktemp(file), *words, environment=path)
         return done[file]
 
     return run
-
-
-def run_suite(file: str, results: Path, first_on_path: Path) -> SuiteRun:
-    """Runs the suite as a user does."""
-    command = [sys.executable, "-m", "pytest", "--tier", "smoke", "--results", str(results), "-m", *SUITES[file]]
-    command += ["--load", str(PLANTED / f"{file}.py")]
-    for name in dict.fromkeys(name for bug in BUGS if bug.file == file for name in (bug.name, bug.parent)):
-        command += ["--implementation", name]
-    environment = os.environ | {"PYTHONPATH": str(first_on_path)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode in (0, 1), f"pytest ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
-    records: dict[str, list[Record]] = {}
-    for record in read_run(results).records:
-        if not record.control:
-            records.setdefault(record.label, []).append(record)
-    return SuiteRun(done.returncode, records)
 
 
 def cell_of(record: Record) -> tuple[str, str, str, str]:
@@ -131,24 +102,28 @@ def cell_of(record: Record) -> tuple[str, str, str, str]:
     return record.operation, record.relation, record.case, record.dtype
 
 
-@pytest.mark.parametrize("bug", BUGS, ids=str)
+# By module, so that pytest takes the tests of one file together, and no two workers run the same one.
+each_bug = pytest.mark.parametrize("bug", BUGS, ids=str, scope="module")
+
+
+@each_bug
 def test_the_suite_names_the_bug(bug: Bug, run_file: Callable[[str], SuiteRun]) -> None:
     run = run_file(bug.file)
     assert run.exit_code == 1, "the run with planted bugs ended green"
-    seen = {record.relation for record in run.records[bug.name] if record.verdict is bug.verdict}
+    seen = {record.relation for record in run.of(bug.name) if record.verdict is bug.verdict}
     assert bug.seen_by <= seen, f"not seen by {set(bug.seen_by - seen)}, only by {seen}"
 
 
-@pytest.mark.parametrize("bug", BUGS, ids=str)
+@each_bug
 def test_the_parent_passes_the_same_cells(bug: Bug, run_file: Callable[[str], SuiteRun]) -> None:
     run = run_file(bug.file)
-    parent = {cell_of(record): record for record in run.records[bug.parent]}
-    for record in run.records[bug.name]:
+    parent = {cell_of(record): record for record in run.of(bug.parent)}
+    for record in run.of(bug.name):
         correct = parent[cell_of(record)]
         assert correct.verdict is Verdict.PASS, f"{correct.cell_id} came to {correct.verdict}: {correct.reasons}"
 
 
 def test_a_user_reads_which_library_did_not_import(run_file: Callable[[str], SuiteRun]) -> None:
-    records = run_file("rotary").records["CPU/trusts-find-spec"]
+    records = run_file("rotary").of("CPU/trusts-find-spec")
     told = {record.reasons for record in records if record.verdict is Verdict.ERROR}
     assert told == {("ImportError: libcudart.so.12: cannot open shared object file",)}, f"the reasons were {told}"

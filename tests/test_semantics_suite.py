@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
-from samebits.backends.contract import Availability
 from samebits.harness.controls.readings import MISREADINGS, PlainKernel
-from samebits.harness.executor import Executor
-from samebits.harness.judgement import judge
 from samebits.harness.matrix import Cell, Selection
 from samebits.harness.records import Verdict
 from samebits.harness.semantics import MEANINGS, Meaning
 from samebits.harness.suite_cells import semantics_cells
 
-CPU = torch.device("cpu")
+from .judged_cells import record_of
 
 
 @pytest.mark.parametrize("misreading", MISREADINGS, ids=lambda misreading: misreading.name)
 def test_the_misreading_is_caught_on_other_data(misreading: object) -> None:
     cells = semantics_cells(Selection((), (), "smoke", seed=1))
     (cell,) = [cell for cell in cells if cell.flaw is misreading]
-    record = judge(cell, Availability(), Executor(cell.implementation, CPU), "command")
+    record = record_of(cell)
     assert record.verdict is Verdict.FAIL, f"{cell.cell_id} used {record.error_budget} of its budget and was not caught"
 
 
@@ -30,7 +26,7 @@ def test_a_plain_reading_passes(meaning: Meaning) -> None:
     plain = PlainKernel()
     for case in meaning.cases:
         cell = Cell("semantics", plain, meaning.check, case, "fp32", "smoke", seed=0)
-        record = judge(cell, Availability(), Executor(plain, CPU), "command")
+        record = record_of(cell)
         assert record.verdict is Verdict.PASS, f"{cell.cell_id}: {record.reasons}"
         assert record.error_budget is not None
         assert record.error_budget < 0.5, f"{cell.cell_id} used {record.error_budget} of its budget in float64"

@@ -7,18 +7,18 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from samebits.backends.contract import Availability, Claims
+from samebits.backends.contract import Claims
 from samebits.backends.problem import Request, Strides
 from samebits.backends.token_problem import CacheWrite, Linear, RotaryEmbedding, TokenProblem
 from samebits.harness.controls.plain_operations import CORRECT, PlainOperation, TokenFlaw
-from samebits.harness.executor import Executor
-from samebits.harness.judgement import judge
 from samebits.harness.matrix import Cell, Selection
 from samebits.harness.records import Verdict
 from samebits.harness.suite_cells import SUITES
 from samebits.harness.tokens.cache_write import PreparedCacheWrite
 from samebits.harness.tokens.linear import PreparedLinear
 from samebits.harness.tokens.rotary import PreparedRotary, cos_sin_cache
+
+from .judged_cells import record_of
 
 CPU = torch.device("cpu")
 
@@ -39,7 +39,7 @@ def cells_of_correct_operations() -> Iterator[Cell]:
 
 @pytest.mark.parametrize("cell", list(cells_of_correct_operations()), ids=lambda cell: cell.cell_id)
 def test_a_plain_operation_passes(cell: Cell) -> None:
-    record = judge(cell, Availability(), Executor(cell.implementation, CPU), "command")
+    record = record_of(cell)
     assert record.verdict is Verdict.PASS, f"{cell.cell_id}: {record.reasons}"
 
 
@@ -48,7 +48,7 @@ def test_a_backend_without_an_operation_leaves_a_row() -> None:
 
     cells = [cell for cell in SUITES["rope"](Selection((PlainKernel(),), (), "smoke")) if not cell.flaw]
     assert len(cells) == 1
-    record = judge(cells[0], Availability(), Executor(cells[0].implementation, CPU), "command")
+    record = record_of(cells[0])
     assert (record.verdict, record.reasons) == (Verdict.UNSUPPORTED, ("CONTROL offers no rope",))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import mmap
 from dataclasses import replace
 from typing import Any
@@ -36,6 +37,7 @@ def triton(num_segments: int | None = None, **settings: int) -> TritonAttention:
     return TritonAttention(replace(INTERPRETED, **settings), num_segments=num_segments)
 
 
+@functools.cache
 def run(problem: Problem, num_segments: int | None = None, **settings: int) -> Execution:
     implementation = triton(num_segments, **settings)
     return execute(implementation, problem, torch.device(implementation.device))

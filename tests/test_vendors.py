@@ -22,53 +22,43 @@ from .plain_attention import CPU, GEOMETRY, WITH_SINKS
 UNCAPPED = dataclasses.replace(GEOMETRY, softcap=None)
 
 
+def decode(
+    geometry: Geometry = UNCAPPED,
+    mask: Mask = Mask.CAUSAL,
+    dtype: str = "bf16",
+    **changes: Any,  # noqa: ANN401 -- of the geometry
+) -> Problem:
+    return Problem(dataclasses.replace(geometry, **changes), mask, dtype, (Request(1, 1),))
+
+
 @pytest.mark.parametrize(
-    ("implementation", "geometry", "mask", "dtype", "reason"),
+    ("implementation", "problem", "reason"),
     [
-        (VllmFlashAttention2(0), WITH_SINKS, Mask.CAUSAL, "bf16", "sinks are not supported"),
-        (VllmFlashAttention3(0), WITH_SINKS, Mask.CAUSAL, "fp16", "sinks are supported in bf16 only"),
+        (VllmFlashAttention2(0), decode(WITH_SINKS), "sinks are not supported"),
+        (VllmFlashAttention3(0), decode(WITH_SINKS, dtype="fp16"), "sinks are supported in bf16 only"),
         (
             VllmFlashAttention3(0),
-            dataclasses.replace(WITH_SINKS, num_heads=128),
-            Mask.CAUSAL,
-            "bf16",
+            decode(WITH_SINKS, num_heads=128),
             "sinks of 128 heads are not supported, only of 64 or fewer",
         ),
-        (VllmFlashAttention2(0), GEOMETRY, Mask.CAUSAL, "fp32", "dtype fp32 is not supported, only bf16, fp16"),
-        (
-            VllmFlashAttention2(0),
-            dataclasses.replace(GEOMETRY, page_size=8),
-            Mask.CAUSAL,
-            "bf16",
-            "page_size 8 is not supported",
-        ),
-        (
-            VllmFlashAttention3(0),
-            dataclasses.replace(GEOMETRY, head_dim=100),
-            Mask.CAUSAL,
-            "bf16",
-            "head_dim 100 is not supported",
-        ),
+        (VllmFlashAttention2(0), decode(dtype="fp32"), "dtype fp32 is not supported, only bf16, fp16"),
+        (VllmFlashAttention2(0), decode(page_size=8), "page_size 8 is not supported"),
+        (VllmFlashAttention3(0), decode(head_dim=100), "head_dim 100 is not supported"),
         (
             VllmTritonAttention(True),
-            GEOMETRY,
-            Mask.NON_CAUSAL,
-            "bf16",
+            decode(mask=Mask.NON_CAUSAL),
             "mask non_causal is not supported, only causal, sliding_window",
         ),
         (
             VllmCpuAttention(True),
-            dataclasses.replace(GEOMETRY, head_dim=72),
-            Mask.CAUSAL,
-            "bf16",
+            decode(head_dim=72),
             "head_dim 72 is not supported, only 32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512",
         ),
     ],
 )
 def test_what_a_vendors_kernel_cannot_do_is_refused_in_the_words_of_the_reasons(
-    implementation: Implementation[Any], geometry: Geometry, mask: Mask, dtype: str, reason: str
+    implementation: Implementation[Any], problem: Problem, reason: str
 ) -> None:
-    problem = Problem(geometry, mask, dtype, (Request(1, 1),))
     assert implementation.reasons(problem) == [reason]
     batch = make_batch(problem, CPU)
     with pytest.raises(ValueError, match=f"cannot compute this layer: {reason}"):
