@@ -184,8 +184,13 @@ class VariableLengthFlash(Implementation[VariableLengthPlan]):
     tiling = Tiling(query_tile=128, kv_tile=128, kv_split=256)
     # Its output is NaN where it should be; its log-sum-exp says that the row sees no key.
     known_gaps = tuple(
-        KnownGap("docs/backends.md, torch's log-sum-exp hides NaN", relation=relation)
-        for relation in ("lse_seen_nan", "lse_all_nan")
+        KnownGap("docs/backends.md, torch's log-sum-exp hides NaN", relation=relation, always=always)
+        for relation, always in (
+            ("lse_seen_nan", True),
+            ("lse_all_nan", True),
+            ("lse_seen_inf", False),
+            ("nan_query", False),
+        )
     )
 
     def __init__(self, num_splits: int | None = None) -> None:

@@ -20,6 +20,7 @@ from samebits.backends.contract import AttentionConfig, AttentionMetadata, Avail
 from samebits.backends.libraries import TESTED_VERSIONS
 from samebits.backends.paged_flash import PagedFlash, PagedFlashWithSinks, PagedPlan
 from samebits.backends.platform import nvidia_reason
+from samebits.backends.problem import Mask
 from samebits.backends.subject import GraphSupport
 
 _FA2 = CompiledLibrary(
@@ -111,12 +112,29 @@ def _claims(num_splits: int, cuda_graph: GraphSupport) -> Claims:
     return Claims(batch_invariant=num_splits == 1, cuda_graph=cuda_graph, source=_DECLARED)
 
 
+_GAPS_OF_VERSION_2 = (
+    # Some of their requests have no keys.
+    KnownGap("docs/vendors.md, FlashAttention 2 leaves log-sum-exps unwritten", batch="edges", always=False),
+    *(
+        KnownGap("docs/vendors.md, FlashAttention 2 takes NaN for no key", relation=relation, always=False)
+        for relation in ("lse_seen_nan", "lse_all_nan", "lse_seen_inf", "nan_query")
+    ),
+    KnownGap(
+        "docs/vendors.md, FlashAttention 2 multiplies what its window hides by 0",
+        relation="unseen_nan",
+        mask=Mask.SLIDING_WINDOW,
+        always=False,
+    ),
+)
+
+
 class VllmFlashAttention2(PagedFlash):
     """vLLM's build of FlashAttention 2."""
 
     name = "vllm-fa2"
     # Of the kernel for paged caches at head_dim 128: 64 rows by 128 keys.
     tiling = Tiling(query_tile=64, kv_tile=128, kv_split=256)
+    known_gaps = _GAPS_OF_VERSION_2
 
     def __init__(self, num_splits: int) -> None:
         super().__init__(num_splits)
@@ -210,8 +228,13 @@ def _gaps_of_version_3(num_splits: int) -> tuple[KnownGap, ...]:
     lengths = "docs/vendors.md, FlashAttention 3 follows the longest query of its batch"
     return (
         *(KnownGap(nan, relation=relation) for relation in ("lse_seen_nan", "lse_all_nan")),
+        *(KnownGap(nan, relation=relation, always=False) for relation in ("lse_seen_inf", "nan_query")),
         # Only where the kernel divides a request's keys.
-        *(KnownGap(nan, relation=relation, always=False) for relation in ("seen_nan", "all_nan") if num_splits != 1),
+        *(
+            KnownGap(nan, relation=relation, always=False)
+            for relation in ("seen_nan", "all_nan", "seen_inf")
+            if num_splits != 1
+        ),
         KnownGap(sink, relation="sinks"),
         KnownGap(sink, relation="crossed", always=False),
         # Without the claim they vary, which is no failure.
