@@ -93,8 +93,12 @@ def dtype_cells(selection: Selection) -> Iterator[Cell]:
             # fp32 and bf16 leave rows even where they are not supported; fp16 is a dtype of those that have it.
             for dtype in selection.dtypes or dict.fromkeys(("fp32", "bf16", *implementation.support.dtypes)):
                 for check in INPUTS.values():
-                    cell = Cell(suite, implementation, check, case, dtype, _dtype_tier(case), selection.seed)
-                    if cell.compares_anything and not _is_spared_data(cell, selection):
+                    # What becomes of a NaN seldom depends on the dtype.
+                    spared = implementation.costly and check.name in INPUTS_OF_DECODES and dtype != "bf16"
+                    tier = "nightly" if spared else _dtype_tier(case)
+                    cell = Cell(suite, implementation, check, case, dtype, tier, selection.seed)
+                    left_out = spared and selection.tier == "default" and not selection.dtypes
+                    if not left_out and cell.compares_anything:
                         yield cell
         if selection.tier != "nightly" and not implementation.costly:
             for dtype in selection.dtypes_of(_DECODES_CASE):
@@ -159,7 +163,8 @@ def _repeated(selection: Selection) -> Iterator[tuple[Subject, AnyCase]]:
     """What is repeated: a few cases of every operation, and all of them in the nightly tier."""
     nightly = selection.tier == "nightly"
     for implementation in selection.attention:
-        for case in cases("nightly") if nightly else _REPEATED_CASES:
+        usual = _REPEATED_CASES[:1] if implementation.costly else _REPEATED_CASES
+        for case in cases("nightly") if nightly else usual:
             yield implementation, case
     for operation in TOKEN_OPERATIONS:
         name = operation.operation
@@ -193,12 +198,6 @@ def _cases_of_data(tier: str) -> Iterator[Case]:
     else:
         yield from cases("smoke")
         yield _SPLITS_CASE
-
-
-def _is_spared_data(cell: Cell, selection: Selection) -> bool:
-    """Whether a costly implementation is left to one dtype: what becomes of a NaN seldom depends on it."""
-    spared = cell.implementation.costly and selection.tier == "default" and not selection.dtypes
-    return spared and cell.relation.name == "nan_query" and cell.dtype != "bf16"
 
 
 def _dtype_tier(case: Case) -> str:
