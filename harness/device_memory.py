@@ -14,9 +14,9 @@ _CONTEXT_BYTES = 3 << 29
 
 @functools.cache
 def limit_memory(device: torch.device) -> None:
-    """Lets torch hold no more of a GPU in this process than its share; what asks for more is told that there is none.
+    """Lets torch hold no more of a GPU than this process's share; what asks for more is told that there is none.
 
-    A share is `MOST_BYTES`, and less where so many workers would not fit beside one another.
+    A share is `MOST_BYTES`, context included, and less where so many workers would not fit beside one another.
 
     Args:
         device: any; only a GPU's memory is limited.
@@ -26,5 +26,5 @@ def limit_memory(device: torch.device) -> None:
     index = torch.cuda.current_device() if device.index is None else device.index
     total = torch.cuda.get_device_properties(index).total_memory
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    share = min(MOST_BYTES, total // workers - _CONTEXT_BYTES)
+    share = min(MOST_BYTES, total // workers) - _CONTEXT_BYTES
     torch.cuda.set_per_process_memory_fraction(max(share, 0) / total, index)
