@@ -101,6 +101,8 @@ _KVCACHE_GAPS = (
         KnownGap("docs/aiter.md, a maximum that hides NaN", relation=relation)
         for relation in ("lse_seen_nan", "all_nan", "lse_all_nan", "nan_query")
     ),
+    # One key can be all that a request has.
+    KnownGap("docs/aiter.md, a maximum that hides NaN", relation="seen_nan", batch="decode", always=False),
 )
 
 
@@ -136,6 +138,15 @@ class UnifiedAttention(Implementation[UnifiedPlan]):
         KnownGap("docs/aiter.md, a softcap of exponentials", relation="softcap"),
         # The one case whose layer has a softcap.
         KnownGap("docs/aiter.md, a softcap of exponentials", relation="seen_inf", mask=Mask.SLIDING_WINDOW),
+        # AMD's units have as much shared memory where it fits.
+        KnownGap(
+            "docs/aiter.md, head_dim 256 in fp32",
+            dtype="fp32",
+            geometry="gemma3-12b-full",
+            device="cuda",
+            raises="OutOfResources",
+            always=False,
+        ),
     )
     # Pages can become tiles, and `reduce_segments` names an undefined variable where head_dim fills no tile. A query
     # that sees no key at all divides by zero wherever its tile is computed for another, so its output is NaN, not 0.

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Hashable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 KeyT = TypeVar("KeyT", bound=Hashable)
 ValueT = TypeVar("ValueT")
+
+
+# All that there are: whoever runs out of memory needs whatever any of them keeps.
+_caches: weakref.WeakSet[BoundedCache[Any, Any]] = weakref.WeakSet()
+
+
+def forget_everything() -> None:
+    """Gives up the values of every cache, so that their memory is free where nobody else holds them."""
+    for cache in _caches:
+        cache.forget()
 
 
 class BoundedCache(Generic[KeyT, ValueT]):
@@ -22,6 +33,12 @@ class BoundedCache(Generic[KeyT, ValueT]):
         """
         self._max_entries, self._max_bytes, self._nbytes = max_entries, max_bytes, nbytes
         self._kept: dict[KeyT, ValueT] = {}
+        self._bytes = 0
+        _caches.add(self)
+
+    def forget(self) -> None:
+        """Gives up all values."""
+        self._kept.clear()
         self._bytes = 0
 
     @property

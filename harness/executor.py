@@ -10,7 +10,7 @@ from samebits.backends.contract import Implementation
 from samebits.backends.operations import TokenImplementation
 from samebits.backends.problem import Circumstances, Problem
 from samebits.backends.subject import Subject
-from samebits.harness.bounded_cache import BoundedCache
+from samebits.harness.bounded_cache import BoundedCache, forget_everything
 from samebits.harness.device_memory import limit_memory
 from samebits.harness.execution import Execution, execute
 from samebits.harness.graphs.execution import execute_graph
@@ -60,6 +60,13 @@ class Executor:
             first = unlike(self._first or alike, others)
             return replace(self._second_process.execute(self.subject, first, alike, self.device), problem=problem)
         self._first = self._first or problem
+        try:
+            return run_problem(self.subject, problem, self.device)
+        except torch.OutOfMemoryError:
+            # What is kept only for later gives way, here and not inside: the exception holds what was being computed.
+            pass
+        forget_everything()
+        torch.cuda.empty_cache()
         return run_problem(self.subject, problem, self.device)
 
 

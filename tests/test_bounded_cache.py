@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from samebits.harness.bounded_cache import BoundedCache
+import pytest
+import torch
+
+from samebits.backends.problem import Mask, Problem, Request
+from samebits.backends.subject import Subject
+from samebits.harness import executor
+from samebits.harness.bounded_cache import BoundedCache, forget_everything
+from samebits.harness.execution import Execution
+from samebits.harness.geometries import GEOMETRIES
+from samebits.harness.registry import load_registry
+from samebits.harness.relations import AnyProblem
 
 
 class Maker:
@@ -47,3 +57,33 @@ def test_what_is_larger_than_the_bound_drives_nothing_out() -> None:
     for key, size in (("a", 10), ("large", 26), ("a", 10), ("large", 26)):
         assert len(maker.get(key, size)) == size
     assert maker.made == ["a", "large", "large"]
+
+
+def test_all_caches_forget_together() -> None:
+    first, second = Maker(), Maker()
+    for maker in (first, second):
+        maker.get("a")
+    forget_everything()
+    for maker in (first, second):
+        assert maker.cache.kept_bytes == 0, "something is still kept"
+        maker.get("a")
+        assert maker.made == ["a", "a"], "a value was not given up"
+
+
+def test_what_is_kept_gives_way_to_a_problem_that_finds_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Maker()
+    kept.get("a")
+    asked: list[int] = []
+
+    def run(subject: Subject, problem: AnyProblem, device: torch.device) -> Execution:
+        asked.append(kept.cache.kept_bytes)
+        if kept.cache.kept_bytes:
+            raise torch.OutOfMemoryError("tried to allocate 1 GiB")
+        return Execution(problem, {}, {}, "digest")
+
+    monkeypatch.setattr(executor, "run_problem", run)
+    subject = next(iter(load_registry().implementations))
+    problem = Problem(GEOMETRIES["llama3-8b"], Mask.CAUSAL, "fp32", (Request(1, 1, 2),))
+    found = executor.Executor(subject, torch.device("cpu"))(problem)
+    assert found.digest == "digest"
+    assert asked[1:] == [0], f"what was kept in each attempt: {asked} bytes"
