@@ -47,6 +47,8 @@ _CLAIM_OF_RELATION = {
     "repeated": "deterministic",
     "threads": "thread_invariant",
 }
+# They compare bits too, to see where a NaN goes. A NaN that is lost is a wrong value, and no batch that matters.
+_RELATIONS_OF_VALUES = ("nan_query",)
 _REPLAYED, _AGAINST_UNPADDED = ("persistent_", "graph_"), "_unpadded"
 
 
@@ -116,7 +118,7 @@ class AuditedOperation:
         """Every claim that the cells speak of, judged or not, in the order of `CLAIMS`."""
         spoken_of: dict[str, list[Record]] = {}
         for record in self.records:
-            if record.claimed is not None:
+            if record.claimed is not None and record.relation not in _RELATIONS_OF_VALUES:
                 spoken_of.setdefault(claim_attribute(record.relation), []).append(record)
         return tuple(_audit(claim, found) for claim in CLAIMS if (found := spoken_of.get(claim.attribute)))
 
