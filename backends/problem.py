@@ -222,6 +222,7 @@ class Circumstances:
         calls: how often the batch is computed with one plan; the last time counts.
         other_layer: how another layer is computed before; None for not at all.
         second_process: whether it is computed in a process of its own, behind another first call.
+        output_only: whether attention is asked for no log-sum-exp, as engines ask for none unless they merge.
         graph: how it is computed at padded sizes, as by a CUDA graph; None for a batch of its own sizes.
     """
 
@@ -233,6 +234,7 @@ class Circumstances:
     calls: int = 1
     other_layer: OtherLayer | None = None
     second_process: bool = False
+    output_only: bool = False
     graph: GraphUse | None = None
 
 

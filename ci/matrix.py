@@ -12,6 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+_USAGE = "usage: ci/matrix.py FILE [arguments of samebits matrix --json]"
+
 
 def main(path: str, *arguments: str) -> int:
     """Runs `samebits matrix` and keeps what it prints."""
@@ -19,8 +21,8 @@ def main(path: str, *arguments: str) -> int:
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         return done.returncode
-    Path(path).write_text(done.stdout, encoding="utf-8")
     jobs = json.loads(done.stdout)["jobs"]
+    Path(path).write_text(done.stdout, encoding="utf-8")
     runnable = [job for job in jobs if job["runner"]]
     outputs = os.environ.get("GITHUB_OUTPUT")
     if outputs:
@@ -31,7 +33,9 @@ def main(path: str, *arguments: str) -> int:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2:
-        print("usage: ci/matrix.py FILE [arguments of samebits matrix --json]", file=sys.stderr)
-        sys.exit(2)
-    sys.exit(main(*sys.argv[1:]))
+    words = sys.argv[1:]
+    asked = not {"-h", "--help"}.isdisjoint(words)
+    if asked or not words or words[0].startswith("-"):
+        print(_USAGE, file=sys.stdout if asked else sys.stderr)
+        sys.exit(0 if asked else 2)
+    sys.exit(main(*words))

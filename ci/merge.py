@@ -14,6 +14,7 @@ from pathlib import Path
 
 _SAMEBITS = (sys.executable, "-m", "samebits.harness.cli")
 _PAGE = "regression.md"
+_USAGE = "usage: ci/merge.py MATRIX SHARDS DIRECTORY BASELINE"
 
 
 def main(matrix: str, shards: str, directory: str, baseline: str) -> int:
@@ -53,7 +54,9 @@ def _summarise(page: str) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 5:
-        print("usage: ci/merge.py MATRIX SHARDS DIRECTORY BASELINE", file=sys.stderr)
-        sys.exit(2)
-    sys.exit(main(*sys.argv[1:]))
+    words = sys.argv[1:]
+    asked = not {"-h", "--help"}.isdisjoint(words)
+    if asked or len(words) != 4 or any(word.startswith("-") for word in words):
+        print(_USAGE, file=sys.stdout if asked else sys.stderr)
+        sys.exit(0 if asked else 2)
+    sys.exit(main(*words))

@@ -14,6 +14,8 @@ from samebits.harness.ci_matrix import read_matrix
 from samebits.harness.ci_shard import run_job
 from samebits.harness.records import UnusableInput
 
+_USAGE = "usage: ci/shard.py MATRIX JOB|--unavailable DIRECTORY [arguments of pytest]"
+
 
 def main(matrix_file: str, name: str, directory: str, *arguments: str) -> int:
     """Runs a job, or tells of all that cannot be run."""
@@ -32,11 +34,13 @@ def main(matrix_file: str, name: str, directory: str, *arguments: str) -> int:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 4:
-        print("usage: ci/shard.py MATRIX JOB|--unavailable DIRECTORY [arguments of pytest]", file=sys.stderr)
-        sys.exit(2)
+    words = sys.argv[1:]
+    asked = not {"-h", "--help"}.isdisjoint(words[:3])
+    if asked or len(words) < 3 or words[0].startswith("-") or words[2].startswith("-"):
+        print(_USAGE, file=sys.stdout if asked else sys.stderr)
+        sys.exit(0 if asked else 2)
     try:
-        sys.exit(main(*sys.argv[1:]))
+        sys.exit(main(*words))
     except UnusableInput as error:
         print(f"ci/shard.py: {error}", file=sys.stderr)
         sys.exit(2)

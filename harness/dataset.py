@@ -11,19 +11,21 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
 from samebits.backends.problem import Geometry
+from samebits.harness.philox import WORDS_PER_COUNT
 
 # A decoder position may be negative (see Request.context_len); counters may not.
 _POSITION_ORIGIN = 1 << 32
-# 64-bit words that one increment of the Philox counter yields.
-_WORDS_PER_COUNT = 4
 # Sum of four uniform 16-bit integers: mean 2 * (2^16 - 1), variance 4 * (2^32 - 1) / 12.
-_SUM_MEAN = 2.0 * 65535.0
+LARGEST_SUM = 4 * 0xFFFF
+_SUM_MEAN = LARGEST_SUM / 2
 _SUM_DEVIATION = float(np.sqrt((2.0**32 - 1.0) / 3.0))
 # Exponent of each dtype's smallest normal number, and by how much those of `denormal_values` differ from it: below it
 # by all that bf16 has there, above by enough for what a thousand flushed operations lose to be small beside their sum.
@@ -115,6 +117,42 @@ def token_values(
     return values_at(seed, request_key, role, (heads, geometry.head_dim), start, stop)
 
 
+@dataclass(frozen=True)
+class Stream:
+    """Where the generator's words for one tensor of one request are found.
+
+    Attributes:
+        key: of the generator, 128 bits.
+        counts_per_token: increments of the counter that a token takes; of its last words some may be left over.
+    """
+
+    key: int
+    counts_per_token: int
+
+    @classmethod
+    def of(cls, seed: int, request_key: int, role: Role, shape: tuple[int, int]) -> Self:
+        """The stream of a tensor whose tokens have a shape: heads and elements of each."""
+        heads, width = shape
+        name = f"{seed}/{request_key}/{role.value}/{heads}x{width}"
+        key = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16).digest(), "little")
+        return cls(key, counts_per_token=-(-heads * width // WORDS_PER_COUNT))
+
+    @property
+    def words_per_token(self) -> int:
+        """64-bit words, the first of which are the token's elements."""
+        return self.counts_per_token * WORDS_PER_COUNT
+
+    def first_count(self, position: int) -> int:
+        """The counter at which a token begins, by its position, which may be negative."""
+        return (position + _POSITION_ORIGIN) * self.counts_per_token
+
+
+def normal_values(sums: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """The values that sums of four 16-bit integers stand for: centred and scaled to variance 1."""
+    values: npt.NDArray[np.float32] = ((sums - _SUM_MEAN) / _SUM_DEVIATION).astype(np.float32)
+    return values
+
+
 @functools.lru_cache(maxsize=512)
 def values_at(
     seed: int, request_key: int, role: Role, shape: tuple[int, int], start: int, stop: int
@@ -137,15 +175,11 @@ def values_at(
         float32 `[stop - start, *shape]`, read-only.
     """
     heads, width = shape
-    elements = heads * width
-    counts_per_token = -(-elements // _WORDS_PER_COUNT)
-    name = f"{seed}/{request_key}/{role.value}/{heads}x{width}"
-    key = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16).digest(), "little")
-    generator = np.random.Philox(key=key, counter=(start + _POSITION_ORIGIN) * counts_per_token)
-    words = generator.random_raw((stop - start) * counts_per_token * _WORDS_PER_COUNT)
-    quarters = words.astype("<u8", copy=False).view("<u2").reshape(stop - start, counts_per_token * _WORDS_PER_COUNT, 4)
-    sums = quarters[:, :elements].sum(axis=2, dtype=np.int64)
-    values = ((sums - _SUM_MEAN) / _SUM_DEVIATION).astype(np.float32)
-    shaped: npt.NDArray[np.float32] = values.reshape(stop - start, heads, width)
-    shaped.flags.writeable = False
-    return shaped
+    stream = Stream.of(seed, request_key, role, shape)
+    generator = np.random.Philox(key=stream.key, counter=stream.first_count(start))
+    words = generator.random_raw((stop - start) * stream.words_per_token)
+    quarters = words.astype("<u8", copy=False).view("<u2").reshape(stop - start, stream.words_per_token, 4)
+    sums = quarters[:, : heads * width].sum(axis=2, dtype=np.int64)
+    values = normal_values(sums).reshape(stop - start, heads, width)
+    values.flags.writeable = False
+    return values

@@ -10,14 +10,13 @@ make the same bits.
 from __future__ import annotations
 
 import functools
-import hashlib
 
 import numpy as np
 import torch
 
 from samebits.backends.contract import DTYPES
-from samebits.harness.dataset import Role, shaped
-from samebits.harness.philox import WORDS_PER_COUNT, philox_words
+from samebits.harness.dataset import LARGEST_SUM, Role, Stream, normal_values, shaped
+from samebits.harness.philox import philox_words
 
 # Kinds of data that make of each value what depends on it alone; the others are drawn by numpy.
 _KINDS_BY_VALUE = ("normal", "large_scores", "huge_scores", "negative_scores", "large_values", "offset_values")
@@ -25,11 +24,6 @@ _KINDS_BY_VALUE = ("normal", "large_scores", "huge_scores", "negative_scores", "
 _FEW_ON_HOST, _FEW_ON_DEVICE = 1 << 22, 1 << 16
 # Counters drawn at once: as many as fit into a processor's cache, and enough to fill a GPU.
 _COUNTS_ON_HOST, _COUNTS_ON_DEVICE = 1 << 14, 1 << 20
-# As in `samebits.harness.dataset`; a test holds the two together.
-_POSITION_ORIGIN = 1 << 32
-_LARGEST_SUM = 4 * 0xFFFF
-_SUM_MEAN = _LARGEST_SUM / 2
-_SUM_DEVIATION = float(np.sqrt((2.0**32 - 1.0) / 3.0))
 
 
 def is_drawn_here(data: str, elements: int, device: torch.device) -> bool:
@@ -67,18 +61,15 @@ def drawn_values(
     """
     heads, width = shape
     elements = heads * width
-    counts_per_token = -(-elements // WORDS_PER_COUNT)
-    name = f"{seed}/{request_key}/{role.value}/{heads}x{width}"
-    key = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16).digest(), "little")
+    stream = Stream.of(seed, request_key, role, shape)
     table = _values_of_sums(role, data, dtype).to(device)
     values = torch.empty((stop - start, elements), dtype=DTYPES[dtype], device=device)
     at_once = _COUNTS_ON_HOST if device.type == "cpu" else _COUNTS_ON_DEVICE
-    tokens_at_once = max(1, at_once // counts_per_token)
+    tokens_at_once = max(1, at_once // stream.counts_per_token)
     for first in range(0, stop - start, tokens_at_once):
         tokens = min(tokens_at_once, stop - start - first)
-        first_count = (start + first + _POSITION_ORIGIN) * counts_per_token
-        words = philox_words(key, first_count, tokens * counts_per_token, device)
-        of_tokens = words.view(tokens, counts_per_token * WORDS_PER_COUNT)[:, :elements]
+        words = philox_words(stream.key, stream.first_count(start + first), tokens * stream.counts_per_token, device)
+        of_tokens = words.view(tokens, stream.words_per_token)[:, :elements]
         values[first : first + tokens] = table[_sum_of_quarters(of_tokens)]
     return values.view(stop - start, heads, width)
 
@@ -94,7 +85,7 @@ def _sum_of_quarters(words: torch.Tensor) -> torch.Tensor:
 @functools.lru_cache(maxsize=32)
 def _values_of_sums(role: Role, data: str, dtype: str) -> torch.Tensor:
     """The value that each sum of four 16-bit integers stands for, in a dtype, on the host."""
-    sums = np.arange(_LARGEST_SUM + 1, dtype=np.int64)
-    normal = ((sums - _SUM_MEAN) / _SUM_DEVIATION).astype(np.float32).reshape(-1, 1, 1)
+    sums = np.arange(LARGEST_SUM + 1, dtype=np.int64)
+    normal = normal_values(sums).reshape(-1, 1, 1)
     values = shaped(normal, lambda: normal[:1], role, data, dtype)
     return torch.tensor(values.reshape(-1), dtype=torch.float32).to(DTYPES[dtype])

@@ -140,7 +140,7 @@ def _new_call(implementation: Implementation[Any], problem: Problem, device: tor
     shape = (num_tokens, num_heads, problem.geometry.head_dim)
     output = guarded(shape, batch.config.dtype, device, layout.poison, layout.strides)
     lse = None
-    if implementation.support.lse:
+    if implementation.support.lse and not problem.circumstances.output_only:
         lse = guarded((num_heads, num_tokens), torch.float32, device, layout.poison, layout.strides)
     return _Call(batch, output, lse)
 

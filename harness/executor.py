@@ -28,7 +28,8 @@ class Executor:
     """Runs problems through one implementation, each only once.
 
     Many cells share a problem, above all each request alone; what a deterministic run gave once need not be computed
-    again. Run-to-run determinism is a suite of its own and does not use this.
+    again. Each of the repeated calls of the run-to-run suite differs in its circumstances, which are part of a problem,
+    so that none of them is taken from what was computed before.
     """
 
     def __init__(self, subject: Subject, device: torch.device, second_process: SecondProcess | None = None) -> None:

@@ -18,7 +18,7 @@ from samebits.backends.problem import Geometry, Mask, Problem, Request
 from samebits.harness.cases import numbered
 from samebits.harness.geometries import FULL_GEOMETRIES
 from samebits.harness.inputs import INPUTS
-from samebits.harness.matrix import AnyCase, Cell, Selection
+from samebits.harness.matrix import AnyCase, Cell, Selection, TieredCase
 from samebits.harness.relations import RELATIONS, Comparison, Relation, alone
 from samebits.harness.repeats import ATTEMPTS, repeated
 
@@ -196,18 +196,18 @@ def full_size_cells(suite: str, selection: Selection) -> Iterator[Cell]:
         suite: mark of the suite.
         selection: what the run covers; the smoke tier has none.
     """
-    if selection.platform == "cpu" or selection.tier == "smoke":
+    if selection.platform == "cpu":
         return
     checks = {**_BATCH_RELATIONS, **INPUTS, "repeated": repeated(ATTEMPTS[selection.tier])}
     for rows in full_rows():
         if rows.suite != suite:
             continue
-        for dtype in selection.dtypes_of(rows.case):
-            tier = rows.case.tier if dtype in rows.case.dtypes else "nightly"
+        tiered = TieredCase(rows.case, rows.case.tier, rows.case.dtypes)
+        for dtype in selection.dtypes_of(tiered):
             for implementation in selection.attention:
                 if selection.platform in implementation.platforms:
                     for name in rows.checks:
-                        yield Cell(suite, implementation, checks[name], rows.case, dtype, tier, selection.seed)
+                        yield selection.cell(suite, implementation, checks[name], tiered, dtype)
 
 
 def size_reasons(case: AnyCase, device: str) -> list[str]:

@@ -88,7 +88,10 @@ def judge(cell: Cell, availability: Availability, executor: Executor, command: s
         findings = _find(cell, executor)
         verdict, reasons = _conclude(cell, findings, bool(record.claimed), availability.device)
         smallest = _smallest(cell, findings, executor)
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        # Whatever ends the process, or a test of pytest's, costs its own cell alone.
         message = " ".join(str(error).split())[:2000]
         raised = type(error).__name__
         verdict, reasons = _excused(cell, availability.device, Verdict.ERROR, (f"{raised}: {message}",), raised)

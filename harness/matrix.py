@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Protocol
@@ -13,7 +13,7 @@ from samebits.backends.operations import TokenImplementation
 from samebits.backends.platform import accelerator
 from samebits.backends.problem import DTYPE_NAMES, Mask
 from samebits.backends.subject import Subject
-from samebits.harness.cases import Case, cases
+from samebits.harness.records import TIERS
 from samebits.harness.relations import AnyProblem, Comparison, Relation
 
 
@@ -60,8 +60,7 @@ class AnyCase(Hashable, Protocol):
 
     Attributes:
         mask: which keys a query sees; None where nothing is attended to.
-        tier: smallest tier that holds the case.
-        dtypes: those it has in that tier.
+        dtypes: those it has in the smallest tier that holds it.
     """
 
     @property
@@ -73,12 +72,8 @@ class AnyCase(Hashable, Protocol):
         """The sizes of what is computed."""
 
     @property
-    def tier(self) -> str:
-        """Smallest tier that holds the case."""
-
-    @property
     def dtypes(self) -> tuple[str, ...]:
-        """The dtypes it has in that tier."""
+        """The dtypes it has in the smallest tier that holds it."""
 
     @property
     def case_id(self) -> str:
@@ -86,6 +81,33 @@ class AnyCase(Hashable, Protocol):
 
     def problem(self, dtype: str, tiling: Tiling, seed: int) -> AnyProblem:
         """The base problem for an implementation's tiling."""
+
+
+@dataclass(frozen=True)
+class TieredCase:
+    """A case as the tiers of a suite have it for an implementation.
+
+    Attributes:
+        case: the case.
+        tier: smallest tier that holds it.
+        dtypes: those it has in that tier; in the nightly tier it has all.
+    """
+
+    case: AnyCase
+    tier: str
+    dtypes: tuple[str, ...]
+
+    def smallest_tier(self, dtype: str) -> str:
+        """The smallest tier that holds the case in a dtype when no dtypes are asked for."""
+        return self.tier if dtype in self.dtypes else "nightly"
+
+    def in_bf16(self) -> TieredCase:
+        """The case with bf16 as its only dtype below the nightly tier, where it has that one."""
+        return replace(self, dtypes=("bf16",)) if "bf16" in self.dtypes else self
+
+    def nightly(self) -> TieredCase:
+        """The case where only the nightly tier has it."""
+        return replace(self, tier="nightly")
 
 
 @dataclass(frozen=True)
@@ -116,19 +138,46 @@ class Selection:
         found = [subject for subject in self.implementations if isinstance(subject, TokenImplementation)]
         return [subject for subject in found if subject.operation == operation]
 
-    def cases_of(self, implementation: Subject) -> Iterator[Case]:
-        """The cases of attention that an implementation is run on."""
-        return cases("smoke" if implementation.costly and self.tier == "default" else self.tier)
+    def tiered(self, cases_of: Callable[[str], Iterable[AnyCase]]) -> list[TieredCase]:
+        """The cases of the tier, those of the smaller tiers first.
 
-    def dtypes_of(self, case: AnyCase) -> tuple[str, ...]:
-        """The dtypes that a case is run in."""
-        return self.dtypes or (DTYPE_NAMES if self.tier == "nightly" else case.dtypes)
+        Args:
+            cases_of: the cases of a tier. What a smaller one has and a larger one has not is added to the larger.
+        """
+        found: dict[str, TieredCase] = {}
+        for tier in TIERS[: TIERS.index(self.tier) + 1]:
+            for case in cases_of(tier):
+                found.setdefault(case.case_id, TieredCase(case, tier, case.dtypes))
+        return list(found.values())
 
-    def spared_dtypes_of(self, implementation: Subject, case: AnyCase) -> tuple[str, ...]:
-        """As `dtypes_of`, but where a costly implementation is left to the tier and has `bf16`, that alone."""
-        dtypes = self.dtypes_of(case)
-        spared = implementation.costly and self.tier == "default" and not self.dtypes and "bf16" in dtypes
-        return ("bf16",) if spared else dtypes
+    def dtypes_of(self, tiered: TieredCase) -> tuple[str, ...]:
+        """The dtypes that a case is run in: those asked for, or the tier's; none where the tier lacks the case."""
+        if not self._holds(tiered.tier):
+            return ()
+        return self.dtypes or tuple(dtype for dtype in DTYPE_NAMES if self._holds(tiered.smallest_tier(dtype)))
+
+    def cell(self, suite: str, implementation: Subject, relation: Relation, tiered: TieredCase, dtype: str) -> Cell:
+        """The cell of a relation on a case in a dtype."""
+        return Cell(suite, implementation, relation, tiered.case, dtype, tiered.smallest_tier(dtype), self.seed)
+
+    def cells(
+        self, suite: str, implementation: Subject, checked: Iterable[tuple[Relation, TieredCase]]
+    ) -> Iterator[Cell]:
+        """The cells of one case, one dtype after another.
+
+        Args:
+            suite: name of the suite.
+            implementation: what is checked.
+            checked: relations, each with the case as the tiers have it for that relation.
+        """
+        every = list(checked)
+        for dtype in self.dtypes or DTYPE_NAMES:
+            for relation, tiered in every:
+                if dtype in self.dtypes_of(tiered):
+                    yield self.cell(suite, implementation, relation, tiered, dtype)
+
+    def _holds(self, tier: str) -> bool:
+        return TIERS.index(tier) <= TIERS.index(self.tier)
 
 
 @dataclass(frozen=True)
@@ -141,7 +190,7 @@ class Cell:
         relation: what must hold.
         case: on which base problem.
         dtype: in which dtype.
-        tier: smallest tier that holds the cell.
+        tier: smallest tier that holds the cell when no dtypes are asked for.
         seed: of all data.
         flaw: what is broken on purpose; None unless the cell is a control.
         parent: of a control, the same implementation without the flaw, which must pass what the control fails.

@@ -163,7 +163,10 @@ def _load_file(path: Path) -> list[Subject]:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         raise UnusableInput(f"cannot load {str(path)!r}: importing it raised {summary_of(error)}") from error
-    return _validated(getattr(module, "implementations", None), str(path))
+    made = _validated(getattr(module, "implementations", None), str(path))
+    if not made:
+        raise UnusableInput(f"implementations() of {path} returned none; it must return at least one Implementation")
+    return made
 
 
 def _validated(factory: object, origin: str) -> list[Subject]:

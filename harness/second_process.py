@@ -8,16 +8,19 @@ The second one is started when it is first needed, serves all implementations, a
 
 from __future__ import annotations
 
+import io
 import math
+import os
 import pickle
 import select
 import subprocess
 import sys
 import tempfile
+import time
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import torch
 
@@ -26,8 +29,11 @@ from samebits.backends.subject import Subject
 from samebits.harness.execution import Execution, RequestResult
 from samebits.harness.relations import AnyProblem
 
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
 _MODULE = "samebits.harness.second_process_main"
-# A first call may compile; who takes longer than this hangs.
+# For a whole answer. A first call may compile; who takes longer than this hangs.
 _SECONDS = 300
 _LINES_TOLD = 5
 
@@ -66,7 +72,8 @@ class SecondProcess:
         """
         self._options = options
         self._process: subprocess.Popen[bytes] | None = None
-        self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 -- as long as the process
+        # Unbuffered, as every process that is started writes on from the place at which this one left the file.
+        self._stderr = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 -- as long as the process
 
     def execute(self, subject: Subject, first: AnyProblem, problem: AnyProblem, device: torch.device) -> Execution:
         """The execution of a problem there.
@@ -98,10 +105,7 @@ class SecondProcess:
         assert process.stdout is not None
         pickle.dump(task, process.stdin)
         process.stdin.flush()
-        ready, _, _ = select.select([process.stdout], [], [], _SECONDS)
-        if not ready:
-            raise TimeoutError(f"it did not answer for {_SECONDS} s")
-        answer = pickle.load(process.stdout)
+        answer = pickle.load(io.BufferedReader(_OneAnswer(process.stdout, _SECONDS)))
         assert isinstance(answer, (Execution, Failed))
         return answer
 
@@ -123,9 +127,28 @@ class SecondProcess:
         self._process = None
         self._stderr.seek(0)
         lines = self._stderr.read().decode(errors="replace").splitlines()[-_LINES_TOLD:]
-        self._stderr.truncate(0)
+        self._stderr.seek(0)
+        self._stderr.truncate()
         why = str(error) if isinstance(error, TimeoutError) else f"it ended with exit code {code}"
         return f"in a second process: {why}: {' / '.join(lines) or 'it wrote nothing'}"
+
+
+class _OneAnswer(io.RawIOBase):
+    """What is read from a pipe until a time is over, however little comes at once: who stops halfway hangs, too."""
+
+    def __init__(self, pipe: IO[bytes], seconds: float) -> None:
+        self._pipe = pipe
+        self._seconds = seconds
+        self._end = time.monotonic() + seconds
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        ready, _, _ = select.select([self._pipe], [], [], max(0.0, self._end - time.monotonic()))
+        if not ready:
+            raise TimeoutError(f"it did not answer in full for {self._seconds} s")
+        return os.readv(self._pipe.fileno(), [buffer])
 
 
 def _close(process: subprocess.Popen[bytes], *, kill: bool = False) -> int:

@@ -6,8 +6,12 @@ such a case.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
 
+from samebits.backends.contract import Implementation
 from samebits.backends.problem import Mask
 from samebits.backends.subject import Subject
 from samebits.backends.token_problem import (
@@ -32,13 +36,13 @@ from samebits.harness.full_sizes import full_size_cells
 from samebits.harness.geometries import GEOMETRIES
 from samebits.harness.graphs.cells import cuda_graph_cells
 from samebits.harness.inputs import INPUTS, INPUTS_OF_DECODES, TOKEN_INPUTS
-from samebits.harness.matrix import AnyCase, Cell, Selection
+from samebits.harness.matrix import AnyCase, Cell, Selection, TieredCase
 from samebits.harness.not_offered import NotOffered
 from samebits.harness.records import TIERS
 from samebits.harness.registry import is_absent
 from samebits.harness.relations import RELATIONS, Relation
 from samebits.harness.repeats import ATTEMPTS, SECOND_PROCESS, THREADS, repeated
-from samebits.harness.semantics import MEANINGS, semantic_cases
+from samebits.harness.semantics import MEANINGS, Meaning, semantic_cases
 from samebits.harness.tokens.cases import TokenCase, token_cases
 from samebits.harness.tokens.relations import ROTARY_RULES, TOKEN_RELATIONS
 
@@ -67,14 +71,10 @@ def batch_invariance_cells(selection: Selection) -> Iterator[Cell]:
         yield control_cell(suite, control, check, _CONTROL_CASE, "fp32", selection.seed)
     yield from token_controls(suite, _OTHER_OPERATIONS, TOKEN_RELATIONS.values(), selection.seed)
     for implementation in selection.attention:
-        for case in selection.cases_of(implementation):
-            for dtype in selection.spared_dtypes_of(implementation, case):
-                left_out = implementation.costly and (case.tier == "default" or dtype != "bf16")
-                tier = "nightly" if left_out or dtype not in case.dtypes else case.tier
-                for relation in RELATIONS.values():
-                    cell = Cell(suite, implementation, relation, case, dtype, tier, selection.seed)
-                    if cell.compares_anything:
-                        yield cell
+        for tiered in selection.tiered(functools.partial(_cases, implementation)):
+            spared = tiered.in_bf16() if implementation.costly else tiered
+            checked = ((relation, spared) for relation in RELATIONS.values())
+            yield from _comparing(selection.cells(suite, implementation, checked))
     yield from full_size_cells(suite, selection)
     yield from _token_cells(suite, selection, _OTHER_OPERATIONS, TOKEN_RELATIONS.values())
 
@@ -89,21 +89,9 @@ def dtype_cells(selection: Selection) -> Iterator[Cell]:
         yield control_cell(suite, PlainKernel(leak), INPUTS[leak.check], _WINDOW_CASE, "fp32", selection.seed)
     yield from token_controls(suite, _SUMMING_OPERATIONS, TOKEN_INPUTS.values(), selection.seed)
     for implementation in selection.attention:
-        for case in _cases_of_data(selection.tier):
-            # fp32 and bf16 leave rows even where they are not supported; fp16 is a dtype of those that have it.
-            for dtype in selection.dtypes or dict.fromkeys(("fp32", "bf16", *implementation.support.dtypes)):
-                for check in INPUTS.values():
-                    # What becomes of a NaN seldom depends on the dtype.
-                    spared = implementation.costly and check.name in INPUTS_OF_DECODES and dtype != "bf16"
-                    tier = "nightly" if spared else _dtype_tier(case)
-                    cell = Cell(suite, implementation, check, case, dtype, tier, selection.seed)
-                    left_out = spared and selection.tier == "default" and not selection.dtypes
-                    if not left_out and cell.compares_anything:
-                        yield cell
-        if selection.tier != "nightly" and not implementation.costly:
-            for dtype in selection.dtypes_of(_DECODES_CASE):
-                for name in INPUTS_OF_DECODES:
-                    yield Cell(suite, implementation, INPUTS[name], _DECODES_CASE, dtype, "smoke", selection.seed)
+        for tiered in selection.tiered(functools.partial(_cases_of_data, implementation)):
+            checked = ((check, _with_data(implementation, check, tiered)) for check in INPUTS.values())
+            yield from _comparing(selection.cells(suite, implementation, checked))
     yield from full_size_cells(suite, selection)
     yield from _token_cells(suite, selection, _SUMMING_OPERATIONS, TOKEN_INPUTS.values())
 
@@ -118,15 +106,10 @@ def semantics_cells(selection: Selection) -> Iterator[Cell]:
     meaning = MEANINGS["sinks"]
     yield control_cell(suite, KeepsSinks(), meaning.check, meaning.cases[0], "fp32", selection.seed)
     for implementation in selection.attention:
-        # A table of options that meet has a shape of its own in every row.
-        spared = implementation.costly or implementation.compiles_each_shape
-        tier = TIERS[max(0, TIERS.index(selection.tier) - 1)] if spared else selection.tier
         for meaning in MEANINGS.values():
-            for case in semantic_cases(meaning, tier):
-                for dtype in selection.spared_dtypes_of(implementation, case):
-                    left_out = (spared and case.tier == "default") or (implementation.costly and dtype != "bf16")
-                    smallest = "nightly" if left_out or dtype not in case.dtypes else case.tier
-                    yield Cell(suite, implementation, meaning.check, case, dtype, smallest, selection.seed)
+            for tiered in selection.tiered(functools.partial(_meant, implementation, meaning)):
+                spared = tiered.in_bf16() if implementation.costly else tiered
+                yield from selection.cells(suite, implementation, [(meaning.check, spared)])
 
 
 def rope_cells(selection: Selection) -> Iterator[Cell]:
@@ -148,29 +131,37 @@ def run_to_run_cells(selection: Selection) -> Iterator[Cell]:
         yield control_cell(suite, control, checks["repeated"], _CONTROL_CASE, "fp32", selection.seed)
     operations = [operation.operation for operation in TOKEN_OPERATIONS]
     yield from token_controls(suite, operations, checks.values(), selection.seed)
-    elsewhere: set[Subject] = set()
-    for subject, case in _repeated(selection):
-        for dtype in selection.dtypes_of(case):
-            for check in checks.values():
-                # What a process decides for its life shows in one case of each.
-                if check is not SECOND_PROCESS or subject not in elsewhere:
-                    yield _cell(suite, subject, check, case, dtype, selection)
-            elsewhere.add(subject)
+    for subject, cases_of in _repeated(selection):
+        for place, tiered in enumerate(selection.tiered(cases_of)):
+            of_check = dict.fromkeys(checks.values(), tiered)
+            # What a process decides for its life shows in one case of each, and below the nightly tier in one dtype.
+            if place == 0:
+                of_check[SECOND_PROCESS] = replace(tiered, dtypes=tiered.dtypes[:1])
+            else:
+                del of_check[SECOND_PROCESS]
+            yield from selection.cells(suite, subject, of_check.items())
     yield from full_size_cells(suite, selection)
 
 
-def _repeated(selection: Selection) -> Iterator[tuple[Subject, AnyCase]]:
-    """What is repeated: a few cases of every operation, and all of them in the nightly tier."""
-    nightly = selection.tier == "nightly"
+def _repeated(selection: Selection) -> Iterator[tuple[Subject, Callable[[str], Iterable[AnyCase]]]]:
+    """What is repeated, and on which cases of a tier."""
     for implementation in selection.attention:
-        usual = _REPEATED_CASES[:1] if implementation.costly else _REPEATED_CASES
-        for case in cases("nightly") if nightly else usual:
-            yield implementation, case
+        yield implementation, functools.partial(_repeated_cases, implementation)
     for operation in TOKEN_OPERATIONS:
-        name = operation.operation
-        for tokens in selection.of_tokens(name):
-            for token_case in token_cases(name, "nightly") if nightly else [_repeated_tokens(name)]:
-                yield tokens, token_case
+        for tokens in selection.of_tokens(operation.operation):
+            yield tokens, functools.partial(_repeated_token_cases, operation.operation)
+
+
+def _repeated_cases(implementation: Subject, tier: str) -> Iterable[Case]:
+    """A few cases, and in the nightly tier all."""
+    if tier == "nightly":
+        return cases(tier)
+    return _REPEATED_CASES[:1] if implementation.costly else _REPEATED_CASES
+
+
+def _repeated_token_cases(operation: str, tier: str) -> Iterable[TokenCase]:
+    """One case of an operation, and in the nightly tier all."""
+    return token_cases(operation, tier) if tier == "nightly" else [_repeated_tokens(operation)]
 
 
 def _repeated_tokens(operation: str) -> TokenCase:
@@ -191,18 +182,43 @@ SUITES: Mapping[str, Callable[[Selection], Iterator[Cell]]] = {
 }
 
 
-def _cases_of_data(tier: str) -> Iterator[Case]:
-    """A case for each mask, and one of many splits; in the nightly tier all."""
+def _comparing(cells: Iterable[Cell]) -> Iterator[Cell]:
+    """The cells whose relation says something about their case."""
+    return (cell for cell in cells if cell.compares_anything)
+
+
+def _cases(implementation: Subject, tier: str) -> Iterator[Case]:
+    """The cases of a tier, of which a costly implementation has those of the default tier in the nightly one."""
+    return cases("smoke" if implementation.costly and tier == "default" else tier)
+
+
+def _cases_of_data(implementation: Subject, tier: str) -> Iterator[Case]:
+    """A case for each mask, one of many splits, and decodes; in the nightly tier all."""
     if tier == "nightly":
-        yield from cases("nightly")
+        yield from cases(tier)
     else:
         yield from cases("smoke")
         yield _SPLITS_CASE
+        if not implementation.costly:
+            yield _DECODES_CASE
 
 
-def _dtype_tier(case: Case) -> str:
-    """The dtype suite has the smoke tier's cases in every tier, and the others in the nightly one."""
-    return "smoke" if case.tier == "smoke" else "nightly"
+def _with_data(implementation: Implementation[Any], check: Relation, tiered: TieredCase) -> TieredCase:
+    """A case of the dtype suite as the tiers have it for one kind of data."""
+    may_get_lost = check.name in INPUTS_OF_DECODES
+    if tiered.case == _DECODES_CASE:
+        return tiered if may_get_lost else tiered.nightly()
+    # fp32 and bf16 leave rows even where they are not supported; fp16, below the nightly tier, where it is.
+    supported = replace(tiered, dtypes=("fp32", "bf16", *implementation.support.dtypes))
+    # What becomes of a NaN seldom depends on the dtype.
+    return supported.in_bf16() if implementation.costly and may_get_lost else supported
+
+
+def _meant(implementation: Subject, meaning: Meaning, tier: str) -> Iterator[Case]:
+    """The cases of a meaning in a tier; where shapes take seconds each, the default tier's are in the nightly one."""
+    # A table of options that meet has a shape of its own in every row.
+    a_tier_later = implementation.costly or implementation.compiles_each_shape
+    return semantic_cases(meaning, TIERS[max(0, TIERS.index(tier) - 1)] if a_tier_later else tier)
 
 
 def _token_cells(
@@ -210,31 +226,16 @@ def _token_cells(
 ) -> Iterator[Cell]:
     """The cells of some operations on tokens, and one row for each backend that does not offer one of them."""
     for operation in operations:
+        tiered_cases = selection.tiered(functools.partial(token_cases, operation))
         for implementation in selection.of_tokens(operation):
-            for case in token_cases(operation, selection.tier):
-                for dtype in selection.dtypes_of(case):
-                    for check in checks:
-                        cell = _cell(suite, implementation, check, case, dtype, selection)
-                        if cell.compares_anything:
-                            yield cell
+            for tiered in tiered_cases:
+                yield from _comparing(selection.cells(suite, implementation, ((check, tiered) for check in checks)))
         offered = {implementation.backend for implementation in selection.of_tokens(operation)}
         missing = [subject for subject in selection.attention if subject.backend not in offered]
         names: dict[str, str] = {}
         for subject in sorted(missing, key=is_absent):
             names.setdefault(subject.backend, subject.name)
         for backend, name in names.items():
-            first = next(token_cases(operation, "smoke"))
+            first = tiered_cases[0]
             check = next(iter(checks))
-            yield _cell(suite, NotOffered(operation, backend, name), check, first, first.dtypes[0], selection)
-
-
-def _cell(
-    suite: str,
-    implementation: Subject,
-    check: Relation,
-    case: AnyCase,
-    dtype: str,
-    selection: Selection,
-) -> Cell:
-    tier = case.tier if dtype in case.dtypes else "nightly"
-    return Cell(suite, implementation, check, case, dtype, tier, selection.seed)
+            yield selection.cell(suite, NotOffered(operation, backend, name), check, first, first.dtypes[0])

@@ -45,6 +45,7 @@ _CLAIM_OF_RELATION = {
     "unseen_nan": "ignores_unread_memory",
     "hidden_nan": "ignores_hidden_keys",
     "repeated": "deterministic",
+    "second_process": "deterministic",
     "threads": "thread_invariant",
 }
 # They compare bits too, to see where a NaN goes. A NaN that is lost is a wrong value, and no batch that matters.

@@ -10,7 +10,7 @@ import pandas as pd
 from samebits.harness.records import Verdict
 from samebits.reports import text
 from samebits.reports.columns import columns
-from samebits.reports.findings import FINDING_TITLES, Finding, findings, gaps
+from samebits.reports.findings import FINDING_TITLES, Finding, easiest, findings, gaps
 from samebits.reports.regression import Comparison, State
 from samebits.reports.resources import COLUMNS, WORDS, resource_rows
 from samebits.reports.sentences import baseline_sentences, conclusion, controls_sentence, has_baseline, run_sentences
@@ -134,9 +134,8 @@ def _variations(found: Sequence[Finding]) -> Iterator[str]:
     for label, group in groups.items():
         relations = ", ".join(f"{finding.relation} {finding.share}" for finding in group)
         yield from text.wrapped(f"{label}: {relations}", "  ")
-        examples = [finding.example for finding in group if finding.example.smallest_batch]
-        if examples:
-            smallest = min(examples, key=lambda record: len(record.smallest_batch))
+        smallest = easiest(finding.example for finding in group)
+        if smallest.smallest_batch:
             yield from text.wrapped(f"smallest batch, {smallest.relation}: {smallest.smallest_batch}", "    ", most=2)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,9 @@ from samebits.harness.records import Record
 
 ROOT = Path(__file__).parent.parent
 PLANTED = Path(__file__).parent / "planted"
-# A folder that holds no baseline: to read those that come with samebits takes as long as a small run.
-NO_BASELINES = PLANTED
+# To read the baselines that come with samebits takes as long as a small run. It is there as long as this process.
+_EMPTY = tempfile.TemporaryDirectory(prefix="samebits-no-baselines-")
+NO_BASELINES = Path(_EMPTY.name)
 # What Python is told to run.
 PYTEST = ("-m", "pytest")
 # Hypothesis is imported at the end of every run that has its plugin, whether or not a test uses it.

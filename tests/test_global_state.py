@@ -161,6 +161,16 @@ def test_what_a_call_changed_before_it_raised_is_set_back() -> None:
     assert torch.get_default_dtype() is torch.float32, "the next cell has another default dtype"
 
 
+@pytest.mark.parametrize("error", [SystemExit(3), pytest.skip.Exception("not today"), GeneratorExit("gone")], ids=repr)
+def test_what_would_end_the_test_costs_its_own_cell_alone(error: BaseException) -> None:
+    def act() -> None:
+        raise error
+
+    record = record_at(LinearThat(act), "position", "linear-llama3-8b-qkv")
+    assert record.verdict is Verdict.ERROR
+    assert record.reasons == (f"{type(error).__name__}: {error}",)
+
+
 def test_settings_that_differ_from_the_start_are_set_back_to_what_they_were() -> None:
     torch.backends.cuda.matmul.fp32_precision = "tf32"
     try:

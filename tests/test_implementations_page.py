@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 
 from samebits.backends.subject import Claims
-from samebits.harness.graphs.relations import GRAPH_RELATIONS, TOKEN_GRAPH_RELATIONS
-from samebits.harness.inputs import INPUTS, TOKEN_INPUTS
+from samebits.harness.matrix import Selection
 from samebits.harness.records import Record, Verdict
-from samebits.harness.relations import RELATIONS, Relation
-from samebits.harness.repeats import THREADS, repeated
-from samebits.harness.tokens.relations import ROTARY_RULES, TOKEN_RELATIONS
+from samebits.harness.registry import load_registry
+from samebits.harness.relations import Relation
+from samebits.harness.suite_cells import SUITES
 from samebits.reports.audits import CLAIMS, claim_attribute
 from samebits.reports.baseline import Baseline
 from samebits.reports.baseline_files import read_baseline
@@ -26,20 +25,20 @@ from samebits.reports.regression import compare
 
 from .samples import FAILS, GREEN, UNAVAILABLE, UNSUPPORTED, VARIES, cell, control, run_of
 
-JUDGED: list[Relation] = [
-    *(
-        relation
-        for group in (RELATIONS, TOKEN_RELATIONS, INPUTS, TOKEN_INPUTS, ROTARY_RULES)
-        for relation in group.values()
-    ),
-    *(relation for group in (GRAPH_RELATIONS, TOKEN_GRAPH_RELATIONS) for relation in group.values()),
-    repeated(30),
-    THREADS,
-]
 FA3 = "FLASH_ATTN/vllm-fa3[num_splits=1]"
 DOCS = Path(__file__).parent.parent / "docs" / "h100.md"
 H100 = Path(__file__).parent.parent / "reports" / "baselines" / "h100.jsonl"
 MARKER = "<!-- generated: implementations.md of the run, as samebits report writes it -->\n"
+
+
+def relations_of_the_suites() -> list[Relation]:
+    """Every relation that a cell may have, from the cells themselves, so that none can be left out."""
+    selection = Selection(load_registry().select(["CPU"]), (), "smoke")
+    cells = (cell for of_suite in SUITES.values() for cell in of_suite(selection))
+    return list({(cell.relation.name, cell.relation.claim): cell.relation for cell in cells}.values())
+
+
+JUDGED = [relation for relation in relations_of_the_suites() if relation.claim is not None]
 
 
 def page_of(*records: Record) -> str:
@@ -56,14 +55,14 @@ def section_of(page: str, label: str) -> str:
     return page.split(f"\n## {label}\n", 1)[1].split("\n## ", 1)[0]
 
 
-@pytest.mark.parametrize("relation", [r for r in JUDGED if r.claim is not None], ids=lambda relation: relation.name)
+@pytest.mark.parametrize("relation", JUDGED, ids=lambda relation: relation.name)
 def test_each_relation_counts_for_the_claim_that_the_harness_judges_by_it(relation: Relation) -> None:
     told = claim_attribute(relation.name)
     assert told == relation.claim, f"{relation.name} counts for {told}, but judges {relation.claim}"
 
 
 def test_every_claim_that_is_judged_has_a_column() -> None:
-    judged = {relation.claim for relation in JUDGED if relation.claim is not None}
+    judged = {relation.claim for relation in JUDGED}
     assert {claim.attribute for claim in CLAIMS} == judged
     assert judged <= {field.name for field in dataclasses.fields(Claims)}
 

@@ -25,11 +25,22 @@ WORKFLOW = ROOT / ".github" / "workflows" / "nightly.yml"
 JOBS = ("FLASH_ATTN-cpu-fp32", "CPU-cpu-fp32")
 CELLS = "cache_dtype and llama3-8b-fp32 or FLASH_ATTN/torch:normal or CPU/torch:normal"
 CHEAP = ("-m", "rope", "-k", CELLS, "--baseline", str(NO_BASELINES), *WITHOUT_PLUGINS)
+# A third party's file.
+OF_MINE = """
+from samebits.backends.cpu import BundledAttention
+
+class Mine(BundledAttention):
+    backend, name = "MINE", "kernel"
+
+def implementations():
+    return [Mine()]
+"""
 
 
-def script(name: str, *arguments: object, **environment: str) -> subprocess.Popen[str]:
+def script(name: str, *arguments: object, cwd: Path = ROOT, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, str(ROOT / "ci" / name), *map(str, arguments)],
+        cwd=cwd,
         env=os.environ | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -131,6 +142,39 @@ def test_a_script_without_its_arguments_is_no_regression(name: str) -> None:
     assert finished(script(name), code=2).startswith(f"usage: ci/{name} ")
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("matrix.py", ["--help"]),
+        ("matrix.py", ["matrix.json", "--help"]),
+        ("matrix.py", ["matrix.json", "-h"]),
+        ("shard.py", ["--help"]),
+        ("merge.py", ["--help"]),
+        ("bundle.py", ["--help"]),
+        ("bundle.py", ["unpack", "--help"]),
+    ],
+)
+def test_a_script_that_is_asked_for_help_writes_no_file(name: str, arguments: list[str], tmp_path: Path) -> None:
+    told = finished(script(name, *arguments, cwd=tmp_path))
+    assert told.startswith("usage: "), told
+    assert not list(tmp_path.iterdir()), "something was written"
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("matrix.py", ["--tier", "smoke"]),
+        ("shard.py", ["matrix.json", "CPU-cpu-fp32", "-n", "2"]),
+        ("merge.py", ["matrix.json", "shards", "-o", "merged"]),
+    ],
+)
+def test_an_option_is_not_taken_for_a_file(name: str, arguments: list[str], tmp_path: Path) -> None:
+    told = finished(script(name, *arguments, cwd=tmp_path), code=2)
+    assert told.startswith(f"usage: ci/{name} "), told
+    assert told.count("\n") == 1, f"more than one sentence: {told}"
+    assert not list(tmp_path.iterdir()), "something was written"
+
+
 @pytest.mark.parametrize("arguments", [(), ("cuda",), ("cuda", "there", "2.11.0", "more"), ("rocm", "there", "2.11.0")])
 def test_an_environment_that_cannot_be_made_is_refused(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     command = [str(ROOT / "ci" / "install.sh"), *arguments]
@@ -198,7 +242,7 @@ def test_submitted_jobs_are_given_backends_and_libraries(tmp_path: Path, monkeyp
 
     monkeypatch.setattr("samebits.harness.ci_slurm.run_matrix", submit)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.py").write_text("def implementations(): return []\n")
+    (tmp_path / "mine.py").write_text(OF_MINE)
     (tmp_path / "libs").mkdir()
     (tmp_path / "libs" / "bundle.json").write_text('{"schema": 1, "libraries": []}')
     words = ["matrix", "--slurm", "-o", "out", "--load", "mine.py", "--libs", "libs", "--set", "gpus_per_node=1"]

@@ -86,6 +86,33 @@ def test_the_parent_does_not_vary(option: str) -> None:
     assert not red(records), f"a correct kernel failed {red(records)}"
 
 
+class WrongWithoutLse(BundledAttention):
+    """The C++ kernel, whose path without a log-sum-exp is off by 1."""
+
+    backend, name = "PLANTED", "wrong-without-lse"
+
+    def run(
+        self,
+        plan: Schedule,
+        query: torch.Tensor,
+        key_cache: torch.Tensor,
+        value_cache: torch.Tensor,
+        output: torch.Tensor,
+        lse: torch.Tensor | None,
+    ) -> None:
+        """Computes both paths, and spoils one."""
+        super().run(plan, query, key_cache, value_cache, output, lse)
+        if lse is None:
+            output.add_(1)
+
+
+@pytest.mark.parametrize("check", ["edges", "crossed"])
+def test_a_path_without_log_sum_exp_is_judged_too(check: str) -> None:
+    records = records_of_check("semantics", WrongWithoutLse(), check, "")
+    ran = {cell_id for cell_id, record in records.items() if record.verdict is not Verdict.UNSUPPORTED}
+    assert red(records) == ran, f"the output is wrong without a log-sum-exp, and only {red(records)} is red"
+
+
 Change = Callable[[AttentionConfig], AttentionConfig]
 
 

@@ -56,6 +56,7 @@ def test_a_loaded_file_adds_its_backend(tmp_path: Path) -> None:
         ("raise SystemExit(3)", "importing it raised SystemExit: 3"),
         ("def (", "importing it raised SyntaxError"),
         ("def implementations(): return 7", "implementations() of"),
+        ("def implementations(): return []", "returned none; it must return at least one Implementation"),
         ("def implementations(): return [7]", "returned 7, which is no instance of samebits' Implementation"),
         ("Mine.backend = 'my attn'\ndef implementations(): return [Mine()]", "Mine.backend is 'my attn'"),
         ("Mine.name = 'a/b'\ndef implementations(): return [Mine()]", "Mine.name is 'a/b'"),

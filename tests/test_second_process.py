@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
+from samebits.backends.cpu import BundledAttention
+from samebits.backends.problem import Geometry, Mask, Problem, Request
 from samebits.harness import second_process
 from samebits.harness.records import Record, Verdict
+from samebits.harness.second_process import SecondProcess
 from samebits.harness.session import MatrixSession, Options
 
 # The C++ kernel, called by way of what a test adds.
@@ -60,6 +64,17 @@ HANGS = """
         if SECOND:
             time.sleep(1000)
 """
+# In place of the second process: one that writes and dies, and one that ends in the middle of its answer, but late.
+WRITES_AND_DIES = """
+import sys
+sys.exit("what it wrote last")
+"""
+STOPS_HALFWAY = """
+import pickle, sys, time
+sys.stdout.buffer.write(pickle.dumps(list(range(100)))[:-10])
+sys.stdout.flush()
+time.sleep(30)
+"""
 PRINTS = """
         print("a line that nobody asked for", flush=True)
 """
@@ -111,7 +126,36 @@ def test_who_hangs_there_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(second_process, "_SECONDS", 1)
     (record,) = judged(session_of(HANGS, tmp_path), "second_process")
     assert record.verdict is Verdict.ERROR
-    assert "it did not answer for 1 s" in record.reasons[0], f"{record.reasons}"
+    assert "it did not answer in full for 1 s" in record.reasons[0], f"{record.reasons}"
+
+
+def message_of(process: SecondProcess) -> str:
+    """What is told of a process that does not serve."""
+    geometry = Geometry("test", num_heads=1, num_kv_heads=1, head_dim=32)
+    problem = Problem(geometry, Mask.CAUSAL, "fp32", (Request(1, 1),))
+    with pytest.raises(RuntimeError) as raised:
+        process.execute(BundledAttention(), problem, problem, torch.device("cpu"))
+    return str(raised.value)
+
+
+def replaced_by(program: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> SecondProcess:
+    """A second process that is another program."""
+    (folder / "another_program.py").write_text(program)
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.setattr(second_process, "_MODULE", "another_program")
+    return SecondProcess(Options())
+
+
+def test_each_death_is_told_by_what_was_written_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    process = replaced_by(WRITES_AND_DIES, tmp_path, monkeypatch)
+    told = "in a second process: it ended with exit code 1: what it wrote last"
+    assert [message_of(process) for _ in range(3)] == [told] * 3
+
+
+def test_who_stops_in_the_middle_of_an_answer_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(second_process, "_SECONDS", 2)
+    told = message_of(replaced_by(STOPS_HALFWAY, tmp_path, monkeypatch))
+    assert "it did not answer in full for 2 s" in told, told
 
 
 def test_another_is_started_after_one_that_died(tmp_path: Path) -> None:

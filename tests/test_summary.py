@@ -75,6 +75,16 @@ def test_the_summary_of_a_green_run_reads_so(tmp_path: Path) -> None:
     assert (report.red, report.regressed) == (False, False)
 
 
+def test_the_smallest_batch_of_a_summary_is_that_of_the_fewest_tokens_not_of_the_shortest_text(tmp_path: Path) -> None:
+    few = "[r1:q1c1] against [r1:q1c1 r2:q1c0 r3:q1c0]"
+    long_prefill = VARIES | {"smallest_batch": "[r1:q1c9000] against [r1:q1c9000 r2:q1c0]"}
+    cells = [
+        cell("CPU/bundled", "pages", **long_prefill),
+        cell("CPU/bundled", "decode", **VARIES | {"smallest_batch": few}),
+    ]
+    assert f"    smallest batch, decode: {few}\n" in report_of(tmp_path, *cells).summary
+
+
 def test_the_summary_of_a_regressed_run_names_what_changed(tmp_path: Path) -> None:
     write_baseline(run_of(*GREEN), tmp_path / "cpu.jsonl")
     upgraded = replace(CPU, versions={"torch": "2.14.0", "triton": "3.7.1"})

@@ -9,7 +9,7 @@ from samebits.backends.target import TARGETS
 from samebits.harness.compilation.cases import COMPILES, DEFAULT_DTYPE, SUITE, CompiledImplementation, KernelCase
 from samebits.harness.compilation.controls import KERNEL_FLAWS, ControlKernel
 from samebits.harness.controls.kernels import control_cell
-from samebits.harness.matrix import Cell, Selection
+from samebits.harness.matrix import Cell, Selection, TieredCase
 
 # The smoke tier compiles the first kernel of each implementation, for the commonest device.
 _SMOKE_TARGET = "sm_90"
@@ -24,9 +24,5 @@ def compile_cells(selection: Selection) -> Iterator[Cell]:
         launched = [(batch, kernel) for batch, kernels in subject.triton_kernels.items() for kernel in kernels]
         for (batch, kernel), target in itertools.product(launched, TARGETS.values()):
             tier = "smoke" if (batch, kernel) == launched[0] and target.name == _SMOKE_TARGET else "default"
-            if selection.tier == "smoke" != tier:
-                continue
             case = KernelCase(subject.operation, batch, kernel, target, tier)
-            for dtype in selection.dtypes_of(case):
-                of_cell = tier if dtype in case.dtypes else "nightly"
-                yield Cell(SUITE, compiled, COMPILES, case, dtype, of_cell, selection.seed)
+            yield from selection.cells(SUITE, compiled, [(COMPILES, TieredCase(case, tier, case.dtypes))])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 from samebits.backends.token_problem import TOKEN_OPERATIONS
@@ -9,9 +10,9 @@ from samebits.harness.controls.graph_operations import token_graph_controls
 from samebits.harness.controls.graphs import graph_controls
 from samebits.harness.graphs.cases import GraphCase, graph_cases
 from samebits.harness.graphs.relations import GRAPH_RELATIONS, ON_EVERY_CASE, TOKEN_GRAPH_RELATIONS
-from samebits.harness.matrix import Cell, Selection
+from samebits.harness.matrix import Cell, Selection, TieredCase
 from samebits.harness.relations import Relation
-from samebits.harness.tokens.cases import token_cases
+from samebits.harness.tokens.cases import TokenCase, token_cases
 
 SUITE = "cuda_graph"
 
@@ -21,22 +22,25 @@ def cuda_graph_cells(selection: Selection) -> Iterator[Cell]:
     yield from graph_controls(SUITE, selection.seed)
     yield from token_graph_controls(SUITE, selection.seed)
     for implementation in selection.attention:
-        for case in graph_cases(selection.tier):
-            for dtype in selection.dtypes_of(case):
-                tier = case.tier if dtype in case.dtypes else "nightly"
-                for relation in _relations(case):
-                    yield Cell(SUITE, implementation, relation, case, dtype, tier, selection.seed)
+        for tiered in selection.tiered(graph_cases):
+            yield from selection.cells(SUITE, implementation, _checked(tiered))
     for operation in TOKEN_OPERATIONS:
-        cases = list(token_cases(operation.operation, selection.tier))
+        tiered_cases = selection.tiered(functools.partial(_token_cases, operation.operation))
         for tokens in selection.of_tokens(operation.operation):
-            for token_case in cases if selection.tier == "nightly" else cases[:1]:
-                for dtype in selection.dtypes_of(token_case):
-                    tier = token_case.tier if dtype in token_case.dtypes else "nightly"
-                    for relation in TOKEN_GRAPH_RELATIONS.values():
-                        yield Cell(SUITE, tokens, relation, token_case, dtype, tier, selection.seed)
+            for tiered in tiered_cases:
+                checked = ((relation, tiered) for relation in TOKEN_GRAPH_RELATIONS.values())
+                yield from selection.cells(SUITE, tokens, checked)
 
 
-def _relations(case: GraphCase) -> list[Relation]:
-    return [
-        relation for name, relation in GRAPH_RELATIONS.items() if case.all_relations or name.endswith(ON_EVERY_CASE)
-    ]
+def _token_cases(operation: str, tier: str) -> list[TokenCase]:
+    """The first case of an operation on tokens, and in the nightly tier all."""
+    found = list(token_cases(operation, tier))
+    return found if tier == "nightly" else found[:1]
+
+
+def _checked(tiered: TieredCase) -> Iterator[tuple[Relation, TieredCase]]:
+    """Every relation with the case: below the nightly tier most cases have few of them."""
+    assert isinstance(tiered.case, GraphCase)
+    for name, relation in GRAPH_RELATIONS.items():
+        usual = tiered.case.all_relations or name.endswith(ON_EVERY_CASE)
+        yield relation, tiered if usual else tiered.nightly()

@@ -107,21 +107,25 @@ _CASES: Mapping[str, tuple[TokenCase, ...]] = {
     ),
     CacheWrite.operation: (
         TokenCase(CacheWrite("llama3-8b", 2, 128), "smoke", _BOTH),
-        TokenCase(CacheWrite("phi-2", 3, 80, page_size=64), "default", _BF16),
+        TokenCase(CacheWrite("phi-2", 3, 80, page_size=64), "default", ("bf16", "fp16")),
+        # A page for each token, and one that fills no tile.
+        TokenCase(CacheWrite("one-head-pages-of-1", 1, 96, page_size=1), "default", ("fp32",)),
+        TokenCase(CacheWrite("llama3-8b-pages-of-48", 2, 128, page_size=48), "default", _BF16),
     ),
     MergeStates.operation: (
         TokenCase(MergeStates("llama3-8b", 4, 128), "smoke", _BOTH),
         TokenCase(MergeStates("phi-2", 3, 80), "default", ("bf16", "fp16")),
+        TokenCase(MergeStates("gemma3-12b", 2, 256), "default", ("fp32",)),
     ),
     Linear.operation: (
         TokenCase(Linear("llama3-8b-qkv", 512, 192), "smoke", DTYPE_NAMES),
         # A bias, and sizes that fill no tile.
-        TokenCase(Linear("odd-qkv", 1030, 77, bias=True), "smoke", _BOTH),
+        TokenCase(Linear("odd-qkv", 1030, 77, bias=True), "smoke", DTYPE_NAMES),
     ),
     RmsNorm.operation: (
         TokenCase(RmsNorm("llama3-8b", 512), "smoke", DTYPE_NAMES),
         # A size that fills no tile, and another epsilon.
-        TokenCase(RmsNorm("odd", 1031, epsilon=1e-5), "smoke", _BF16),
+        TokenCase(RmsNorm("odd", 1031, epsilon=1e-5), "smoke", DTYPE_NAMES),
     ),
 }
 
