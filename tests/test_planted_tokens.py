@@ -173,19 +173,21 @@ PLANTED = (
         MergeStates,
         adds_the_dead_side,
         "dtype",
-        _in("merge-llama3-8b:fp32", "merge-llama3-8b:bf16", "merge-phi-2:bf16", "merge-phi-2:fp16"),
+        _every_case_of(MergeStates),
         "run passed on other bits",
     ),
     Planted(
         MergeStates,
         passes_another_nan,
         "dtype",
-        _in("merge-llama3-8b:fp32", "merge-llama3-8b:bf16", "merge-phi-2:bf16", "merge-phi-2:fp16"),
+        _every_case_of(MergeStates),
         "run passed on other bits",
     ),
     Planted(MergeStates, weighs_in_fp16, "dtype", _in("merge-phi-2:fp16")),
-    Planted(Linear, accumulates_in_fp16, "dtype", _in("linear-llama3-8b-qkv:fp16")),
-    Planted(RmsNorm, squares_in_fp16, "dtype", _in("rms_norm-llama3-8b:fp16"), check="huge_values"),
+    Planted(Linear, accumulates_in_fp16, "dtype", _in("linear-llama3-8b-qkv:fp16", "linear-odd-qkv:fp16")),
+    Planted(
+        RmsNorm, squares_in_fp16, "dtype", _in("rms_norm-llama3-8b:fp16", "rms_norm-odd:fp16"), check="huge_values"
+    ),
 )
 
 
