@@ -19,13 +19,12 @@ from samebits.harness.cases import numbered
 from samebits.harness.geometries import FULL_GEOMETRIES
 from samebits.harness.inputs import INPUTS
 from samebits.harness.matrix import AnyCase, Cell, Selection, TieredCase
-from samebits.harness.relations import RELATIONS, Comparison, Relation, alone
+from samebits.harness.relations import NEIGHBOUR_KEY, RELATIONS, Comparison, Relation, alone, part
 from samebits.harness.repeats import ATTEMPTS, repeated
 
 # Keys of a batch times heads times head_dim: beyond it, a processor takes seconds for one call.
 _LARGEST_ON_HOST = 1 << 24
-# Keys of requests that a relation adds; a case's own are below.
-_NEIGHBOUR_KEY = 1000
+# Of a request that a relation adds.
 _PROMPT_LEN = 2049
 
 
@@ -111,7 +110,7 @@ def _batch_size(problem: Problem, tiling: Tiling) -> Iterable[Comparison]:
 def _neighbour_lengths(problem: Problem, tiling: Tiling) -> Iterable[Comparison]:
     """A request of medium length beside the longest one, and both beside a prompt of thousands of tokens."""
     longest, victim, *_ = problem.requests
-    short, prompt = Request(_NEIGHBOUR_KEY, 1), Request(_NEIGHBOUR_KEY + 1, _PROMPT_LEN)
+    short, prompt = Request(NEIGHBOUR_KEY, 1), Request(NEIGHBOUR_KEY + 1, _PROMPT_LEN)
     yield Comparison((problem.with_requests(victim, short),), (problem.with_requests(victim, longest),))
     for request in (victim, longest):
         yield Comparison((problem.with_requests(request, short),), (problem.with_requests(request, prompt),))
@@ -121,7 +120,7 @@ def _chunked_prefill(problem: Problem, tiling: Tiling) -> Iterable[Comparison]:
     """The first request's chunk in two halves, and in two unequal parts that end inside of pages and tiles."""
     chunk = problem.requests[0]
     for size in (chunk.query_len // 2, 3 * chunk.query_len // 4 + 1):
-        parts = [_part(chunk, first, min(first + size, chunk.query_len)) for first in range(0, chunk.query_len, size)]
+        parts = [part(chunk, first, min(first + size, chunk.query_len)) for first in range(0, chunk.query_len, size)]
         yield Comparison((alone(problem, chunk),), tuple(alone(problem, part) for part in parts))
 
 
@@ -129,12 +128,7 @@ def _decode_rows(problem: Problem, tiling: Tiling) -> Iterable[Comparison]:
     """The first, one inner and the last query of the first request's chunk as decodes."""
     chunk = problem.requests[0]
     for row in (0, chunk.query_len // 2 + 1, chunk.query_len - 1):
-        yield Comparison((alone(problem, chunk),), (alone(problem, _part(chunk, row, row + 1)),))
-
-
-def _part(chunk: Request, first: int, last: int) -> Request:
-    """The step that computes queries `first` to `last` of a chunk."""
-    return replace(chunk, query_len=last - first, context_len=chunk.context_len + first)
+        yield Comparison((alone(problem, chunk),), (alone(problem, part(chunk, row, row + 1)),))
 
 
 # As at small sizes, but for which parts and which neighbours.

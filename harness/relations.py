@@ -17,7 +17,7 @@ from samebits.backends.token_problem import TokenProblem
 AnyProblem = Problem | TokenProblem
 
 # Keys of requests that a relation adds; a case's own are below.
-_NEIGHBOUR_KEY = 1000
+NEIGHBOUR_KEY = 1000
 # What launch heuristics of public kernels use: classes between powers of two, thresholds, of which the last are below,
 # and how evenly programs fill a machine, where 5, 10 and 20 requests may stand out and no power of two does. An
 # interpreter takes seconds for all, so most cases have the shorter list.
@@ -93,7 +93,7 @@ def _batch_size(problem: Problem, tiling: Tiling) -> Iterable[Comparison]:
     victim = problem.requests[0]
     sizes = _ALL_BATCH_SIZES if _stands_beside_load(problem) else _BATCH_SIZES
     # One query each, as in a batch of decodes, which many kernels tell from all others.
-    crowd = [_neighbour(problem, _NEIGHBOUR_KEY + i, 1, 1 + i % 5) for i in range(max(sizes) - 1)]
+    crowd = [_neighbour(problem, NEIGHBOUR_KEY + i, 1, 1 + i % 5) for i in range(max(sizes) - 1)]
     for size in sizes:
         # Not in the first place, so that a kernel which is right for request 0 only is seen.
         yield Comparison((alone(problem, victim),), (problem.with_requests(*crowd[: size - 1], victim),))
@@ -101,7 +101,7 @@ def _batch_size(problem: Problem, tiling: Tiling) -> Iterable[Comparison]:
         # Many short prompts: one of as many tokens would have as many keys, and the work is their product.
         query_len = 16
         prompts = [
-            _neighbour(problem, _NEIGHBOUR_KEY + i, query_len, query_len) for i in range(_MANY_TOKENS // query_len + 1)
+            _neighbour(problem, NEIGHBOUR_KEY + i, query_len, query_len) for i in range(_MANY_TOKENS // query_len + 1)
         ]
         yield Comparison((problem,), (problem.with_requests(*prompts, *problem.requests),))
 
@@ -121,13 +121,13 @@ def _neighbour_lengths(problem: Problem, tiling: Tiling) -> Iterable[Comparison]
     if _stands_beside_load(problem):
         lengths.append((1, 1 + _LONGEST_CONTEXT))
     # A neighbour of its own key each time, so that the victim is all that the two sides share.
-    neighbours = [_neighbour(problem, _NEIGHBOUR_KEY + i, *length) for i, length in enumerate(lengths)]
+    neighbours = [_neighbour(problem, NEIGHBOUR_KEY + i, *length) for i, length in enumerate(lengths)]
     first, *others = [problem.with_requests(victim, neighbour) for neighbour in neighbours]
     for other in others:
         yield Comparison((first,), (other,))
     if _stands_beside_load(problem):
         prompt_len, kv_len = (_LONG_PROMPT, _LONG_PROMPT) if _queries_need_keys(problem) else (_MANY_TOKENS, 1)
-        prompt = _neighbour(problem, _NEIGHBOUR_KEY, prompt_len, kv_len)
+        prompt = _neighbour(problem, NEIGHBOUR_KEY, prompt_len, kv_len)
         yield Comparison((problem,), (problem.with_requests(*problem.requests, prompt),))
 
 
@@ -136,7 +136,7 @@ def _neighbour_contents(problem: Problem, tiling: Tiling) -> Iterable[Comparison
         return
     for kept in (0, 1):
         requests = [
-            request if index % 2 == kept else replace(request, key=request.key + _NEIGHBOUR_KEY)
+            request if index % 2 == kept else replace(request, key=request.key + NEIGHBOUR_KEY)
             for index, request in enumerate(problem.requests)
         ]
         yield Comparison((problem,), (problem.with_requests(*requests),))
@@ -179,9 +179,9 @@ def _whole(problem: Problem, tiling: Tiling) -> Request:
     return replace(request, query_len=length, context_len=0)
 
 
-def _part(request: Request, start: int, stop: int) -> Request:
-    """The step of `request` that computes its positions `start` to `stop`."""
-    return replace(request, query_len=stop - start, context_len=start)
+def part(request: Request, start: int, stop: int) -> Request:
+    """The step that computes queries `start` to `stop` of a request's step."""
+    return replace(request, query_len=stop - start, context_len=request.context_len + start)
 
 
 def _earlier_steps_see_all(problem: Problem, request: Request) -> bool:
@@ -214,7 +214,7 @@ def _chunked_prefill(problem: Problem, tiling: Tiling) -> Iterable[Comparison]:
         sizes = {problem.geometry.page_size + 1, tiling.kv_tile, max(1, tiling.kv_split - 1)}
     for size in sorted(sizes):
         starts = range(0, whole.query_len, size)
-        chunks = [_part(whole, start, min(start + size, whole.query_len)) for start in starts]
+        chunks = [part(whole, start, min(start + size, whole.query_len)) for start in starts]
         if len(chunks) > 1:
             yield Comparison(one_shot, tuple(alone(problem, chunk) for chunk in chunks))
 
@@ -222,7 +222,7 @@ def _chunked_prefill(problem: Problem, tiling: Tiling) -> Iterable[Comparison]:
 def _extend(problem: Problem, tiling: Tiling) -> Iterable[Comparison]:
     whole = _whole(problem, tiling)
     for position in _edges(problem, tiling, whole):
-        yield Comparison((alone(problem, whole),), (alone(problem, _part(whole, position, whole.query_len)),))
+        yield Comparison((alone(problem, whole),), (alone(problem, part(whole, position, whole.query_len)),))
 
 
 def _decode(problem: Problem, tiling: Tiling) -> Iterable[Comparison]:
@@ -233,7 +233,7 @@ def _decode(problem: Problem, tiling: Tiling) -> Iterable[Comparison]:
         # All queries of the block see all of its keys, so only the last can be computed as a step of its own.
         positions = [whole.query_len - 1] if whole.query_len > 1 else []
     for position in positions:
-        yield Comparison((alone(problem, whole),), (alone(problem, _part(whole, position, position + 1)),))
+        yield Comparison((alone(problem, whole),), (alone(problem, part(whole, position, position + 1)),))
 
 
 _BATCH, _SCHEDULE = "batch_invariant", "schedule_invariant"

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
+from samebits.backends.problem import DTYPE_NAMES
 from samebits.harness.records import Record, Verdict
 from samebits.reports import text
 from samebits.reports.audits import Audit
-
-# In the order in which they are read: from the widest to the narrowest.
-_DTYPES = ("fp32", "bf16", "fp16")
 
 
 def verdict_counts(records: Iterable[Record]) -> str:
@@ -22,7 +20,7 @@ def verdict_counts(records: Iterable[Record]) -> str:
 def ordered_dtypes(records: Iterable[Record]) -> list[str]:
     """Dtypes of some cells, the widest first."""
     found = {record.dtype for record in records}
-    return sorted(found, key=lambda name: (_DTYPES.index(name) if name in _DTYPES else len(_DTYPES), name))
+    return sorted(found, key=lambda name: (DTYPE_NAMES.index(name) if name in DTYPE_NAMES else len(DTYPE_NAMES), name))
 
 
 def dtypes(records: Iterable[Record]) -> str:

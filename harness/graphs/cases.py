@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from samebits.backends.contract import Tiling
-from samebits.backends.problem import DTYPE_NAMES, Geometry, Mask, Problem, Request
+from samebits.backends.problem import Geometry, Mask, Problem, Request
 from samebits.harness.geometries import GEOMETRIES
 from samebits.harness.records import TIERS
 
@@ -66,13 +66,9 @@ _CASES = (
 
 
 def graph_cases(tier: str) -> Iterator[GraphCase]:
-    """The cases of a tier; in the nightly tier in every dtype, with every relation.
+    """The cases of a tier.
 
     Args:
         tier: one of `TIERS`.
     """
-    for case in _CASES:
-        if tier == "nightly":
-            yield replace(case, dtypes=DTYPE_NAMES, all_relations=True)
-        elif TIERS.index(case.tier) <= TIERS.index(tier):
-            yield case
+    return (case for case in _CASES if TIERS.index(case.tier) <= TIERS.index(tier))

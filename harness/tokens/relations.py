@@ -17,10 +17,9 @@ from samebits.backends.token_problem import (
     TokenProblem,
 )
 from samebits.harness.other_layer import other_layer
-from samebits.harness.relations import Comparison, Relation
+from samebits.harness.relations import NEIGHBOUR_KEY, Comparison, Relation
 from samebits.harness.tokens.execution import outlawed
 
-_NEIGHBOUR_KEY = 1000
 # Enough that a cache of as many is large beside what one token needs.
 _WATCHED_POSITIONS = 4096
 _BATCH_SIZES = (2, 3, 8, 16, 17, 64)
@@ -41,7 +40,7 @@ def _batch_size(problem: TokenProblem, tiling: Tiling) -> Iterable[Comparison]:
     for request in problem.requests:
         yield Comparison((problem.with_requests(request),), (problem,))
     victim = problem.requests[0]
-    crowd = [Request(_NEIGHBOUR_KEY + i, 1, i % 5) for i in range(max(_BATCH_SIZES))]
+    crowd = [Request(NEIGHBOUR_KEY + i, 1, i % 5) for i in range(max(_BATCH_SIZES))]
     for size in _BATCH_SIZES:
         yield Comparison((problem.with_requests(victim),), (problem.with_requests(*crowd[: size - 1], victim),))
 
@@ -55,7 +54,7 @@ def _position(problem: TokenProblem, tiling: Tiling) -> Iterable[Comparison]:
 def _neighbour_lengths(problem: TokenProblem, tiling: Tiling) -> Iterable[Comparison]:
     victim = problem.requests[0]
     first, *others = [
-        problem.with_requests(victim, Request(_NEIGHBOUR_KEY + i, rows)) for i, rows in enumerate(_NEIGHBOUR_ROWS)
+        problem.with_requests(victim, Request(NEIGHBOUR_KEY + i, rows)) for i, rows in enumerate(_NEIGHBOUR_ROWS)
     ]
     for other in others:
         yield Comparison((first,), (other,))
@@ -64,7 +63,7 @@ def _neighbour_lengths(problem: TokenProblem, tiling: Tiling) -> Iterable[Compar
 def _neighbour_contents(problem: TokenProblem, tiling: Tiling) -> Iterable[Comparison]:
     for kept in (0, 1):
         requests = [
-            request if index % 2 == kept else replace(request, key=request.key + _NEIGHBOUR_KEY)
+            request if index % 2 == kept else replace(request, key=request.key + NEIGHBOUR_KEY)
             for index, request in enumerate(problem.requests)
         ]
         yield Comparison((problem,), (problem.with_requests(*requests),))
