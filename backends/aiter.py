@@ -92,6 +92,7 @@ _KVCACHE_GAPS = (
     ),
     # About as far off as it may be.
     KnownGap(_ROUNDED_QUERIES, relation="scale", dtype="bf16", always=False),
+    KnownGap(_ROUNDED_QUERIES, relation="crossed", dtype="bf16", always=False),
     # A log-sum-exp of many keys may be off by little, and all of a row's scores are off together.
     *(
         KnownGap(_ROUNDED_QUERIES, geometry=geometry, dtype="bf16", always=False)

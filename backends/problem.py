@@ -265,6 +265,11 @@ class OfRequests:
         """The same problem at another place in memory."""
         return replace(self, layout=replace(self.layout, **changes))  # type: ignore[attr-defined,type-var]
 
+    def without_surroundings(self) -> Self:
+        """The same problem in the plainest place and circumstances: what decides its data and its results."""
+        plainest = {"layout": type(self.layout)(), "circumstances": Circumstances()}  # type: ignore[attr-defined]
+        return replace(self, **plainest)  # type: ignore[type-var]
+
 
 @dataclass(frozen=True)
 class Problem(OfRequests):

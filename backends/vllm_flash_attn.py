@@ -20,7 +20,7 @@ from samebits.backends.contract import AttentionConfig, AttentionMetadata, Avail
 from samebits.backends.libraries import TESTED_VERSIONS
 from samebits.backends.paged_flash import PagedFlash, PagedFlashWithSinks, PagedPlan
 from samebits.backends.platform import nvidia_reason
-from samebits.backends.problem import Mask
+from samebits.backends.problem import Mask, Problem
 from samebits.backends.subject import GraphSupport
 
 _FA2 = CompiledLibrary(
@@ -113,9 +113,6 @@ def _claims(num_splits: int, cuda_graph: GraphSupport) -> Claims:
 
 
 _GAPS_OF_VERSION_2 = (
-    # Some of their requests have no keys.
-    KnownGap("docs/vendors.md, FlashAttention 2 leaves log-sum-exps unwritten", batch="edges", always=False),
-    KnownGap("docs/vendors.md, FlashAttention 2 leaves log-sum-exps unwritten", relation="cross", always=False),
     *(
         KnownGap("docs/vendors.md, FlashAttention 2 takes NaN for no key", relation=relation, always=False)
         for relation in ("lse_seen_nan", "lse_all_nan", "lse_seen_inf", "nan_query")
@@ -148,6 +145,16 @@ class VllmFlashAttention2(PagedFlash):
     def probe(self) -> Availability:
         """Asks the platform, then loads the file and looks at the operator that `run` calls."""
         return _FA2.availability(self.absence(), "cuda")
+
+    def reasons(self, problem: Problem) -> list[str]:
+        """Why this problem cannot be computed, one sentence each; empty when it can."""
+        found = super().reasons(problem)
+        if any(request.query_len and not problem.kv_len(request) for request in problem.requests):
+            found.append(
+                "requests without keys are not supported: it writes what their log-sum-exps should be elsewhere, into "
+                "other requests' or behind the tensor, where others' memory is"
+            )
+        return found
 
     def plan(self, config: AttentionConfig, metadata: AttentionMetadata) -> PagedPlan:
         """As of the base class, without requests that have no query where all others have one.

@@ -7,13 +7,13 @@ padding rows, the output before the run) holds poison, and the buffers that a ke
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from samebits.backends.contract import DTYPES, AttentionConfig, AttentionMetadata
-from samebits.backends.problem import Circumstances, Layout, Mask, Problem, Request, Strides
+from samebits.backends.problem import Mask, Problem, Request, Strides
 from samebits.harness.bounded_cache import BoundedCache
 from samebits.harness.comparison import same_bits
 from samebits.harness.dataset import Role, shaped, token_values
@@ -257,7 +257,7 @@ def request_data(problem: Problem, request: Request, device: torch.device) -> Re
 
 def computed_alone(problem: Problem, request: Request) -> Problem:
     """What decides the data and the results of one request: the problem without its batch, layout and circumstances."""
-    return replace(problem, requests=(request,), layout=Layout(), circumstances=Circumstances())
+    return problem.with_requests(request).without_surroundings()
 
 
 def request_queries(problem: Problem, request: Request, device: torch.device = _HOST) -> torch.Tensor:

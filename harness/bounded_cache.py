@@ -58,10 +58,29 @@ class BoundedCache(Generic[KeyT, ValueT]):
             self._kept[key] = self._kept.pop(key)
             return self._kept[key]
         value = make()
+        self.put(key, value)
+        return value
+
+    def put(self, key: KeyT, value: ValueT) -> None:
+        """Keeps a value, in the place of another one of that key.
+
+        Args:
+            key: names the value.
+            value: forgotten at once if it is larger than all bytes.
+        """
+        if key in self._kept:
+            self._bytes -= self._nbytes(self._kept.pop(key))
         size = self._nbytes(value)
         if size <= self._max_bytes:
             self._kept[key] = value
             self._bytes += size
             while len(self._kept) > self._max_entries or self._bytes > self._max_bytes:
                 self._bytes -= self._nbytes(self._kept.pop(next(iter(self._kept))))
-        return value
+
+    def peek(self, key: KeyT) -> ValueT | None:
+        """The value of a key if it is kept.
+
+        Args:
+            key: names the value.
+        """
+        return self._kept.get(key)

@@ -8,6 +8,8 @@ import os
 import torch
 
 MOST_BYTES = 8 << 30
+# What all workers together may hold: kernels that spill ask for stacks, which are nobody's share.
+_SHARED_OUT = 0.9
 # What a process holds besides torch's tensors: the context, and the code of compiled kernels.
 _CONTEXT_BYTES = 3 << 29
 
@@ -26,5 +28,5 @@ def limit_memory(device: torch.device) -> None:
     index = torch.cuda.current_device() if device.index is None else device.index
     total = torch.cuda.get_device_properties(index).total_memory
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    share = min(MOST_BYTES, total // workers) - _CONTEXT_BYTES
+    share = min(MOST_BYTES, int(_SHARED_OUT * total) // workers) - _CONTEXT_BYTES
     torch.cuda.set_per_process_memory_fraction(max(share, 0) / total, index)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from samebits.harness.circumstances import in_circumstances
 from samebits.harness.comparison import same_bits
 from samebits.harness.digest import digest_of_bits
 from samebits.harness.global_state import restoring_global_state
+from samebits.harness.judged_bits import judged_once
 from samebits.harness.other_layer import filled_with, other_layer, tensors_of
 from samebits.harness.reference import request_reference
 from samebits.harness.relations import AnyProblem
@@ -105,13 +106,7 @@ def execute(implementation: Implementation[Any], problem: Problem, device: torch
     faults += [f"run wrote outside the {name} tensor" for name, written in call.written.items() if not written.intact()]
     if not all(map(same_bits, _inputs(batch), before_run)):
         faults.append("run changed its query, its cache or its metadata")
-    return Execution(
-        problem=problem,
-        results=results,
-        judgements=judge_requests(problem, results, device),
-        digest=digest_of_results(results),
-        faults=tuple(dict.fromkeys(faults)),
-    )
+    return judged_execution(problem, results, device, faults)
 
 
 @dataclass(frozen=True)
@@ -179,11 +174,6 @@ def _run(implementation: Implementation[Any], plan: Any, call: _Call, faults: li
         )
 
 
-def digest_of_results(results: Mapping[int, RequestResult]) -> str:
-    """Digest of all bits of some results, in their order."""
-    return digest_of_bits(tensor for result in results.values() for tensor in result.tensors.values())
-
-
 def _collect(batch: Batch, output: GuardedTensor, lse: GuardedTensor | None) -> dict[int, RequestResult]:
     """Copies of the results, each request's a view of one copy of all: a crowd's would be hundreds."""
     copies = {"output": output.tensor.clone()} | ({} if lse is None else {"lse": lse.tensor.clone().transpose(0, 1)})
@@ -193,7 +183,46 @@ def _collect(batch: Batch, output: GuardedTensor, lse: GuardedTensor | None) -> 
     }
 
 
-def judge_requests(
+def judged_execution(
+    problem: Problem, results: Mapping[int, RequestResult], device: torch.device, faults: Iterable[str]
+) -> Execution:
+    """Holds what was computed against the reference.
+
+    Args:
+        problem: what was computed.
+        results: by request key.
+        device: where they are.
+        faults: what went wrong apart from the values.
+    """
+    return with_judgements(problem, results, faults, lambda: _judge_requests(problem, results, device))
+
+
+def with_judgements(
+    problem: AnyProblem,
+    results: Mapping[int, RequestResult],
+    faults: Iterable[str],
+    judge: Callable[[], Mapping[str, Judgement]],
+) -> Execution:
+    """An execution whose bits are judged, if they have not been before.
+
+    Args:
+        problem: what was computed.
+        results: by request key.
+        faults: what went wrong apart from the values.
+        judge: holds the results against the reference.
+    """
+    digest = digest_of_bits(tensor for result in results.values() for tensor in result.tensors.values())
+    names = tuple(dict.fromkeys(name for result in results.values() for name in result.tensors))
+    return Execution(
+        problem=problem,
+        results=results,
+        judgements=judged_once(problem, names, digest, judge),
+        digest=digest,
+        faults=tuple(dict.fromkeys(faults)),
+    )
+
+
+def _judge_requests(
     problem: Problem, results: Mapping[int, RequestResult], device: torch.device
 ) -> dict[str, Judgement]:
     """The worst request of each tensor."""

@@ -20,6 +20,8 @@ from samebits.harness.relations import AnyProblem
 from samebits.harness.second_process import SecondProcess, least, unlike
 from samebits.harness.tokens.execution import execute_tokens
 
+# What every library says where a device has too little.
+_OUT_OF_MEMORY = "out of memory"
 # Executions that are kept, and the bytes of their results: there is an executor for every implementation.
 _KEPT_EXECUTIONS, _KEPT_BYTES = 256, 1 << 27
 
@@ -63,9 +65,11 @@ class Executor:
         self._first = self._first or problem
         try:
             return run_problem(self.subject, problem, self.device)
-        except torch.OutOfMemoryError:
-            # What is kept only for later gives way, here and not inside: the exception holds what was being computed.
-            pass
+        except RuntimeError as error:
+            # Torch's own error is one of these; Triton has none for it.
+            if _OUT_OF_MEMORY not in str(error):
+                raise
+        # What is kept only for later gives way, here and not inside: the exception holds what was being computed.
         forget_everything()
         torch.cuda.empty_cache()
         return run_problem(self.subject, problem, self.device)

@@ -6,6 +6,7 @@ until a test asks for a cell or an option of samebits is given. Records and the 
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass
@@ -171,6 +172,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         "cell",
         [pytest.param(cell, id=cell.cell_id) for cell in session.cells(suites[0])],
     )
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Tells the garbage collector of the cells, which are thousands: it need not look at them again and again."""
+    if _SESSION in session.config.stash:
+        gc.freeze()
 
 
 @pytest.fixture

@@ -37,11 +37,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from samebits.backends.problem import Problem, Request
+from samebits.backends.problem import Mask, Problem, Request
 from samebits.harness.attention_bound import LargestErrors, RandomErrors, lse_bound, output_bound
 from samebits.harness.attention_sums import softmax_of, sums_of
 from samebits.harness.batch import computed_alone
@@ -69,6 +69,10 @@ class RequestReference:
     lse: torch.Tensor
     lse_bound: torch.Tensor
 
+    def rows(self, rows: slice) -> RequestReference:
+        """The reference of some queries."""
+        return RequestReference(self.output[rows], self.output_bound[rows], self.lse[:, rows], self.lse_bound[:, rows])
+
     @property
     def nbytes(self) -> int:
         """Bytes of memory."""
@@ -78,12 +82,17 @@ class RequestReference:
 _KEPT: BoundedCache[tuple[Problem, torch.device], RequestReference] = BoundedCache(
     _KEPT_REQUESTS, _KEPT_BYTES, lambda reference: reference.nbytes
 )
+# Of each sequence the step with the most queries, of which shorter ones may be parts.
+_LONGEST_STEPS: BoundedCache[tuple[Problem, torch.device], tuple[Request, RequestReference]] = BoundedCache(
+    _KEPT_REQUESTS, _KEPT_BYTES, lambda step: step[1].nbytes
+)
 
 
 def request_reference(problem: Problem, request: Request, device: torch.device) -> RequestReference:
     """Computes one request of a problem in float64, with its error bounds.
 
-    Results are shared between all batches that hold the request, since nothing but the request decides them.
+    Results are shared between all batches that hold the request, since nothing but the request decides them, and
+    between a prefill and its chunks.
 
     Args:
         problem: gives geometry, mask, dtype and seed; its batch and layout do not matter.
@@ -91,7 +100,25 @@ def request_reference(problem: Problem, request: Request, device: torch.device) 
         device: where to compute, and where the result is.
     """
     alone = computed_alone(problem, request)
-    return _KEPT.get((alone, device), lambda: _computed_reference(alone, request, device))
+    return _KEPT.get((alone, device), lambda: _part_of_longer(alone, request, device))
+
+
+def _part_of_longer(problem: Problem, request: Request, device: torch.device) -> RequestReference:
+    """The rows of a longer step of the same sequence, where there was one and they see the same keys in it."""
+    sees_no_later_keys = problem.mask is Mask.CROSS or problem.is_causal(request)
+    # What other data are planted in depends on where a step begins and ends.
+    if problem.data != "normal" or not sees_no_later_keys:
+        return _computed_reference(problem, request, device)
+    sequence = (computed_alone(problem, replace(request, query_len=0, context_len=0)), device)
+    longest = _LONGEST_STEPS.peek(sequence)
+    if longest is not None:
+        step, reference = longest
+        if step.context_len <= request.context_len and request.seq_len <= step.seq_len:
+            return reference.rows(slice(request.context_len - step.context_len, request.seq_len - step.context_len))
+    reference = _computed_reference(problem, request, device)
+    if longest is None or request.query_len > longest[0].query_len:
+        _LONGEST_STEPS.put(sequence, (request, reference))
+    return reference
 
 
 def visible_keys(problem: Problem, request: Request, device: torch.device) -> torch.Tensor:

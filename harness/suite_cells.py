@@ -51,6 +51,12 @@ _LONG_CONTROL_CASE = Case(GEOMETRIES["llama3-8b"], Mask.CAUSAL, "long", "smoke",
 _SPLITS_CASE = Case(GEOMETRIES["llama3-8b"], Mask.CAUSAL, "splits", "smoke", ("fp32", "bf16"))
 _DECODES_CASE = Case(GEOMETRIES["llama3-8b"], Mask.CAUSAL, "decode", "smoke", ("bf16",))
 _WINDOW_CASE = Case(GEOMETRIES["mistral-7b"], Mask.SLIDING_WINDOW, "mixed", "smoke", ("fp32",))
+# One of each kind of mask, of few heads, for what takes seconds.
+_COSTLY_CASES = (
+    Case(GEOMETRIES["llama3-8b"], Mask.CAUSAL, "decode", "smoke", ("bf16",)),
+    Case(GEOMETRIES["llama3-8b"], Mask.CROSS, "draft", "smoke", ("bf16",)),
+    Case(GEOMETRIES["llama3-8b"], Mask.NON_CAUSAL, "draft", "smoke", ("bf16",)),
+)
 # Thirty calls of each: a few requests that cross splits, in one dtype, with and without a causal mask.
 _REPEATED_CASES = (
     Case(GEOMETRIES["llama3-8b"], Mask.CAUSAL, "splits", "smoke", ("bf16",)),
@@ -156,7 +162,7 @@ def _repeated_cases(implementation: Subject, tier: str) -> Iterable[Case]:
     """A few cases, and in the nightly tier all."""
     if tier == "nightly":
         return cases(tier)
-    return _REPEATED_CASES[:1] if implementation.costly else _REPEATED_CASES
+    return _COSTLY_CASES[:1] if implementation.costly else _REPEATED_CASES
 
 
 def _repeated_token_cases(operation: str, tier: str) -> Iterable[TokenCase]:
@@ -188,19 +194,22 @@ def _comparing(cells: Iterable[Cell]) -> Iterator[Cell]:
 
 
 def _cases(implementation: Subject, tier: str) -> Iterator[Case]:
-    """The cases of a tier, of which a costly implementation has those of the default tier in the nightly one."""
-    return cases("smoke" if implementation.costly and tier == "default" else tier)
+    """The cases of a tier, of which a costly implementation has a few below the nightly one."""
+    return iter(_COSTLY_CASES) if implementation.costly and tier != "nightly" else cases(tier)
 
 
 def _cases_of_data(implementation: Subject, tier: str) -> Iterator[Case]:
     """A case for each mask, one of many splits, and decodes; in the nightly tier all."""
     if tier == "nightly":
         yield from cases(tier)
+    elif implementation.costly:
+        # Of causal masks the splits, which are decodes too.
+        yield from (case for case in _COSTLY_CASES if case.mask is not Mask.CAUSAL)
+        yield _SPLITS_CASE
     else:
         yield from cases("smoke")
         yield _SPLITS_CASE
-        if not implementation.costly:
-            yield _DECODES_CASE
+        yield _DECODES_CASE
 
 
 def _with_data(implementation: Implementation[Any], check: Relation, tiered: TieredCase) -> TieredCase:
@@ -210,8 +219,10 @@ def _with_data(implementation: Implementation[Any], check: Relation, tiered: Tie
         return tiered if may_get_lost else tiered.nightly()
     # fp32 and bf16 leave rows even where they are not supported; fp16, below the nightly tier, where it is.
     supported = replace(tiered, dtypes=("fp32", "bf16", *implementation.support.dtypes))
-    # What becomes of a NaN seldom depends on the dtype.
-    return supported.in_bf16() if implementation.costly and may_get_lost else supported
+    # Every dtype merges splits. What becomes of a NaN, seen or hidden, seldom depends on it.
+    of_nan = may_get_lost or check.claim is not None
+    every_dtype = not implementation.costly or (tiered.case == _SPLITS_CASE and not of_nan)
+    return supported if every_dtype else supported.in_bf16()
 
 
 def _meant(implementation: Subject, meaning: Meaning, tier: str) -> Iterator[Case]:

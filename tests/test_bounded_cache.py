@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 
@@ -59,6 +61,17 @@ def test_what_is_larger_than_the_bound_drives_nothing_out() -> None:
     assert maker.made == ["a", "large", "large"]
 
 
+def test_a_value_put_in_place_of_another_is_counted_once() -> None:
+    maker = Maker()
+    maker.get("a")
+    kept = maker.cache.kept_bytes
+    assert maker.cache.peek("b") is None, "a value is there that nobody made"
+    value = maker.cache.peek("a")
+    assert value is not None, "the value that was made is not kept"
+    maker.cache.put("a", value)
+    assert maker.cache.kept_bytes == kept, "the value that was replaced is still counted"
+
+
 def test_all_caches_forget_together() -> None:
     first, second = Maker(), Maker()
     for maker in (first, second):
@@ -70,7 +83,8 @@ def test_all_caches_forget_together() -> None:
         assert maker.made == ["a", "a"], "a value was not given up"
 
 
-def test_what_is_kept_gives_way_to_a_problem_that_finds_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def attempts(monkeypatch: pytest.MonkeyPatch, error: RuntimeError) -> list[int]:
+    """The bytes that are kept at each attempt at a problem, which raises while anything is."""
     kept = Maker()
     kept.get("a")
     asked: list[int] = []
@@ -78,12 +92,32 @@ def test_what_is_kept_gives_way_to_a_problem_that_finds_no_memory(monkeypatch: p
     def run(subject: Subject, problem: AnyProblem, device: torch.device) -> Execution:
         asked.append(kept.cache.kept_bytes)
         if kept.cache.kept_bytes:
-            raise torch.OutOfMemoryError("tried to allocate 1 GiB")
+            raise error
         return Execution(problem, {}, {}, "digest")
 
     monkeypatch.setattr(executor, "run_problem", run)
     subject = next(iter(load_registry().implementations))
     problem = Problem(GEOMETRIES["llama3-8b"], Mask.CAUSAL, "fp32", (Request(1, 1, 2),))
-    found = executor.Executor(subject, torch.device("cpu"))(problem)
-    assert found.digest == "digest"
+    with contextlib.suppress(type(error)):
+        assert executor.Executor(subject, torch.device("cpu"))(problem).digest == "digest"
+    return asked
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB."),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+    ],
+    ids=["torch", "triton"],
+)
+def test_what_is_kept_gives_way_to_a_problem_that_finds_no_memory(
+    monkeypatch: pytest.MonkeyPatch, error: RuntimeError
+) -> None:
+    asked = attempts(monkeypatch, error)
     assert asked[1:] == [0], f"what was kept in each attempt: {asked} bytes"
+
+
+def test_what_raises_another_error_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = attempts(monkeypatch, RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"))
+    assert len(asked) == 1, f"{len(asked)} attempts were made"

@@ -13,7 +13,7 @@ from samebits.backends.contract import DTYPES
 from samebits.backends.problem import DATA_NAMES, Geometry, Mask, Problem, Request
 from samebits.harness import key_blocks, reference
 from samebits.harness.batch import request_keys_values, request_queries, sinks_of
-from samebits.harness.bounded_cache import BoundedCache
+from samebits.harness.bounded_cache import BoundedCache, forget_everything
 from samebits.harness.reference import budget_used, request_reference, visible_keys
 
 CPU = torch.device("cpu")
@@ -209,3 +209,23 @@ def test_a_number_where_there_should_be_none_uses_everything() -> None:
     expected, bound = torch.tensor([math.nan, math.nan, math.inf, 1.0], dtype=torch.float64), torch.ones(4)
     actual = torch.tensor([math.nan, 1.0, math.inf, math.nan])
     assert budget_used(actual, expected, bound.double()).tolist() == [0.0, math.inf, 0.0, math.inf]
+
+
+@pytest.mark.parametrize("mask", list(Mask))
+@pytest.mark.parametrize("encoder_len", [0, 5])
+def test_a_chunk_has_the_reference_that_it_has_without_its_prefill(mask: Mask, encoder_len: int) -> None:
+    problem = Problem(GEOMETRY, mask, "bf16", (Request(1, 12, 0, encoder_len),))
+    (whole,) = problem.requests
+    chunks = [replace(whole, query_len=stop - start, context_len=start) for start, stop in ((0, 5), (5, 12), (7, 8))]
+    forget_everything()
+    alone = []
+    for chunk in chunks:
+        alone.append(request_reference(problem, chunk, CPU))
+        forget_everything()
+    request_reference(problem, whole, CPU)
+    for chunk, expected in zip(chunks, alone, strict=True):
+        found = request_reference(problem, chunk, CPU)
+        for name in ("output", "output_bound", "lse", "lse_bound"):
+            ours, theirs = getattr(found, name), getattr(expected, name)
+            assert ours.shape == theirs.shape, f"{name} of {chunk} has the shape {tuple(ours.shape)}"
+            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12, msg=f"{name} of {chunk} under {mask}")

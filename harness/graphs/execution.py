@@ -16,7 +16,7 @@ from samebits.harness.allocations import total_allocated
 from samebits.harness.batch import Batch, make_batch
 from samebits.harness.circumstances import in_circumstances
 from samebits.harness.comparison import bits_of, same_bits
-from samebits.harness.execution import Execution, RequestResult, digest_of_results, judge_requests
+from samebits.harness.execution import Execution, RequestResult, judged_execution
 from samebits.harness.global_state import restoring_global_state
 from samebits.harness.graphs.audit import stale_buffers
 from samebits.harness.graphs.buffers import SIZES_BEYOND, Arguments, Capacity, PersistentBuffers
@@ -52,13 +52,7 @@ def _executed(implementation: Implementation[Any], problem: Problem, use: GraphU
         else:
             _HISTORIES[use.history](protocol)
         results = protocol.results()
-    return Execution(
-        problem=problem,
-        results=results,
-        judgements=judge_requests(problem, results, device),
-        digest=digest_of_results(results),
-        faults=tuple(dict.fromkeys(protocol.faults)),
-    )
+    return judged_execution(problem, results, device, protocol.faults)
 
 
 class _Protocol:

@@ -19,15 +19,11 @@ from samebits.backends.token_problem import (
     TokenOperation,
     TokenProblem,
 )
-from samebits.harness.accuracy import judge_tensors
+from samebits.harness.accuracy import Judgement, judge_tensors
 from samebits.harness.allocations import total_allocated
 from samebits.harness.circumstances import in_circumstances
 from samebits.harness.comparison import same_bits
-from samebits.harness.execution import (
-    Execution,
-    RequestResult,
-    digest_of_results,
-)
+from samebits.harness.execution import Execution, RequestResult, with_judgements
 from samebits.harness.global_state import restoring_global_state
 from samebits.harness.other_layer import filled_with, other_layer, tensors_of
 from samebits.harness.strides import whole_memory
@@ -82,13 +78,19 @@ def execute_tokens(
     faults += prepared.faults()
     if not all(map(same_bits, _read_memory(prepared), before_run)):
         faults.append(f"run changed one of {', '.join(prepared.read)}")
+    return with_judgements(problem, results, faults, lambda: _judged(prepared, problem, results))
+
+
+def _judged(
+    prepared: Prepared[Any], problem: TokenProblem, results: Mapping[int, RequestResult]
+) -> dict[str, Judgement]:
+    """The worst request of each tensor."""
     expected = [
         {name: (wanted.values, wanted.bound) for name, wanted in prepared.expected(request).items()}
         for request in problem.requests
     ]
     tensors = [results[request.key].tensors for request in problem.requests]
-    judgements = judge_tensors(problem.requests, tensors, expected)
-    return Execution(problem, results, judgements, digest_of_results(results), tuple(faults))
+    return judge_tensors(problem.requests, tensors, expected)
 
 
 def prepare(problem: TokenProblem, device: torch.device) -> Prepared[Any]:
