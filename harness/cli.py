@@ -17,6 +17,7 @@ from typing import NoReturn
 from samebits.harness.record_files import read_run, records_file
 from samebits.harness.records import RECORDS_FILE, UnusableInput
 from samebits.reports.baseline_files import read_baseline
+from samebits.reports.files import replace_file
 from samebits.reports.report import Report, require_common_suite, write_report
 
 _EXIT_GREEN, _EXIT_RED, _EXIT_UNUSABLE = 0, 1, 2
@@ -110,6 +111,23 @@ def _parser() -> argparse.ArgumentParser:
         help="of --slurm: a parameter of its executor",
     )
     matrix.set_defaults(run=_matrix)
+
+    explaining = commands.add_parser(
+        "explain", help="why the two sides of a cell differ: where, and in which order each adds up"
+    )
+    explaining.add_argument("cell", metavar="CELL_ID", help="of a record, as its command names it")
+    explaining.add_argument("--tier", metavar="TIER", default="default", help="that of its run")
+    explaining.add_argument("--seed", metavar="N", type=int, default=0, help="that of its run")
+    explaining.add_argument("--load", metavar="FILE", type=Path, action="append", default=[], help=_LOAD_HELP)
+    explaining.add_argument("--libs", metavar="DIR", type=Path, action="append", default=[], help=_LIBS_HELP)
+    explaining.add_argument("--svg", metavar="FILE", type=Path, help="draw both orders into this file")
+    explaining.set_defaults(run=_explain)
+
+    museum = commands.add_parser("museum", help="planted bugs, and what the suites see of them; in a checkout")
+    museum.add_argument("--only", metavar="BUG", action="append", default=[], help="only this bug; repeatable")
+    museum.add_argument("--smoke", action="store_true", help="only some of them, in less than a minute")
+    museum.add_argument("--write", metavar="FILE", type=Path, help="where a page of all of them goes")
+    museum.set_defaults(run=_museum)
     return parser
 
 
@@ -192,6 +210,32 @@ def _matrix(options: argparse.Namespace) -> int:
     for directory in run_matrix(matrix, options.output, options.cluster or "slurm", options.set, words):
         print(f"written: {directory / RECORDS_FILE}")
     return _EXIT_GREEN
+
+
+def _explain(options: argparse.Namespace) -> int:
+    # A library may print while it is imported or run, which is no part of the explanation.
+    with contextlib.redirect_stdout(sys.stderr):
+        from samebits.harness.explain.cell import explain_cell
+
+        explanation = explain_cell(options.cell, options.tier, options.seed, options.load, options.libs)
+    if explanation is None:
+        print(f"{options.cell}: both sides have the same bits")
+        return _EXIT_GREEN
+    print(explanation.to_text())
+    if options.svg is not None:
+        replace_file(options.svg, explanation.to_svg())
+        print(f"written: {options.svg}")
+    return _EXIT_GREEN
+
+
+def _museum(options: argparse.Namespace) -> int:
+    # A library may print while it is imported.
+    with contextlib.redirect_stdout(sys.stderr):
+        from samebits.harness.museum import look_at
+
+        told, all_caught = look_at(options.only, smoke=options.smoke, page=options.write)
+    print(told)
+    return _EXIT_GREEN if all_caught else _EXIT_RED
 
 
 def _short_name(path: Path) -> str:

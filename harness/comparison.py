@@ -83,6 +83,25 @@ def bits_of(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.view(_INTEGERS[tensor.element_size()])
 
 
+def ulp_counts(left: torch.Tensor, right: torch.Tensor) -> dict[str, int]:
+    """How many elements are how far apart, in their own units in the last place: by powers of two, and apart from NaN.
+
+    Args:
+        left: floating tensor.
+        right: tensor of the same shape and dtype.
+    """
+    numbers = ~(left.isnan() | right.isnan())
+    distance = (_ordered(bits_of(left)) - _ordered(bits_of(right))).abs()[numbers]
+    counts = {"0": int((distance == 0).sum())}
+    low = 1
+    while bool((distance >= low).any()):
+        high = 2 * low - 1
+        counts[str(low) if low == high else f"{low} to {high}"] = int(((distance >= low) & (distance <= high)).sum())
+        low = high + 1
+    not_numbers = int((~numbers).sum())
+    return counts | ({"not a number": not_numbers} if not_numbers else {})
+
+
 def ulp_distance(actual: torch.Tensor, expected: torch.Tensor, counted: torch.Tensor) -> int:
     """Largest distance from a reference in units in the last place, among numbers that are counted.
 

@@ -220,8 +220,53 @@ def _is_withstood(problem: AnyProblem, claims: Claims) -> bool:
     return (claims.ignores_unread_memory or not unread) and (claims.ignores_hidden_keys or not hidden)
 
 
+@dataclass(frozen=True)
+class CommonRows:
+    """The rows of one tensor that both sides of a comparison computed for a request in one step each.
+
+    Attributes:
+        request_key: of the request.
+        first_position: position of the first row.
+        tensor: name of the tensor.
+        left, right: the rows of either side.
+    """
+
+    request_key: int
+    first_position: int
+    tensor: str
+    left: torch.Tensor
+    right: torch.Tensor
+
+
+def smallest_difference(cell: Cell, executor: Executor) -> Located | None:
+    """The first difference of the smallest batch found that shows one; None where all bits agree.
+
+    Args:
+        cell: what to check; its implementation is available, and without reasons against its problems.
+        executor: runs its implementation.
+    """
+    first = _find(cell, executor).first
+    return None if first is None else next(_different(_shrunk(cell, first, executor), executor))
+
+
+def _different(comparison: Comparison, executor: Executor) -> Iterator[Located]:
+    return (located for located in _differences(comparison, executor) if located.difference.mismatches)
+
+
 def _differences(comparison: Comparison, executor: Executor) -> Iterator[Located]:
     """Compares the query rows that both sides computed, output and log-sum-exp, one pair of steps at a time."""
+    for rows in common_rows(comparison, executor):
+        difference = compare_bits(rows.left, rows.right)
+        yield Located(comparison, rows.request_key, rows.first_position, rows.tensor, difference)
+
+
+def common_rows(comparison: Comparison, executor: Executor) -> Iterator[CommonRows]:
+    """What both sides of a comparison computed, one pair of steps and one tensor at a time.
+
+    Args:
+        comparison: two sides, which are computed now or were earlier.
+        executor: runs the implementation.
+    """
     rights: dict[int, list[_Step]] = {}
     for right in _steps(comparison.right, executor):
         rights.setdefault(right.request.key, []).append(right)
@@ -235,8 +280,7 @@ def _differences(comparison: Comparison, executor: Executor) -> Iterator[Located
                 ours, theirs = left.rows(tensor, first, last), right.rows(tensor, first, last)
                 if comparison.but_nan:
                     ours = torch.where(theirs.isnan(), theirs, ours)
-                difference = compare_bits(ours, theirs)
-                yield Located(comparison, left.request.key, first, tensor, difference)
+                yield CommonRows(left.request.key, first, tensor, ours, theirs)
 
 
 @dataclass(frozen=True)
@@ -312,15 +356,18 @@ def _known_gap(cell: Cell, device: str) -> KnownGap | None:
 
 
 def _smallest(cell: Cell, findings: Findings, executor: Executor) -> str:
-    if findings.first is None:
-        return ""
+    return "" if findings.first is None else describe(_shrunk(cell, findings.first, executor))
+
+
+def _shrunk(cell: Cell, first: Located, executor: Executor) -> Comparison:
+    """The smallest comparison found in which a request still differs."""
 
     def differs(comparison: Comparison) -> bool:
         problems = (*comparison.left, *comparison.right)
         if any(reasons_against(executor.subject, problem) for problem in problems):
             return False
         try:
-            return any(located.difference.mismatches for located in _differences(comparison, executor))
+            return any(_different(comparison, executor))
         except Exception:
             # A smaller batch that raises is another matter, and must not hide the difference that was found.
             return False
@@ -328,4 +375,4 @@ def _smallest(cell: Cell, findings: Findings, executor: Executor) -> str:
     # At full size each other length is drawn anew, and has a reference of its own.
     costly = executor.subject.costly or isinstance(cell.case, FullCase)
     attempts = _COSTLY_SHRINK_ATTEMPTS if costly else _SHRINK_ATTEMPTS
-    return describe(shrink(findings.first.comparison, differs, attempts, findings.first.request_key))
+    return shrink(first.comparison, differs, attempts, first.request_key)

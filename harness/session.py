@@ -121,10 +121,16 @@ class MatrixSession:
         implementation, availability = cell.implementation, self._availability(cell)
         if isinstance(implementation, CompiledSubject):
             return judge_compilation(cell, availability, self._command(cell))
+        return judge(cell, availability, self.executor(cell), self._command(cell))
+
+    def executor(self, cell: Cell) -> Executor:
+        """Runs the implementation of a cell, which computes something, where it is available."""
+        implementation = cell.implementation
         name = (type(implementation), implementation.operation, implementation.label)
         if name not in self._executors:
-            self._executors[name] = Executor(implementation, torch.device(availability.device), self._second_process)
-        return judge(cell, availability, self._executors[name], self._command(cell))
+            device = torch.device(self._availability(cell).device)
+            self._executors[name] = Executor(implementation, device, self._second_process)
+        return self._executors[name]
 
     def crashed(self, node_id: str, message: str) -> Record | None:
         """The record of a cell whose process died; None when the test was no cell.
