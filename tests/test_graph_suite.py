@@ -52,6 +52,8 @@ def test_every_relation_has_a_control() -> None:
         ("CPU/empty-table", "persistent_buffers", "llama3-8b-causal-decode", "block_table is stale"),
         ("CPU/frozen-tasks", "persistent_replay", "llama3-8b-causal-extend", "of the error budget used"),
         ("CPU/frozen-tasks", "persistent_buffers", "llama3-8b-causal-extend", "tasks is stale"),
+        ("CPU/plain-plan", "persistent_replay", "llama3-8b-causal-decode", "it was bound anew"),
+        ("CPU/kept-schedule", "persistent_replay", "llama3-8b-causal-decode", "of the error budget used"),
         ("CPU/fresh-tensors", "persistent_replay", "llama3-8b-causal-decode", "it was bound anew"),
     ],
 )
@@ -263,6 +265,17 @@ def test_the_tensors_of_a_plan_are_found_by_their_paths() -> None:
     assert set(found) == {"lengths", "tasks", "parts.0.inner"}
     plan.tasks[1] = 7
     assert found["tasks"].tolist() == [0, 7, 0], "the array's memory is not what is looked at"
+
+
+def test_the_tensors_of_plain_objects_are_found_and_of_functions_not() -> None:
+    inner = SimpleNamespace(lengths=torch.zeros(2), mask=lambda: torch.zeros(3), kind=Mask.CAUSAL)
+    inner.itself = inner
+    assert set(plan_tensors(SimpleNamespace(inner=inner, size=3))) == {"inner.lengths"}
+    remembered = remembered_plan(inner)
+    inner.lengths = torch.ones(2)
+    assert remembered.lengths.tolist() == [0, 0], "a tensor that was bound anew is seen"
+    assert remembered.itself is remembered, "a part that leads back to the whole is another whole"
+    assert remembered.kind is Mask.CAUSAL
 
 
 def test_a_remembered_plan_keeps_tensors_and_forgets_what_takes_their_place() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 import gc
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch
 
 from samebits.backends.contract import Implementation
 from samebits.backends.graph_use import GraphMode
+from samebits.backends.plan_tensors import attributes_of
 from samebits.harness.comparison import same_bits
 from samebits.harness.graphs.buffers import Arguments
 
@@ -93,10 +93,11 @@ def capture(implementation: Implementation[Any], plan: object, arguments: Argume
     if mode is GraphMode.CAPTURED:
         launch = captured_in_graph(lambda: run(implementation, plan, arguments), arguments.query.device)
     else:
-        # The plan as it is now: a number that changes later, or a tensor that another takes the place of, is not seen.
-        remembered = remembered_plan(plan)
-        run(implementation, remembered, arguments)
-        launch = lambda: run(implementation, remembered, arguments)  # noqa: E731 -- the counterpart of the graph's
+        # The plan as it is now, and what the implementation keeps: a number that changes later, or a tensor that
+        # another takes the place of, is not seen.
+        remembered, keeper = remembered_plan(plan), copy.copy(implementation)
+        run(keeper, remembered, arguments)
+        launch = lambda: run(keeper, remembered, arguments)  # noqa: E731 -- the counterpart of the graph's
     scratch = frozenset(name for name, tensor in buffers.items() if not same_bits(before[name], tensor))
     return CapturedRun(arguments, plan, places, scratch, launch)
 
@@ -174,14 +175,21 @@ def _no_collection() -> Iterator[None]:
 
 def remembered_plan(part: Any) -> Any:  # noqa: ANN401 -- a plan is of any type
     """A copy of a plan, and of what it is made of, down to its tensors, which are the very same ones."""
+    return _remembered(part, {})
+
+
+def _remembered(part: Any, known: dict[int, Any]) -> Any:  # noqa: ANN401 -- a plan is of any type
+    """The copy of a part, which is that made before where a part leads back to it."""
     if isinstance(part, Mapping):
-        return {name: remembered_plan(inner) for name, inner in part.items()}
+        return {name: _remembered(inner, known) for name, inner in part.items()}
     if isinstance(part, (list, tuple)) and type(part) in (list, tuple):
-        return type(part)(remembered_plan(inner) for inner in part)
-    if dataclasses.is_dataclass(part) and not isinstance(part, type):
-        remembered = copy.copy(part)
-        for field in dataclasses.fields(part):
+        return type(part)(_remembered(inner, known) for inner in part)
+    attributes = attributes_of(part)
+    if not attributes:
+        return part
+    if id(part) not in known:
+        known[id(part)] = copy.copy(part)
+        for name, inner in attributes.items():
             # Frozen ones are made by `copy` alone.
-            object.__setattr__(remembered, field.name, remembered_plan(getattr(part, field.name)))
-        return remembered
-    return part
+            object.__setattr__(known[id(part)], name, _remembered(inner, known))
+    return known[id(part)]

@@ -6,6 +6,7 @@ They are registered as any third party's backend is. Each is correct as long as 
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -89,6 +90,43 @@ class FreshTensors(BundledAttention):
             object.__setattr__(plan, name, getattr(fresh, name))
 
 
+class PlainPlan(BundledAttention):
+    """The plan is an object of no declared form, whose schedule is another one at every step."""
+
+    name = "plain-plan"
+
+    def plan_for_graph(self, config: AttentionConfig, metadata: AttentionMetadata, num_pages: int) -> Any:  # noqa: ANN401
+        """Puts the schedule into such an object."""
+        return SimpleNamespace(schedule=super().plan_for_graph(config, metadata, num_pages))
+
+    def refill(self, config: AttentionConfig, plan: Any, metadata: AttentionMetadata) -> None:  # noqa: ANN401
+        """Plans anew."""
+        plan.schedule = super().plan_for_graph(config, metadata, num_pages=0)
+
+    def run(self, plan: Any, *tensors: Any) -> None:  # noqa: ANN401 -- handed on
+        """Computes the schedule that there is by now."""
+        super().run(getattr(plan, "schedule", plan), *tensors)
+
+
+class KeptSchedule(BundledAttention):
+    """The schedule is the implementation's own, and another one at every step."""
+
+    name = "kept-schedule"
+
+    def plan_for_graph(self, config: AttentionConfig, metadata: AttentionMetadata, num_pages: int) -> Any:  # noqa: ANN401
+        """Keeps the schedule."""
+        self._kept = super().plan_for_graph(config, metadata, num_pages)
+        return "kept"
+
+    def refill(self, config: AttentionConfig, plan: Any, metadata: AttentionMetadata) -> None:  # noqa: ANN401
+        """Plans anew."""
+        self.plan_for_graph(config, metadata, num_pages=0)
+
+    def run(self, plan: Any, *tensors: Any) -> None:  # noqa: ANN401 -- handed on
+        """Computes the schedule that there is by now."""
+        super().run(self._kept if plan == "kept" else plan, *tensors)
+
+
 class GrowingWorkspace(TritonAttention):
     """Scratch belongs to the implementation, which makes it anew for a batch that is too large for it."""
 
@@ -124,5 +162,7 @@ def implementations() -> list[Implementation[Any]]:
         EmptyTable(),
         FrozenTasks(),
         FreshTensors(),
+        PlainPlan(),
+        KeptSchedule(),
         GrowingWorkspace(),
     ]
