@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from samebits.harness.session import MatrixSession
 
 _SESSION = pytest.StashKey["MatrixSession"]()
+# Whether the cells are kept from the garbage collector.
+_FROZEN = pytest.StashKey[bool]()
 # Names of the options of samebits whose values are paths.
 _PATH_OPTIONS = pytest.StashKey[frozenset[str]]()
 # Above any machine's; torch crashes where it cannot start as many as it was told.
@@ -175,9 +177,20 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Tells the garbage collector of the cells, which are thousands: it need not look at them again and again."""
-    if _SESSION in session.config.stash:
+    """Tells the garbage collector of the cells, which are thousands: it need not look at them again and again.
+
+    A test of another project may look at what the collector knows, so where there are such it goes on looking.
+    """
+    if session.items and all("run_cell" in getattr(item, "fixturenames", ()) for item in session.items):
+        gc.collect()
         gc.freeze()
+        session.config.stash[_FROZEN] = True
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Lets the garbage collector look at everything again."""
+    if config.stash.get(_FROZEN, False):
+        gc.unfreeze()
 
 
 @pytest.fixture

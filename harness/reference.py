@@ -70,8 +70,9 @@ class RequestReference:
     lse_bound: torch.Tensor
 
     def rows(self, rows: slice) -> RequestReference:
-        """The reference of some queries."""
-        return RequestReference(self.output[rows], self.output_bound[rows], self.lse[:, rows], self.lse_bound[:, rows])
+        """The reference of some queries: a copy, since a view would keep the memory of all."""
+        by_row = (self.output[rows].clone(), self.output_bound[rows].clone())
+        return RequestReference(*by_row, self.lse[:, rows].clone(), self.lse_bound[:, rows].clone())
 
     @property
     def nbytes(self) -> int:

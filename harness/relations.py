@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from samebits.backends.contract import Tiling
-from samebits.backends.problem import Mask, Problem, Request
+from samebits.backends.problem import Circumstances, Mask, Problem, Request
 from samebits.backends.token_problem import TokenProblem
 
 AnyProblem = Problem | TokenProblem
@@ -69,6 +69,11 @@ def alone(problem: Problem, request: Request) -> Problem:
     return problem.with_requests(request)
 
 
+def _without_lse(problem: Problem) -> Problem:
+    """The problem with no log-sum-exp asked for."""
+    return replace(problem, circumstances=Circumstances(output_only=True))
+
+
 def _neighbour(problem: Problem, key: int, query_len: int, kv_len: int) -> Request:
     """A request of another key, whose queries range over `kv_len` keys under the problem's mask."""
     causal = problem.mask is not Mask.PER_REQUEST or key % 2 == 0
@@ -97,6 +102,9 @@ def _batch_size(problem: Problem, tiling: Tiling) -> Iterable[Comparison]:
     for size in sizes:
         # Not in the first place, so that a kernel which is right for request 0 only is seen.
         yield Comparison((alone(problem, victim),), (problem.with_requests(*crowd[: size - 1], victim),))
+    # Another path, and the one that engines take.
+    beside = problem.with_requests(*crowd[: sizes[1] - 1], victim)
+    yield Comparison((_without_lse(alone(problem, victim)),), (_without_lse(beside),))
     if _stands_beside_load(problem) and _queries_need_keys(problem):
         # Many short prompts: one of as many tokens would have as many keys, and the work is their product.
         query_len = 16
@@ -234,6 +242,9 @@ def _decode(problem: Problem, tiling: Tiling) -> Iterable[Comparison]:
         positions = [whole.query_len - 1] if whole.query_len > 1 else []
     for position in positions:
         yield Comparison((alone(problem, whole),), (alone(problem, part(whole, position, position + 1)),))
+    for position in positions[-1:]:
+        step = alone(problem, part(whole, position, position + 1))
+        yield Comparison((_without_lse(alone(problem, whole)),), (_without_lse(step),))
 
 
 _BATCH, _SCHEDULE = "batch_invariant", "schedule_invariant"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from samebits.backends.contract import Tiling
-from samebits.backends.problem import Circumstances, Geometry, Mask, OtherLayer, Problem, Request, Strides
+from samebits.backends.problem import DTYPE_NAMES, Circumstances, Geometry, Mask, OtherLayer, Problem, Request, Strides
 from samebits.harness.cases import Case
 from samebits.harness.crossed import crossed_cases
 from samebits.harness.geometries import GEOMETRIES
@@ -107,7 +107,7 @@ def _idle(problem: Problem, tiling: Tiling) -> Iterable[Problem]:
     first, *others = problem.requests
     lengths = (5, 1, tiling.kv_tile + 1, 2)
     idle = [_ranging_over(problem, _IDLE_KEY + i, 0, length) for i, length in enumerate(lengths)]
-    yield problem.with_requests(idle[0], first, idle[1], idle[2], *others, idle[3])
+    yield from _without_lse_too(problem.with_requests(idle[0], first, idle[1], idle[2], *others, idle[3]), tiling)
 
 
 def _splits(problem: Problem, tiling: Tiling) -> Iterable[Problem]:
@@ -225,7 +225,8 @@ _MEANINGS = (
     Meaning(
         _judging("edges", "no keys, one key, more queries than keys", _without_lse_too),
         (
-            *(_case(_LLAMA, mask, "edges") for mask in (*_SELF_MASKS, Mask.CROSS)),
+            _case(_LLAMA, Mask.CAUSAL, "edges", DTYPE_NAMES),
+            *(_case(_LLAMA, mask, "edges") for mask in (Mask.NON_CAUSAL, Mask.CROSS)),
             # The log-sum-exp of a row without keys is its sink.
             _case(_SINKS, Mask.CAUSAL, "edges", _FP32),
             _case(_WINDOWED, Mask.SLIDING_WINDOW, "edges"),
@@ -235,7 +236,8 @@ _MEANINGS = (
         _judging("idle", "requests without a query stand between those that have one", _idle),
         (
             _case(_LLAMA, Mask.CAUSAL, "mixed", _BF16),
-            *(_case(_LLAMA, mask, "draft", _FP32) for mask in (Mask.NON_CAUSAL, Mask.CROSS)),
+            *(_case(_LLAMA, mask, "draft", _FP32) for mask in (Mask.NON_CAUSAL, Mask.CROSS, Mask.PER_REQUEST)),
+            _case(_WINDOWED, Mask.SLIDING_WINDOW, "draft", _BF16),
         ),
     ),
     Meaning(

@@ -49,6 +49,8 @@ from samebits.harness.tokens.relations import ROTARY_RULES, TOKEN_RELATIONS
 _CONTROL_CASE = Case(GEOMETRIES["llama3-8b"], Mask.CAUSAL, "mixed", "smoke", ("fp32",))
 _LONG_CONTROL_CASE = Case(GEOMETRIES["llama3-8b"], Mask.CAUSAL, "long", "smoke", ("fp32", "bf16"))
 _SPLITS_CASE = Case(GEOMETRIES["llama3-8b"], Mask.CAUSAL, "splits", "smoke", ("fp32", "bf16"))
+# Masks that each request has its own of, which no smoke case has.
+_PER_REQUEST_CASE = Case(GEOMETRIES["phi-3-mini"], Mask.PER_REQUEST, "draft", "smoke", ("fp32", "bf16"))
 _DECODES_CASE = Case(GEOMETRIES["llama3-8b"], Mask.CAUSAL, "decode", "smoke", ("bf16",))
 _WINDOW_CASE = Case(GEOMETRIES["mistral-7b"], Mask.SLIDING_WINDOW, "mixed", "smoke", ("fp32",))
 # One of each kind of mask, of few heads, for what takes seconds.
@@ -209,6 +211,7 @@ def _cases_of_data(implementation: Subject, tier: str) -> Iterator[Case]:
     else:
         yield from cases("smoke")
         yield _SPLITS_CASE
+        yield _PER_REQUEST_CASE
         yield _DECODES_CASE
 
 
@@ -235,7 +238,10 @@ def _meant(implementation: Subject, meaning: Meaning, tier: str) -> Iterator[Cas
 def _token_cells(
     suite: str, selection: Selection, operations: Iterable[str], checks: Iterable[Relation]
 ) -> Iterator[Cell]:
-    """The cells of some operations on tokens, and one row for each backend that does not offer one of them."""
+    """The cells of some operations on tokens, and one row for each backend that does not offer one of them.
+
+    Such a row is in the first dtype of its case, or in those that are asked for; the nightly tier has it in all.
+    """
     for operation in operations:
         tiered_cases = selection.tiered(functools.partial(token_cases, operation))
         for implementation in selection.of_tokens(operation):
@@ -247,6 +253,5 @@ def _token_cells(
         for subject in sorted(missing, key=is_absent):
             names.setdefault(subject.backend, subject.name)
         for backend, name in names.items():
-            first = tiered_cases[0]
-            check = next(iter(checks))
-            yield selection.cell(suite, NotOffered(operation, backend, name), check, first, first.dtypes[0])
+            first = replace(tiered_cases[0], dtypes=tiered_cases[0].dtypes[:1])
+            yield from selection.cells(suite, NotOffered(operation, backend, name), [(next(iter(checks)), first)])

@@ -42,6 +42,23 @@ def rotates_four_key_heads(operation: RotaryEmbedding, tensors: RotaryTensors) -
     _ROTATE.compute(operation, replace(tensors, key=tensors.key[:, :4]))
 
 
+def copies_what_lies_between(operation: RotaryEmbedding, tensors: RotaryTensors) -> None:
+    """Of a cache only the rows from the first position to the last, which may be all of them."""
+    if not len(tensors.positions):
+        return
+    first, last = int(tensors.positions.min()), int(tensors.positions.max())
+    rows = tensors.cos_sin_cache[first : last + 1].clone()
+    _ROTATE.compute(operation, replace(tensors, cos_sin_cache=rows, positions=tensors.positions - first))
+
+
+def looks_up_whole_tiles(operation: RotaryEmbedding, tensors: RotaryTensors) -> None:
+    """Right: four rows of the cache at a time, of which what has no token reads the first."""
+    idle = tensors.positions.new_zeros(-len(tensors.positions) % 4)
+    rows = tensors.cos_sin_cache.index_select(0, torch.cat([tensors.positions, idle]))[: len(tensors.positions)]
+    places = torch.arange(len(tensors.positions))
+    _ROTATE.compute(operation, replace(tensors, cos_sin_cache=rows.contiguous(), positions=places))
+
+
 def computes_the_tail(operation: RotaryEmbedding, tensors: RotaryTensors) -> None:
     """As by cosines of 1 and sines of 0 behind rotary_dim: -0.0 becomes 0.0."""
     _ROTATE.compute(operation, tensors)
@@ -163,7 +180,7 @@ PLANTED = (
         computes_the_tail,
         "rope",
         _in(
-            *(f"rope-gpt-j-6b:{dtype}" for dtype in ("fp32", "bf16")),
+            *(f"rope-gpt-j-6b:{dtype}" for dtype in ("fp32", "bf16", "fp16")),
             *(f"rope-gpt-neox-20b:{dtype}" for dtype in ("fp32", "fp16")),
             *(f"rope-{case}-inverse-far:{dtype}" for case in ("glm-4", "phi-4-mini") for dtype in ("bf16", "fp16")),
         ),
@@ -195,6 +212,9 @@ _CONVERSIONS = tuple(
     Planted(RotaryEmbedding, run, "rope", _every_case_of(RotaryEmbedding), "run touched", check="cache_in_place")
     for run in (converts_by_numpy, converts_by_numpy_row_by_row, keeps_what_numpy_converted)
 )
+_COPY_OF_SPAN = Planted(
+    RotaryEmbedding, copies_what_lies_between, "rope", _every_case_of(RotaryEmbedding), "run ", check="cache_in_place"
+)
 
 
 class Buggy(PlainOperation):
@@ -205,7 +225,7 @@ class Buggy(PlainOperation):
         self.name, self._compute = planted.run.__name__, planted.run
 
 
-@pytest.mark.parametrize("planted", [*PLANTED, *_CONVERSIONS], ids=lambda planted: planted.run.__name__)
+@pytest.mark.parametrize("planted", [*PLANTED, *_CONVERSIONS, _COPY_OF_SPAN], ids=lambda planted: planted.run.__name__)
 def test_a_planted_bug_turns_its_cases_red(planted: Planted) -> None:
     if planted in _CONVERSIONS and not tells_touched():
         pytest.skip("this machine does not tell which of a process's memory was touched")
@@ -229,4 +249,10 @@ def test_a_planted_bug_turns_its_cases_red(planted: Planted) -> None:
 )
 def test_a_correct_parent_passes(parent: TokenImplementation[Any, Any], suite: str) -> None:
     records = records_of_check(suite, parent, "normal")
+    assert not red(records), f"a correct kernel failed {[records[case].reasons for case in red(records)]}"
+
+
+def test_a_cache_may_be_read_where_no_token_needs_it() -> None:
+    planted = Planted(RotaryEmbedding, looks_up_whole_tiles, "rope", frozenset())
+    records = records_of_check("rope", Buggy(planted), "cache_in_place")
     assert not red(records), f"a correct kernel failed {[records[case].reasons for case in red(records)]}"

@@ -210,6 +210,19 @@ def test_a_cell_that_kills_its_worker_leaves_a_row(tmp_path: Path) -> None:
     assert "crashed" in " ".join(record.reasons)
 
 
+@pytest.mark.parametrize("option", [(), ("--backend", "CPU")], ids=["without", "with"])
+def test_the_garbage_collector_of_other_tests_is_left_alone(tmp_path: Path, option: tuple[str, ...]) -> None:
+    (tmp_path / "test_other.py").write_text(
+        "import gc, weakref\n"
+        "class Ring:\n    pass\n"
+        "ring = Ring()\nring.itself = ring\nseen = weakref.ref(ring)\ndel ring\n"
+        "def test_ring() -> None:\n    gc.collect()\n    assert seen() is None\n"
+        "def test_nothing_is_frozen() -> None:\n    assert gc.get_freeze_count() == 0\n"
+    )
+    done = run_pytest("-q", *option, "test_other.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout
+
+
 def test_a_pytest_run_without_cells_writes_nothing(tmp_path: Path) -> None:
     (tmp_path / "test_other.py").write_text("def test_nothing() -> None: pass\n")
     done = run_pytest("-q", cwd=tmp_path)

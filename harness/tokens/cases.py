@@ -65,7 +65,7 @@ _CASES: Mapping[str, tuple[TokenCase, ...]] = {
         TokenCase(RotaryEmbedding("llama3-8b", 4, 1, 128, 128), "smoke", _BOTH),
         TokenCase(RotaryEmbedding("llama3-8b-cache32", 4, 1, 128, 128, cache_dtype="fp32"), "smoke", ("bf16", "fp16")),
         # 64 of 256, in neighbouring pairs.
-        TokenCase(RotaryEmbedding("gpt-j-6b", 4, 4, 256, 64, interleaved=True), "smoke", _BOTH),
+        TokenCase(RotaryEmbedding("gpt-j-6b", 4, 4, 256, 64, interleaved=True), "smoke", DTYPE_NAMES),
         # 24 of 96, twelve pairs, on two key heads.
         TokenCase(RotaryEmbedding("gpt-neox-20b", 6, 2, 96, 24), "smoke", ("fp32", "fp16")),
         # Half of a head in neighbouring pairs, on two key heads, back again, by a cache of float32.
@@ -110,7 +110,7 @@ _CASES: Mapping[str, tuple[TokenCase, ...]] = {
         TokenCase(CacheWrite("phi-2", 3, 80, page_size=64), "default", ("bf16", "fp16")),
         # A page for each token, and one that fills no tile.
         TokenCase(CacheWrite("one-head-pages-of-1", 1, 96, page_size=1), "default", ("fp32",)),
-        TokenCase(CacheWrite("llama3-8b-pages-of-48", 2, 128, page_size=48), "default", _BF16),
+        TokenCase(CacheWrite("llama3-8b-pages-of-48", 2, 128, page_size=48), "default", DTYPE_NAMES),
     ),
     MergeStates.operation: (
         TokenCase(MergeStates("llama3-8b", 4, 128), "smoke", _BOTH),

@@ -20,8 +20,8 @@ from samebits.harness.other_layer import other_layer
 from samebits.harness.relations import NEIGHBOUR_KEY, Comparison, Relation
 from samebits.harness.tokens.execution import outlawed
 
-# Enough that a cache of as many is large beside what one token needs.
-_WATCHED_POSITIONS = 4096
+# A cache of 16-bit numbers that is large beside what two tokens need, and beside what is looked up with them.
+_WATCHED_BYTES = 1 << 20
 _BATCH_SIZES = (2, 3, 8, 16, 17, 64)
 # Rows beside the victim: at and around the tiles of matrix units, and where libraries change kernels.
 _NEIGHBOUR_ROWS = (1, 15, 16, 31, 63, 64, 127, 128, 255, 512)
@@ -113,11 +113,14 @@ def _cache_dtype(problem: TokenProblem, tiling: Tiling) -> Iterable[Comparison]:
 
 def _cache_in_place(problem: TokenProblem, tiling: Tiling) -> Iterable[Comparison]:
     if isinstance(problem.operation, RotaryEmbedding):
-        operation = replace(problem.operation, max_position=min(problem.operation.max_position, _WATCHED_POSITIONS))
-        # One token, for which little is allocated, and at the last position, so that who converts a cache as far as it
+        positions = _WATCHED_BYTES // (2 * problem.operation.rotary_dim)
+        operation = replace(problem.operation, max_position=positions)
+        # Few tokens, for which little is allocated, and those at both ends, so that who converts a cache as far as it
         # is used converts it whole.
-        last = Request(problem.requests[0].key, 1, operation.max_position - 1)
-        watched = replace(problem, operation=operation).with_requests(last).with_layout(watched=True)
+        ends = [
+            Request(request.key, 1, place) for request, place in zip(problem.requests, (0, positions - 1), strict=False)
+        ]
+        watched = replace(problem, operation=operation).with_requests(*ends).with_layout(watched=True)
         # Behind the cache of all other checks, at another address and at the same: what is kept of it is wrong here.
         for turn, before in enumerate(OtherLayer):
             # Another pair of caches each time: memory that was given back comes again, and with it what is kept of it.
