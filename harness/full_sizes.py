@@ -97,7 +97,7 @@ class FullCase:
 
 
 def _batch_size(problem: Problem, tiling: Tiling) -> Iterable[Comparison]:
-    """Each request alone, or of a crowd some of them, and in parts of the batch."""
+    """Some requests alone, at places of every size, and all in parts of the batch."""
     requests, count = problem.requests, len(problem.requests)
     places = [0, *(step - 1 for step in (2, 4, 8, 16, 32, 64, 128) if step < count), count // 3, count - 1]
     for place in sorted(set(places)):

@@ -10,7 +10,9 @@ from collections.abc import MutableMapping
 from samebits.harness.records import UnusableInput
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
-_WORKER = "PYTEST_XDIST_WORKER"
+_WORKER, _WORKERS = "PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"
+# How many workers share the GPU of this process.
+WORKERS_ON_GPU = "SAMEBITS_WORKERS_ON_GPU"
 
 
 def own_device(visible: str, worker: int) -> str:
@@ -24,13 +26,30 @@ def own_device(visible: str, worker: int) -> str:
     Returns:
         One entry, as it is written; `visible` itself where it shows no device.
     """
+    devices = _devices(visible)
+    return devices[worker % len(devices)] if devices else visible
+
+
+def workers_beside(visible: str, worker: int, workers: int) -> int:
+    """How many of some workers have the device of one of them, itself among them.
+
+    Args:
+        visible: the caller's `CUDA_VISIBLE_DEVICES`.
+        worker: number of that one, from 0.
+        workers: how many there are.
+    """
+    turns = max(1, len(_devices(visible)))
+    return len(range(worker % turns, workers, turns))
+
+
+def _devices(visible: str) -> list[str]:
     devices: list[str] = []
     for entry in visible.split(","):
         device = entry.strip()
         if not device or device.startswith("-"):
             break
         devices.append(device)
-    return devices[worker % len(devices)] if devices else visible
+    return devices
 
 
 def pin_worker(environment: MutableMapping[str, str]) -> None:
@@ -50,6 +69,7 @@ def pin_worker(environment: MutableMapping[str, str]) -> None:
         visible = _all_devices()
     if visible is None:
         return
+    environment[WORKERS_ON_GPU] = str(workers_beside(visible, int(number[1]), int(environment.get(_WORKERS, "1"))))
     chosen = own_device(visible, int(number[1]))
     if chosen == environment.get(_VISIBLE):
         return

@@ -10,7 +10,7 @@ import pytest
 
 from samebits.harness import worker_gpu
 from samebits.harness.records import UnusableInput
-from samebits.harness.worker_gpu import own_device, pin_worker
+from samebits.harness.worker_gpu import own_device, pin_worker, workers_beside
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,14 @@ from samebits.harness.worker_gpu import own_device, pin_worker
 )
 def test_workers_take_turns_among_the_devices_of_their_caller(visible: str, of_workers: list[str]) -> None:
     assert [own_device(visible, worker) for worker in range(len(of_workers))] == of_workers
+
+
+@pytest.mark.parametrize(
+    ("visible", "of_workers"),
+    [("0,1,2,3", [2, 2, 1, 1, 2, 2]), ("0", [6] * 6), ("", [6] * 6), ("4,6,-1", [3] * 6)],
+)
+def test_workers_know_how_many_share_their_device(visible: str, of_workers: list[int]) -> None:
+    assert [workers_beside(visible, worker, 6) for worker in range(6)] == of_workers
 
 
 def test_a_worker_is_pinned_and_a_process_of_its_own_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
