@@ -12,6 +12,7 @@ is made of is said in `backends/libraries.py`, which reads it. This script needs
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fnmatch
 import hashlib
 import io
@@ -29,6 +30,7 @@ from pathlib import Path, PurePosixPath
 MANIFEST = "bundle.json"
 SCHEMA = 1
 _XZ_PRESET = 6
+_CHUNK = 1 << 20
 
 
 class UnusableInput(Exception):
@@ -141,7 +143,7 @@ def make(parts: Sequence[Part], wheels: Path, output: Path) -> None:
         output: the archive.
 
     Raises:
-        UnusableInput: a wheel is missing, or one is without a file that a part needs.
+        UnusableInput: a wheel is missing, one is without a file that a part needs, or the archive cannot be written.
     """
     contents: dict[str, bytes] = {}
     libraries: dict[str, dict[str, object]] = {}
@@ -157,7 +159,11 @@ def make(parts: Sequence[Part], wheels: Path, output: Path) -> None:
         digests.update({name: _digest(data) for name, data in files.items()})
     manifest = {"schema": SCHEMA, "libraries": [libraries[name] for name in sorted(libraries)]}
     contents[MANIFEST] = (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode()
-    with lzma.open(output, "wb", preset=_XZ_PRESET) as packed, tarfile.open(fileobj=packed, mode="w") as archive:
+    with (
+        _telling(f"{output} cannot be written"),
+        lzma.open(output, "wb", preset=_XZ_PRESET) as packed,
+        tarfile.open(fileobj=packed, mode="w") as archive,
+    ):
         for name in sorted(contents):
             member = tarfile.TarInfo(name)
             member.size = len(contents[name])
@@ -175,27 +181,86 @@ def unpack(archive: Path, directory: Path) -> int:
         The number of files.
 
     Raises:
-        UnusableInput: the folder holds something, the archive cannot be read, or a member is no plain file inside of
-            the folder. No file is written before all names are looked at.
+        UnusableInput: the folder holds something or cannot be made, the archive cannot be read, a member is no plain
+            file inside of the folder, or the files are not those of the manifest. The folder is as it was then.
     """
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise UnusableInput(f"{directory} is there and holds something; name an empty folder, or one to be made")
-    try:
-        with tarfile.open(archive, mode="r:xz") as opened:
-            members = opened.getmembers()
-            for member in members:
-                _require_plain_file(member)
-            for member in members:
-                content = opened.extractfile(member)
-                assert content is not None, "a plain file has content"
-                path = directory / member.name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(content.read())
-    except OSError as error:
-        raise UnusableInput(f"{archive} cannot be opened: {error.strerror or error}") from error
-    except (EOFError, tarfile.TarError, lzma.LZMAError) as error:
-        raise UnusableInput(f"{archive} cannot be opened: {type(error).__name__}: {error}") from error
+    cannot_be_made = f"{directory} cannot be made"
+    with _telling(cannot_be_made):
+        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+            raise UnusableInput(f"{directory} is there and holds something; name an empty folder, or one to be made")
+    with (
+        _telling(f"{archive} cannot be opened"),
+        lzma.open(archive) as packed,
+        tarfile.open(fileobj=packed, mode="r:") as opened,
+    ):
+        members = opened.getmembers()
+        for member in members:
+            _require_plain_file(member)
+        if MANIFEST not in opened.getnames():
+            raise UnusableInput(f"{archive} is no bundle of libraries: it holds no {MANIFEST}")
+        # Beside the folder, so that it is there as a whole or not at all.
+        target = directory.resolve()
+        with _telling(cannot_be_made):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            scratch = tempfile.TemporaryDirectory(dir=target.parent, prefix=".bundle-")
+        with scratch:
+            unpacked = Path(scratch.name) / target.name
+            digests = {}
+            for name, data in _read(opened, members):
+                digests[name] = _digest(data)
+                with _telling(cannot_be_made):
+                    path = unpacked / name
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(data)
+            # Whether an archive was cut off behind its last file shows at its end.
+            while packed.read(_CHUNK):
+                pass
+            _require_files_of_manifest(archive, (unpacked / MANIFEST).read_bytes(), digests)
+            with _telling(cannot_be_made):
+                unpacked.replace(target)
     return len(members)
+
+
+def _read(archive: tarfile.TarFile, members: Sequence[tarfile.TarInfo]) -> Iterator[tuple[str, bytes]]:
+    """The files of an archive, by path."""
+    for member in members:
+        content = archive.extractfile(member)
+        assert content is not None, "a plain file has content"
+        yield member.name, content.read()
+
+
+@contextlib.contextmanager
+def _telling(what: str) -> Iterator[None]:
+    """Turns errors of files and archives into one sentence, which begins with what they prevent."""
+    try:
+        yield
+    except OSError as error:
+        raise UnusableInput(f"{what}: {error.strerror or error}") from error
+    except (EOFError, tarfile.TarError, lzma.LZMAError) as error:
+        raise UnusableInput(f"{what}: {type(error).__name__}: {error}") from error
+
+
+def _require_files_of_manifest(archive: Path, manifest: bytes, digests: Mapping[str, str]) -> None:
+    """Refuses an archive whose files are not those that its manifest lists, by their paths and checksums."""
+    try:
+        content = json.loads(manifest)
+        listed = {
+            f"{library['name']}/{path}": digest
+            for library in content["libraries"]
+            for path, digest in library["files"].items()
+        }
+        schema = content["schema"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UnusableInput(f"{MANIFEST} of {archive} is no manifest: {type(error).__name__}: {error}") from error
+    if schema != SCHEMA:
+        raise UnusableInput(f"{MANIFEST} of {archive} has schema {schema!r}; it must be {SCHEMA}")
+    for path in sorted(listed.keys() | (digests.keys() - {MANIFEST})):
+        if path not in digests:
+            raise UnusableInput(f"{archive} is without {path!r}, which its {MANIFEST} lists")
+        if path not in listed:
+            raise UnusableInput(f"{archive} holds {path!r}, which its {MANIFEST} does not list")
+        if digests[path] != listed[path]:
+            raise UnusableInput(f"{path!r} of {archive} differs from its checksum in {MANIFEST}")
 
 
 def _require_plain_file(member: tarfile.TarInfo) -> None:

@@ -16,7 +16,11 @@ _USAGE = "usage: ci/matrix.py FILE [arguments of samebits matrix --json]"
 
 
 def main(path: str, *arguments: str) -> int:
-    """Runs `samebits matrix` and keeps what it prints."""
+    """Runs `samebits matrix` and keeps what it prints.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
     command = [sys.executable, "-m", "samebits.harness.cli", "matrix", "--json", *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
@@ -38,4 +42,8 @@ if __name__ == "__main__":
     if asked or not words or words[0].startswith("-"):
         print(_USAGE, file=sys.stdout if asked else sys.stderr)
         sys.exit(0 if asked else 2)
-    sys.exit(main(*words))
+    try:
+        sys.exit(main(*words))
+    except OSError as error:
+        print(f"ci/matrix.py: {error.filename!r} cannot be written: {error.strerror}", file=sys.stderr)
+        sys.exit(2)

@@ -52,10 +52,10 @@ def make_matrix(
                 raise UnusableInput(f"unknown {what} {name!r}; known are {', '.join(known)}")
     jobs = tuple(
         Job(f"{backend}-{device}-{dtype}", backend, device, dtype, runners.get(device, ()))
-        for backend in backends or registry.backends
+        for backend in dict.fromkeys(backends or registry.backends)
         for device in _platforms(registry, backend)
         if not devices or device in devices
-        for dtype in dtypes or DTYPE_NAMES
+        for dtype in dict.fromkeys(dtypes or DTYPE_NAMES)
     )
     if not jobs:
         raise UnusableInput(f"no backend of {', '.join(backends)} is made for {', '.join(devices)}")
@@ -85,7 +85,8 @@ def write_unavailable(registry: Registry, matrix: CiMatrix, job: Job, output: Pa
         UnusableInput: it cannot be written.
     """
     reason = f"no runner has a device of kind {job.device}"
-    selection = Selection(registry.select([job.backend]), (job.dtype,), matrix.tier, platform=job.device)
+    subjects = registry.select([job.backend])
+    selection = Selection(subjects, (job.dtype,), matrix.tier, platform=job.device, within_tier=True)
     # The device's name is not known, so that no baseline is held against what did not run.
     where = Environment(job.device, {"samebits": importlib.metadata.version("samebits")}, threads=1)
     now = datetime.datetime.now(datetime.UTC)
@@ -93,7 +94,7 @@ def write_unavailable(registry: Registry, matrix: CiMatrix, job: Job, output: Pa
         run_id=f"{now.strftime('%Y%m%dT%H%M%S.%fZ')}-{job.name}",
         started=now.isoformat(timespec="seconds"),
         suites=tuple(SUITES),
-        implementations=tuple(dict.fromkeys(subject.label for subject in selection.implementations)),
+        implementations=tuple(dict.fromkeys(subject.label for subject in subjects)),
         dtypes=(job.dtype,),
         tier=matrix.tier,
         # Its controls did not run either, and nothing is missing of what could not.

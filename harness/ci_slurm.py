@@ -9,6 +9,7 @@ from samebits.harness.ci_matrix import CiMatrix
 from samebits.harness.ci_shard import run_job
 from samebits.harness.merging import merge
 from samebits.harness.records import RECORDS_FILE, UnusableInput
+from samebits.harness.run_log import EXIT_UNUSABLE
 
 
 def run_matrix(
@@ -27,8 +28,15 @@ def run_matrix(
         The directories of the merged runs.
 
     Raises:
-        UnusableInput: submitit is absent or refuses the parameters, or a shard is lost.
+        UnusableInput: there are results in `output`, submitit is absent or refuses the parameters, or a shard is lost.
     """
+    shards, merged = output / "shards", output / "merged"
+    for folder in (shards, merged):
+        # Jobs would refuse to write there, and what they leave could not be told from what an earlier run left.
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UnusableInput(
+                f"{str(folder)!r} holds the results of another run; give a new directory, or remove that folder"
+            )
     try:
         import submitit
     except ImportError as error:
@@ -44,12 +52,15 @@ def run_matrix(
         executor.update_parameters(**settings)
     except (NameError, RuntimeError, TypeError, ValueError) as error:
         raise UnusableInput(f"submitit refuses cluster {cluster!r} with {settings}: {error}") from error
-    shards = output / "shards"
-    submitted = [executor.submit(run_job, matrix, job, shards, tuple(arguments)) for job in matrix.jobs]
-    for job in submitted:
-        # A job that was killed or could not start has left no shard, or one that was cut off: merging tells of both.
-        job.wait()
+    submitted = {job.name: executor.submit(run_job, matrix, job, shards, tuple(arguments)) for job in matrix.jobs}
+    # A job that was killed or could not start has left no shard, or one that was cut off: merging tells of both.
+    refused = [name for name, job in submitted.items() if job.exception() is None and job.result() == EXIT_UNUSABLE]
+    if refused:
+        raise UnusableInput(
+            f"shard {', '.join(map(repr, refused))} is lost: its job ended with exit code {EXIT_UNUSABLE}; "
+            f"the logs are in {str(output / 'logs')!r}"
+        )
     present = [shards / job.name for job in matrix.jobs if (shards / job.name / RECORDS_FILE).exists()]
     if not present:
         raise UnusableInput(f"no job left results; the logs are in {str(output / 'logs')!r}")
-    return merge(present, output / "merged", matrix)
+    return merge(present, merged, matrix)

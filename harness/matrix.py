@@ -120,6 +120,8 @@ class Selection:
         tier: name of the tier.
         seed: of all data.
         platform: kind of platform that is run on, of `PLATFORMS`: GPUs have cases of full size besides.
+        within_tier: whether `dtypes` leave those of the tier's cells that are of one of them, as a shard has them.
+            Otherwise each case of the tier has all of `dtypes`.
     """
 
     implementations: tuple[Subject, ...]
@@ -127,6 +129,7 @@ class Selection:
     tier: str
     seed: int = 0
     platform: str = field(default_factory=lambda: accelerator().kind)
+    within_tier: bool = False
 
     @property
     def attention(self) -> list[Implementation[Any]]:
@@ -151,10 +154,12 @@ class Selection:
         return list(found.values())
 
     def dtypes_of(self, tiered: TieredCase) -> tuple[str, ...]:
-        """The dtypes that a case is run in: those asked for, or the tier's; none where the tier lacks the case."""
+        """The dtypes that a case is run in: those asked for, or the tier's; within the tier those that are both."""
         if not self._holds(tiered.tier):
             return ()
-        return self.dtypes or tuple(dtype for dtype in DTYPE_NAMES if self._holds(tiered.smallest_tier(dtype)))
+        if self.dtypes and not self.within_tier:
+            return self.dtypes
+        return tuple(dtype for dtype in self.dtypes or DTYPE_NAMES if self._holds(tiered.smallest_tier(dtype)))
 
     def cell(self, suite: str, implementation: Subject, relation: Relation, tiered: TieredCase, dtype: str) -> Cell:
         """The cell of a relation on a case in a dtype."""

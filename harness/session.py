@@ -43,7 +43,8 @@ class Options:
         cells: ids of single cells; empty for all.
         threads: intra-operation threads.
         seed: of all data.
-        shard: name of the job of the nightly matrix that this is; empty for none.
+        shard: name of the job of the nightly matrix that this is; empty for none. It has those of the tier's cells that
+            are of `dtypes`; without a name, `dtypes` take the place of the tier's.
         places: words that tell pytest where the suites are; none in a checkout, which knows.
     """
 
@@ -83,6 +84,7 @@ class MatrixSession:
             dtypes=tuple(dict.fromkeys(options.dtypes)),
             tier=options.tier,
             seed=options.seed,
+            within_tier=bool(options.shard),
         )
         if not self.selection.implementations:
             asked = ", ".join((*options.backends, *options.implementations))
@@ -166,7 +168,7 @@ class MatrixSession:
             started=now.isoformat(timespec="seconds"),
             suites=suites,
             implementations=tuple(dict.fromkeys(subject.label for subject in self.selection.implementations)),
-            dtypes=tuple(sorted({cell.dtype for cell in cells})),
+            dtypes=tuple(sorted(self.selection.dtypes or {cell.dtype for cell in cells})),
             tier=self.selection.tier,
             narrowed=narrowed,
             expected=tuple(dict.fromkeys(cell.implementation.label for cell in cells)),

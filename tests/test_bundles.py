@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import importlib.util
 import io
+import lzma
 import sys
 import tarfile
 import zipfile
@@ -146,6 +147,96 @@ def test_a_damaged_archive_is_told(tmp_path: Path, bundle: ModuleType) -> None:
     (tmp_path / "half.tar.xz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(bundle.UnusableInput, match="cannot be opened"):
         bundle.unpack(tmp_path / "half.tar.xz", tmp_path / "libs")
+
+
+def made_bundle(folder: Path, bundle: ModuleType) -> Path:
+    make_wheel(folder / "wheels", "vllm-triton", bundle, VLLM_FILES)
+    bundle.make([bundle.PARTS["vllm-triton"]], folder / "wheels", folder / "whole.tar.xz")
+    return folder / "whole.tar.xz"
+
+
+def repacked(folder: Path, archive: Path, changes: dict[str, bytes | None]) -> Path:
+    """An archive with some files changed or added, or left out where there is None."""
+    with tarfile.open(archive) as opened:
+        contents = {member.name: opened.extractfile(member).read() for member in opened}  # type: ignore[union-attr]
+    with tarfile.open(folder / "changed.tar.xz", "w:xz") as written:
+        for name, content in (contents | changes).items():
+            if content is not None:
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                written.addfile(member, io.BytesIO(content))
+    return folder / "changed.tar.xz"
+
+
+UNIFIED = "vllm/vllm/v1/attention/ops/triton_unified_attention.py"
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"bundle.json": None}, "is no bundle of libraries: it holds no bundle.json"),
+        ({"bundle.json": b"{"}, "is no manifest: JSONDecodeError"),
+        ({"bundle.json": b"[]"}, "is no manifest: TypeError"),
+        ({"bundle.json": b'{"schema": 2, "libraries": []}'}, "has schema 2; it must be 1"),
+        ({UNIFIED: None}, f"is without '{UNIFIED}', which its bundle.json lists"),
+        ({"vllm/more.py": b""}, "holds 'vllm/more.py', which its bundle.json does not list"),
+        ({UNIFIED: b"unified = 2\n"}, f"'{UNIFIED}' of .* differs from its checksum in bundle.json"),
+    ],
+)
+def test_an_archive_whose_files_are_not_those_of_its_manifest_leaves_nothing(
+    tmp_path: Path, bundle: ModuleType, changes: dict[str, bytes | None], told: str
+) -> None:
+    whole = made_bundle(tmp_path, bundle)
+    (tmp_path / "there").mkdir()
+    with pytest.raises(bundle.UnusableInput, match=told):
+        bundle.unpack(repacked(tmp_path, whole, changes), tmp_path / "there" / "libs")
+    assert not list((tmp_path / "there").iterdir()), "half a folder is left, which a retry would refuse"
+    bundle.unpack(whole, tmp_path / "there" / "libs")
+    assert libraries.read_bundle(tmp_path / "there" / "libs")
+
+
+def test_an_archive_that_holds_nothing_is_no_bundle(
+    tmp_path: Path, bundle: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    contents = {"empty": b"", "of_no_files": archive_of(tmp_path).read_bytes(), "of_zeros": lzma.compress(bytes(10240))}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+        assert bundle.main(["unpack", str(tmp_path / name), str(tmp_path / "libs")]) == 2, f"the archive {name}"
+        told = capsys.readouterr().err
+        assert told.startswith(f"bundle: {tmp_path / name} "), told
+        assert told.count("\n") == 1, f"more than one sentence: {told}"
+        assert not (tmp_path / "libs").exists()
+
+
+def test_an_archive_that_is_cut_off_anywhere_leaves_nothing(tmp_path: Path, bundle: ModuleType) -> None:
+    whole = made_bundle(tmp_path, bundle).read_bytes()
+    (tmp_path / "there").mkdir()
+    for cut in (1, 10, 40, len(whole) // 2, len(whole) - 1):
+        (tmp_path / "cut.tar.xz").write_bytes(whole[:-cut])
+        with pytest.raises(bundle.UnusableInput, match=r"cut\.tar\.xz cannot be opened"):
+            bundle.unpack(tmp_path / "cut.tar.xz", tmp_path / "there" / "libs")
+        assert not list((tmp_path / "there").iterdir()), f"something is left of an archive without {cut} bytes"
+
+
+def test_a_folder_that_cannot_be_made_is_not_the_fault_of_the_archive(
+    tmp_path: Path, bundle: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    folder = tmp_path / "file" / "libs"
+    assert bundle.main(["unpack", str(made_bundle(tmp_path, bundle)), str(folder)]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"bundle: {folder} cannot be made: "), told
+
+
+def test_an_empty_folder_or_a_link_to_one_is_filled(tmp_path: Path, bundle: ModuleType) -> None:
+    whole = made_bundle(tmp_path, bundle)
+    (tmp_path / "libs").mkdir()
+    (tmp_path / "link").symlink_to("libs")
+    assert bundle.unpack(whole, tmp_path / "link") == 5
+    assert (tmp_path / "link").is_symlink()
+    assert libraries.read_bundle(tmp_path / "libs")
+    (tmp_path / "plain").mkdir()
+    assert (tmp_path / "libs").stat().st_mode == (tmp_path / "plain").stat().st_mode, "others cannot read the bundle"
 
 
 def test_a_bundle_holds_what_the_adapters_were_tested_with(bundle: ModuleType) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -13,9 +14,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from samebits.harness.ci_matrix import CiMatrix, Job
 from samebits.harness.cli import main
 from samebits.harness.record_files import read_run
-from samebits.harness.records import Verdict
+from samebits.harness.records import UnusableInput, Verdict
 
 from .samples import UNKNOWN_NAMES
 from .suite_runs import NO_BASELINES, ROOT, WITHOUT_PLUGINS
@@ -105,18 +107,59 @@ def test_the_nightly_run_from_the_matrix_to_the_regression(tmp_path: Path) -> No
     assert f"a regression from {baselines} to {tmp_path / 'worse' / 'cpu'}" in output
 
 
-def test_submitit_runs_the_matrix_and_merges_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def one_job(dtype: str = "fp32") -> CiMatrix:
+    return CiMatrix("smoke", (Job(f"FLASH_ATTN-cpu-{dtype}", "FLASH_ATTN", "cpu", dtype),))
+
+
+def test_a_whole_shard_of_bf16_holds_against_the_committed_baseline(tmp_path: Path) -> None:
+    """Of a backend that lacks operations of the suite: the baseline's rows of fp32 are another shard's."""
+    matrix, job = tmp_path / "matrix.json", "FLASH_ATTN-cpu-bf16"
+    matrix.write_text(one_job("bf16").to_json())
+    baseline = ("--baseline", ROOT / "reports" / "baselines")
+    finished(script("shard.py", matrix, job, tmp_path, "-m", "dtype", *baseline, *WITHOUT_PLUGINS))
+    run = read_run(tmp_path / job)
+    assert (run.header.dtypes, run.header.narrowed) == (("bf16",), False)
+    assert {record.dtype for record in run.records if not record.control} == {"bf16"}
+    with (tmp_path / job / "regression.csv").open(newline="") as stream:
+        states = {row["cell_id"]: row["state"] for row in csv.DictReader(stream)}
+    assert len(states) >= len(run.records)
+    assert "missing" not in states.values(), f"{[cell for cell, state in states.items() if state == 'missing'][:3]}"
+
+
+def test_submitit_runs_the_matrix_and_merges_it(tmp_path: Path) -> None:
     pytest.importorskip("submitit")
-    from samebits.harness.ci_matrix import read_matrix
     from samebits.harness.ci_slurm import run_matrix
 
-    matrix = tmp_path / "matrix.json"
-    words = ["--tier", "smoke", "--dtype", "fp32", "--backend", "FLASH_ATTN", "--device", "cpu"]
-    assert main(["matrix", "--json", *words]) == 0
-    matrix.write_text(capsys.readouterr().out)
-    written = run_matrix(read_matrix(matrix), tmp_path / "out", "local", ["timeout_min=5"], CHEAP)
+    written = run_matrix(one_job(), tmp_path / "out", "local", ["timeout_min=5"], CHEAP)
     assert written == [tmp_path / "out" / "merged" / "cpu"]
     assert [header.shard for header in read_run(written[0]).header.shards] == ["FLASH_ATTN-cpu-fp32"]
+
+    # A later run must not take the shards of an earlier one for its own, whatever became of what was merged.
+    shutil.rmtree(tmp_path / "out" / "merged")
+    with pytest.raises(UnusableInput, match=r"'.*/out/shards' holds the results of another run; give a new directory"):
+        run_matrix(one_job(), tmp_path / "out", "local", [], CHEAP)
+    assert not (tmp_path / "out" / "merged").exists(), "an earlier run was passed off as new"
+
+
+def test_a_submitted_job_that_cannot_use_its_input_is_a_lost_shard(tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    from samebits.harness.ci_slurm import run_matrix
+
+    told = "shard 'FLASH_ATTN-cpu-fp32' is lost: its job ended with exit code 2; the logs are in '.*/logs'"
+    with pytest.raises(UnusableInput, match=told):
+        run_matrix(one_job(), tmp_path, "local", ["timeout_min=5"], ["--threads", "none"])
+
+
+def test_a_file_of_the_matrix_that_cannot_be_written_is_told_in_one_sentence(tmp_path: Path) -> None:
+    absent = tmp_path / "absent" / "matrix.json"
+    told = finished(script("matrix.py", absent, "--backend", "CPU"), code=2)
+    assert told == f"ci/matrix.py: {str(absent)!r} cannot be written: No such file or directory\n"
+
+
+def test_a_name_that_is_given_twice_is_one_job(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--backend", "CPU", "--device", "cpu", "--dtype", "bf16"]
+    assert main(["matrix", "--json", *words, *words]) == 0
+    assert [job["name"] for job in json.loads(capsys.readouterr().out)["jobs"]] == ["CPU-cpu-bf16"]
 
 
 @pytest.mark.parametrize(
@@ -274,3 +317,10 @@ def test_the_workflow_repeats_nothing_of_the_matrix_and_calls_scripts_that_are_h
     for job in jobs.values():
         for step in job["steps"]:
             assert ("uses" in step) != ("run" in step), f"a step must use an action or run a command: {step}"
+
+
+def test_a_run_that_is_started_by_hand_has_the_tier_of_the_repository_unless_another_is_given() -> None:
+    workflow = yaml.safe_load(WORKFLOW.read_text())
+    assert workflow["env"]["TIER"] == "${{ inputs.tier || vars.SAMEBITS_TIER || 'default' }}"
+    # YAML 1.1 reads the key `on` as true.
+    assert not workflow[True]["workflow_dispatch"]["inputs"]["tier"]["default"], "SAMEBITS_TIER would never apply"

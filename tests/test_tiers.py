@@ -9,12 +9,17 @@ import pytest
 
 from samebits.backends.operations import TokenImplementation
 from samebits.backends.problem import DTYPE_NAMES
-from samebits.backends.subject import Subject
+from samebits.backends.subject import Availability, Subject
+from samebits.harness.ci_jobs import make_matrix
 from samebits.harness.controls.schedules import ChunkedKernel
+from samebits.harness.judgement import unjudged
 from samebits.harness.matrix import Cell, Selection
-from samebits.harness.records import TIERS
+from samebits.harness.not_offered import NotOffered
+from samebits.harness.records import TIERS, RunHeader
 from samebits.harness.registry import load_registry
+from samebits.harness.session import MatrixSession, Options
 from samebits.harness.suite_cells import SUITES
+from samebits.reports.baseline import BaselineRow, Scope
 
 DTYPES = [(), *((dtype,) for dtype in DTYPE_NAMES)]
 
@@ -112,3 +117,64 @@ def test_a_second_process_is_started_once_for_each_implementation(dtypes: tuple[
     )
     assert set(counts) == {(subject.operation, subject.label) for subject in EVERYONE}
     assert set(counts.values()) == {1}, f"more than one second process: {counts.most_common(3)}"
+
+
+@functools.cache
+def smoke_run(backend: str = "", dtype: str = "", shard: str = "") -> MatrixSession:
+    """A run of the smoke tier, of everything or of what a job of the nightly matrix confines it to."""
+    backends, dtypes = (tuple(filter(None, [asked])) for asked in (backend, dtype))
+    return MatrixSession(Options(backends=backends, dtypes=dtypes, tier="smoke", shard=shard))
+
+
+SMOKE_JOBS = make_matrix(load_registry(), {}, "smoke", devices=["cpu"]).jobs
+
+
+def test_the_jobs_of_a_night_are_together_the_cells_of_one_plain_run() -> None:
+    def names(session: MatrixSession) -> list[tuple[str, str]]:
+        every = ((suite, cell) for suite, cells in SUITES.items() for cell in cells(session.selection))
+        return [(suite, cell.cell_id) for suite, cell in every if cell.flaw is None]
+
+    plain = set(names(smoke_run()))
+    of_jobs = Counter(name for job in SMOKE_JOBS for name in names(smoke_run(job.backend, job.dtype, job.name)))
+    strange = [name for name in of_jobs if name not in plain]
+    assert not strange, f"{len(strange)} cells of jobs are in no plain run of the tier: {strange[:3]}"
+    lost = plain - set(of_jobs)
+    assert not lost, f"{len(lost)} cells of the plain run are in no job: {sorted(lost)[:3]}"
+    assert set(of_jobs.values()) == {1}, f"a cell is in several jobs: {of_jobs.most_common(3)}"
+
+
+@pytest.mark.parametrize("shard", [False, True], ids=["asked_for", "shard"])
+def test_a_run_of_one_dtype_misses_nothing_of_a_plain_run(shard: bool) -> None:
+    """Neither what a backend does not offer, nor what is not installed, is a row in another dtype than the run's."""
+    header = smoke_run().header(tuple(SUITES), narrowed=False)
+    rows = [row for suite in SUITES for row in rows_of(smoke_run(), suite, header)]
+    for job in SMOKE_JOBS:
+        session = smoke_run(job.backend, job.dtype, job.name if shard else "")
+        header = session.header(tuple(SUITES), narrowed=False)
+        own = [row for suite in SUITES for row in rows_of(session, suite, header)]
+        assert {row.dtype for row in own} == set(header.dtypes) == {job.dtype}
+        devices = frozenset(row.environment.device for row in own)
+        scope = Scope(header, False, devices, frozenset({0}), frozenset(row.cell_id for row in own))
+        missing = [row.cell_id for row in rows if scope.misses(row)]
+        assert not missing, f"{job.name} misses {len(missing)} of the plain run's rows: {missing[:3]}"
+
+
+def test_a_run_tells_the_dtype_that_was_asked_for_where_it_has_no_cell_of_it() -> None:
+    session = smoke_run("CPU", "fp16", "CPU-cpu-fp16")
+    assert not [cell for cell in session.cells("compile") if cell.flaw is None], "this test needs another suite"
+    assert session.header(("compile",), narrowed=False).dtypes == ("fp16",)
+
+
+def rows_of(session: MatrixSession, suite: str, header: RunHeader) -> list[BaselineRow]:
+    """The rows that a baseline would have for the cells of a suite, wherever they computed."""
+    cells = [cell for cell in session.cells(suite) if cell.flaw is None]
+    return [BaselineRow.of(unjudged(cell, Availability(), ""), header) for cell in cells]
+
+
+def test_an_operation_that_is_not_offered_is_a_row_in_the_dtype_that_is_asked_for() -> None:
+    for dtype in DTYPE_NAMES:
+        absent = [cell for cell in cells_of(SPARED, "smoke", (dtype,)) if isinstance(cell.implementation, NotOffered)]
+        assert {cell.dtype for cell in absent} == {dtype}
+    (row,) = [cell for cell in cells_of(SPARED, "smoke") if cell.suite == "rope" and cell.flaw is None]
+    assert isinstance(row.implementation, NotOffered)
+    assert row.dtype == "fp32", "where no dtype is asked for, the row is in another one"
