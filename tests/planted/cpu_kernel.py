@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from pathlib import Path
-
 from samebits.backends.contract import AttentionConfig, AttentionMetadata
 from samebits.backends.cpu import BundledAttention
+from samebits.harness.museum_sources import planted_library
 from samebits.kernels.cpu.attention import Schedule
 from samebits.kernels.cpu.build import SOURCE_DIRECTORY
 
@@ -38,14 +35,8 @@ class ReadsPastTheEnd(BundledAttention):
     name = "reads-past-the-end"
 
     def __init__(self) -> None:
-        directory = Path(tempfile.mkdtemp()) / "cpu"
-        shutil.copytree(SOURCE_DIRECTORY, directory)
-        source = directory / "attention.cpp"
-        text = source.read_text()
-        planted = text.replace("return {begin, position + 1};", "return {begin, position + 2};")
-        assert planted != text, "the line to plant the bug in has changed"
-        source.write_text(planted)
-        super().__init__(source_directory=directory)
+        line = ("return {begin, position + 1};", "return {begin, position + 2};")
+        super().__init__(source_directory=planted_library(SOURCE_DIRECTORY, "attention.cpp", line))
 
 
 def implementations() -> list[BundledAttention]:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 
 from samebits.backends.contract import AttentionConfig, AttentionMetadata
 from samebits.backends.triton_attn import KERNELS, TritonAttention, TritonPlan
+from samebits.harness.museum_sources import planted_module
 
 
 class SplitByBatch(TritonAttention):
@@ -40,17 +37,13 @@ class ReadsPastTheEnd(TritonAttention):
     name = "reads-past-the-end"
 
     def __init__(self) -> None:
-        specification = importlib.util.find_spec(KERNELS)
-        assert specification is not None
-        assert specification.origin is not None
-        text = Path(specification.origin).read_text()
-        planted = text.replace("in_range = key < end_key", "in_range = key <= end_key")
-        planted = planted.replace("visible = key[None, :] < visible_end", "visible = key[None, :] <= visible_end")
-        assert planted.count("<= end_key") == planted.count("<= visible_end") == 1, "the lines to plant in have changed"
-        directory = Path(tempfile.mkdtemp())
-        (directory / "planted_paged_attention.py").write_text(planted)
-        sys.path.append(str(directory))
-        super().__init__(kernels="planted_paged_attention")
+        planted = planted_module(
+            KERNELS,
+            "planted_paged_attention",
+            ("in_range = key < end_key", "in_range = key <= end_key"),
+            ("visible = key[None, :] < visible_end", "visible = key[None, :] <= visible_end"),
+        )
+        super().__init__(kernels=planted)
 
 
 def implementations() -> list[TritonAttention]:

@@ -1,0 +1,126 @@
+"""The museum of bugs: it holds all of them, the suites see its smoke part, and what is wrong with it is told."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from samebits.harness import museum_catalogue
+from samebits.harness.cli import main
+from samebits.harness.matrix import Cell
+from samebits.harness.museum_catalogue import Exhibit, chosen, read_catalogue
+from samebits.harness.museum_sources import SourceChanged, planted_library, planted_module
+from samebits.harness.records import UnusableInput
+from samebits.harness.registry import load_registry
+from samebits.kernels.cpu.build import SOURCE_DIRECTORY
+
+from .suite_runs import ROOT
+
+# Of the bugs that were gathered from public projects, those that the museum is about.
+NUMBERS = re.findall(
+    r"B\d+",
+    """
+    B01 B03 B05 B06 B09 B10 B12 B17 B18 B21 B22 B23 B25 B26 B28 B30 B31 B33 B34 B36 B37 B39 B42 B44 B47 B48 B50 B51
+    B53 B58 B60 B61 B62 B63 B64 B66 B68 B70 B72 B76 B78 B80 B81 B82 B83 B84 B86 B92 B94 B96 B100 B102 B104 B105 B106
+    B109 B110 B112 B116 B121 B122
+    """,
+)
+ENTRIES = read_catalogue()
+EXHIBITS = [entry for entry in ENTRIES if isinstance(entry, Exhibit)]
+# The fewest that tell of the whole.
+SMOKE = 20
+
+
+def test_every_bug_is_in_the_catalogue_once() -> None:
+    found = Counter(entry.number for entry in ENTRIES)
+    assert found == Counter(NUMBERS), f"missing or too many: {(Counter(NUMBERS) - found) + (found - Counter(NUMBERS))}"
+
+
+def test_every_exhibit_is_registered_by_its_file_under_its_number() -> None:
+    registered = {
+        subject.label for subject in load_registry(sorted({exhibit.path for exhibit in EXHIBITS})).implementations
+    }
+    unknown = {label for exhibit in EXHIBITS for label in (exhibit.label, exhibit.parent)} - registered
+    assert not unknown, f"no file registers {unknown}"
+    misnamed = [e.label for e in EXHIBITS if not re.search(rf"/{e.number.lower()}-[a-z0-9-]+$", e.label)]
+    assert not misnamed, f"not named by their numbers: {misnamed}"
+    mutants = {label for label in registered if re.search(r"/b\d+-", label)}
+    assert mutants == {exhibit.label for exhibit in EXHIBITS}, "a mutant is registered, and not in the catalogue"
+
+
+def test_the_suites_see_the_smoke_part_and_nothing_in_its_parents() -> None:
+    assert len(chosen(ENTRIES, [], smoke=True)) >= SMOKE
+    command = [sys.executable, "-m", "samebits.harness.cli", "museum", "--smoke"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, f"the museum ended with {run.returncode}:\n{run.stdout}{run.stderr}"
+    assert "**missed**" not in run.stdout
+
+
+def test_a_bug_that_nobody_sees_ends_the_run_red(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # What sees it does not get to see anything.
+    monkeypatch.setattr("samebits.harness.museum_visit._is_searched", lambda cell, search: is_plain(cell))
+    assert main(["museum", "--only", "B26"]) == 1
+    told = capsys.readouterr().out
+    assert "**missed**" in told
+    assert "0 of 1 planted bugs are caught; missed: B26" in told
+
+
+def is_plain(cell: Cell) -> bool:
+    """Whether a cell is one that knows no windows."""
+    return cell.case.case_id == "llama3-8b-causal-draft" and cell.dtype == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--only", "B02"], "unknown bug 'B02'; known are B01, B03"),
+        (["--only", "B12"], "bug B12 is not planted: The harness checks no backward pass."),
+        (["--smoke", "--write", "museum.md"], "--write makes the page of all bugs; leave out --only and --smoke"),
+    ],
+)
+def test_unusable_input_is_told(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["museum", *words]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_where_there_is_no_checkout_that_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(museum_catalogue, "MUSEUM", tmp_path / "museum")
+    with pytest.raises(UnusableInput, match=r"the museum is part of a checkout, and there is no .*catalogue\.py; run"):
+        read_catalogue()
+
+
+@pytest.mark.parametrize(("piece", "count"), [("a line that is gone", 0), ("return", None)])
+def test_a_source_that_has_changed_is_told_in_one_sentence(piece: str, count: int | None) -> None:
+    times = "0" if count == 0 else r"\d\d+"
+    for origin, plant in (
+        ("cpu", lambda: planted_library(SOURCE_DIRECTORY, "attention.cpp", (piece, "a bug"))),
+        ("samebits.backends.cpu", lambda: planted_module("samebits.backends.cpu", "never_planted", (piece, "a bug"))),
+    ):
+        with pytest.raises(SourceChanged, match=rf"^'{piece}', which .* occurs {times} times in {origin}, not once$"):
+            plant()
+
+
+def test_a_source_that_has_changed_ends_the_command_in_one_sentence(tmp_path: Path) -> None:
+    file = tmp_path / "gone.py"
+    file.write_text(
+        "from samebits.harness.museum_sources import planted_module\n"
+        "def implementations():\n"
+        "    return [planted_module('samebits.backends.cpu', 'never_planted', ('a line that is gone', ''))]\n"
+    )
+    with pytest.raises(UnusableInput, match=r"raised SourceChanged: 'a line that is gone', which a bug"):
+        load_registry([file])
+
+
+def test_the_page_names_every_bug() -> None:
+    page = (ROOT / "docs" / "museum.md").read_text(encoding="utf-8")
+    for entry in ENTRIES:
+        words = (f"| {entry.number} ", entry.title) if isinstance(entry, Exhibit) else (entry.number, entry.reason)
+        missing = [word for word in words if word not in page]
+        assert not missing, f"docs/museum.md lacks {missing}; write it again with samebits museum --write"
