@@ -76,7 +76,7 @@ _OPTIONS = (
     _Option("cell", "ID", "only the cell of this id", repeatable=True),
     _Option("threads", "N", "threads within one operation (default: 1)", default="1"),
     _Option("seed", "N", "seed of all data (default: 0)", default="0"),
-    _Option("shard", "NAME", "name of the job of the nightly matrix that this run is", default=""),
+    _Option("shard", "NAME", "name of the nightly job that this run is: --dtype then narrows the tier", default=""),
 )
 
 

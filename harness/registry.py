@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import importlib.util
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -155,13 +157,18 @@ def is_absent(subject: Subject) -> bool:
 def _load_file(path: Path) -> list[Subject]:
     if not path.is_file():
         raise UnusableInput(f"cannot load {str(path)!r}: there is no such file; give a Python file")
-    spec = importlib.util.spec_from_file_location(f"samebits_loaded_{path.stem}", path)
+    # Files of one name may lie in several folders.
+    place = hashlib.blake2b(str(path.resolve()).encode(), digest_size=4).hexdigest()
+    spec = importlib.util.spec_from_file_location(f"samebits_loaded_{path.stem}_{place}", path)
     if spec is None or spec.loader is None:
         raise UnusableInput(f"cannot load {str(path)!r}: it is not a Python file, whose name ends in .py")
     module = importlib.util.module_from_spec(spec)
+    # As an import does: a dataclass looks its module up, where annotations are strings.
+    sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
+        del sys.modules[spec.name]
         raise UnusableInput(f"cannot load {str(path)!r}: importing it raised {summary_of(error)}") from error
     made = _validated(getattr(module, "implementations", None), str(path))
     if not made:

@@ -48,6 +48,15 @@ def test_a_loaded_file_adds_its_backend(tmp_path: Path) -> None:
     assert registry.availability(mine).available
 
 
+def test_a_loaded_file_may_have_dataclasses_with_annotations_as_strings(tmp_path: Path) -> None:
+    path = write(
+        tmp_path, "@dataclass\nclass Plan:\n    pages: ClassVar[int] = 3\ndef implementations(): return [Mine()]"
+    )
+    head = "from __future__ import annotations\nfrom dataclasses import dataclass\nfrom typing import ClassVar\n"
+    path.write_text(head + path.read_text())
+    assert load_registry([path]).select(backends=["MY_ATTN"])
+
+
 @pytest.mark.parametrize(
     ("body", "told"),
     [
