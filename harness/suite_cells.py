@@ -220,6 +220,8 @@ def _with_data(implementation: Implementation[Any], check: Relation, tiered: Tie
     may_get_lost = check.name in INPUTS_OF_DECODES
     if tiered.case == _DECODES_CASE:
         return tiered if may_get_lost else tiered.nightly()
+    if tiered.case == _PER_REQUEST_CASE:
+        return tiered
     # fp32 and bf16 leave rows even where they are not supported; fp16, below the nightly tier, where it is.
     supported = replace(tiered, dtypes=("fp32", "bf16", *implementation.support.dtypes))
     # Every dtype merges splits. What becomes of a NaN, seen or hidden, seldom depends on it.
