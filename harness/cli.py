@@ -231,7 +231,7 @@ def _explain(options: argparse.Namespace) -> int:
 def _museum(options: argparse.Namespace) -> int:
     # A library may print while it is imported.
     with contextlib.redirect_stdout(sys.stderr):
-        from samebits.harness.museum import look_at
+        from samebits.harness.museum.command import look_at
 
         told, all_caught = look_at(options.only, smoke=options.smoke, page=options.write)
     print(told)

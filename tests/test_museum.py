@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from samebits.harness import museum_catalogue
 from samebits.harness.cli import main
 from samebits.harness.matrix import Cell
-from samebits.harness.museum_catalogue import Exhibit, chosen, read_catalogue
-from samebits.harness.museum_sources import SourceChanged, planted_library, planted_module
+from samebits.harness.museum import catalogue
+from samebits.harness.museum.catalogue import Exhibit, chosen, read_catalogue
+from samebits.harness.museum.sources import SourceChanged, planted_library, planted_module
 from samebits.harness.records import UnusableInput
 from samebits.harness.registry import load_registry
 from samebits.kernels.cpu.build import SOURCE_DIRECTORY
@@ -65,7 +65,7 @@ def test_a_bug_that_nobody_sees_ends_the_run_red(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # What sees it does not get to see anything.
-    monkeypatch.setattr("samebits.harness.museum_visit._is_searched", lambda cell, search: is_plain(cell))
+    monkeypatch.setattr("samebits.harness.museum.visit._is_searched", lambda cell, search: is_plain(cell))
     assert main(["museum", "--only", "B26"]) == 1
     told = capsys.readouterr().out
     assert "**missed**" in told
@@ -91,7 +91,7 @@ def test_unusable_input_is_told(words: list[str], sentence: str, capsys: pytest.
 
 
 def test_where_there_is_no_checkout_that_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(museum_catalogue, "MUSEUM", tmp_path / "museum")
+    monkeypatch.setattr(catalogue, "MUSEUM", tmp_path / "museum")
     with pytest.raises(UnusableInput, match=r"the museum is part of a checkout, and there is no .*catalogue\.py; run"):
         read_catalogue()
 
@@ -110,7 +110,7 @@ def test_a_source_that_has_changed_is_told_in_one_sentence(piece: str, count: in
 def test_a_source_that_has_changed_ends_the_command_in_one_sentence(tmp_path: Path) -> None:
     file = tmp_path / "gone.py"
     file.write_text(
-        "from samebits.harness.museum_sources import planted_module\n"
+        "from samebits.harness.museum.sources import planted_module\n"
         "def implementations():\n"
         "    return [planted_module('samebits.backends.cpu', 'never_planted', ('a line that is gone', ''))]\n"
     )

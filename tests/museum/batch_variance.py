@@ -9,7 +9,7 @@ import torch
 from samebits.backends.contract import AttentionConfig, AttentionMetadata
 from samebits.backends.cpu import DEFAULT_CHUNK_SIZE, BundledAttention
 from samebits.backends.problem import Mask
-from samebits.harness.museum_sources import planted_library
+from samebits.harness.museum.sources import planted_library
 from samebits.kernels.cpu.attention import LANES, AttentionParameters, Schedule
 from samebits.kernels.cpu.build import SOURCE_DIRECTORY
 

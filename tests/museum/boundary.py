@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from samebits.backends.cpu import BundledAttention
-from samebits.harness.museum_sources import Replacement, planted_library
+from samebits.harness.museum.sources import Replacement, planted_library
 from samebits.kernels.cpu.attention import ROW_TILE, Ints, Schedule
 from samebits.kernels.cpu.build import SOURCE_DIRECTORY
 

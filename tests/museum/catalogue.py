@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from samebits.harness.museum_catalogue import Entry, Exhibit, NotPlanted, Search
+from samebits.harness.museum.catalogue import Entry, Exhibit, NotPlanted, Search
 
 _CPU, _TORCH, _TRITON = "CPU/bundled", "CPU/torch", "TRITON_ATTN/bundled"
 _FP32, _BF16 = ("fp32",), ("bf16",)

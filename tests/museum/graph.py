@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from samebits.backends.contract import AttentionConfig, AttentionMetadata
 from samebits.backends.cpu import BundledAttention
-from samebits.harness.museum_sources import planted_module
+from samebits.harness.museum.sources import planted_module
 from samebits.kernels.cpu.attention import Schedule
 
 # Columns behind those of a block table, as an engine's buffer for its longest request has.

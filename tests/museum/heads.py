@@ -11,7 +11,7 @@ from samebits.backends.cpu_operations import BundledMerge
 from samebits.backends.operations import MergeTensors
 from samebits.backends.subject import Subject
 from samebits.backends.token_problem import MergeStates
-from samebits.harness.museum_sources import planted_library
+from samebits.harness.museum.sources import planted_library
 from samebits.kernels.cpu.attention import Schedule
 from samebits.kernels.cpu.build import SOURCE_DIRECTORY
 

@@ -12,7 +12,7 @@ from samebits.backends.subject import Subject
 from samebits.backends.token_problem import MergeStates
 from samebits.backends.torch_operations import TorchMerge
 from samebits.backends.triton_attn import KERNELS, TritonAttention
-from samebits.harness.museum_sources import planted_module
+from samebits.harness.museum.sources import planted_module
 
 _OPERATIONS = planted_module(
     "samebits.backends.torch_operations",

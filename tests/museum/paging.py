@@ -11,7 +11,7 @@ import torch
 from samebits.backends.contract import AttentionConfig, AttentionMetadata, Implementation
 from samebits.backends.cpu import BundledAttention, SdpaAttention, SdpaPlan
 from samebits.backends.problem import Mask
-from samebits.harness.museum_sources import Replacement, planted_library, planted_module
+from samebits.harness.museum.sources import Replacement, planted_library, planted_module
 from samebits.kernels.cpu.attention import Schedule
 from samebits.kernels.cpu.build import SOURCE_DIRECTORY
 

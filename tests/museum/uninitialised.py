@@ -10,7 +10,7 @@ import torch
 
 from samebits.backends.contract import AttentionConfig, AttentionMetadata
 from samebits.backends.cpu import BundledAttention
-from samebits.harness.museum_sources import planted_library
+from samebits.harness.museum.sources import planted_library
 from samebits.kernels.cpu.attention import Schedule
 from samebits.kernels.cpu.build import SOURCE_DIRECTORY
 

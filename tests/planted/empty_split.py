@@ -10,7 +10,7 @@ from typing import Any
 from samebits.backends.contract import Implementation
 from samebits.backends.cpu import BundledAttention
 from samebits.backends.triton_attn import KERNELS, TritonAttention
-from samebits.harness.museum_sources import planted_library, planted_module
+from samebits.harness.museum.sources import planted_library, planted_module
 from samebits.kernels.cpu.build import SOURCE_DIRECTORY
 
 

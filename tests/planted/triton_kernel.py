@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from samebits.backends.contract import AttentionConfig, AttentionMetadata
 from samebits.backends.triton_attn import KERNELS, TritonAttention, TritonPlan
-from samebits.harness.museum_sources import planted_module
+from samebits.harness.museum.sources import planted_module
 
 
 class SplitByBatch(TritonAttention):

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from samebits.harness.matrix import Cell
-from samebits.harness.museum_catalogue import Exhibit, Search
+from samebits.harness.museum.catalogue import Exhibit, Search
 from samebits.harness.records import Record, UnusableInput, Verdict
 from samebits.harness.session import MatrixSession, Options
 

@@ -34,9 +34,9 @@ def look_at(numbers: Sequence[str], *, smoke: bool, page: Path | None) -> tuple[
         check_replaceable(page)
     os.environ.setdefault(*_PROFILER_LOG_LEVEL)
     # Behind the level, as these import torch.
-    from samebits.harness.museum_catalogue import chosen, read_catalogue
-    from samebits.harness.museum_page import as_page, as_sentence, as_table
-    from samebits.harness.museum_visit import visit
+    from samebits.harness.museum.catalogue import chosen, read_catalogue
+    from samebits.harness.museum.page import as_page, as_sentence, as_table
+    from samebits.harness.museum.visit import visit
 
     entries = read_catalogue()
     findings = tuple(visit(chosen(entries, numbers, smoke)))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from samebits.harness.museum_catalogue import Entry, NotPlanted
-from samebits.harness.museum_visit import Finding
+from samebits.harness.museum.catalogue import Entry, NotPlanted
+from samebits.harness.museum.visit import Finding
 from samebits.reports.markdown_table import markdown_table
 
 _HEADINGS = ("bug", "what went wrong", "shown by", "parent", "caught by", "parent's cells", "seen", "seconds")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from samebits.harness.records import Record, UnusableInput, Verdict
 
-MUSEUM = Path(__file__).parent.parent / "tests" / "museum"
+MUSEUM = Path(__file__).resolve().parents[2] / "tests" / "museum"
 
 
 @dataclass(frozen=True)
