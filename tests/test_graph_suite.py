@@ -25,6 +25,7 @@ from samebits.harness.graphs.cases import graph_cases
 from samebits.harness.graphs.freed_memory import FreedMemory
 from samebits.harness.graphs.relations import GRAPH_RELATIONS
 from samebits.harness.graphs.states import other_state
+from samebits.harness.museum.catalogue import MUSEUM
 from samebits.harness.records import Verdict
 from samebits.harness.registry import load_registry
 
@@ -32,7 +33,7 @@ from .judged_cells import cells_of, record_of, records_of
 from .suite_runs import PLANTED
 
 CPU = torch.device("cpu")
-MUTANTS = load_registry([PLANTED / "graphs.py"])
+MUTANTS = load_registry([PLANTED / "graphs.py", MUSEUM / "graph.py"])
 
 
 def test_every_relation_has_a_control() -> None:
@@ -43,18 +44,18 @@ def test_every_relation_has_a_control() -> None:
 @pytest.mark.parametrize(
     ("mutant", "relation", "case", "told"),
     [
-        ("CPU/sliced-table", "persistent_replay", "llama3-8b-causal-extend", "of the error budget used"),
-        ("CPU/sliced-table", "persistent_buffers", "llama3-8b-causal-extend", "block_table is stale"),
+        ("CPU/b63-sliced-table", "persistent_replay", "llama3-8b-causal-extend", "of the error budget used"),
+        ("CPU/b63-sliced-table", "persistent_buffers", "llama3-8b-causal-extend", "block_table is stale"),
         ("TRITON_ATTN/uncopied-lengths", "persistent_replay", "llama3-8b-causal-decode", "of the error budget used"),
         ("TRITON_ATTN/uncopied-lengths", "persistent_buffers", "llama3-8b-causal-decode", "kv_lens is stale"),
         ("TRITON_ATTN/growing-workspace", "persistent_outgrown", "llama3-8b-causal-decode", "workspace was"),
-        ("CPU/empty-table", "persistent_replay", "llama3-8b-causal-decode", "of the error budget used"),
-        ("CPU/empty-table", "persistent_buffers", "llama3-8b-causal-decode", "block_table is stale"),
+        ("CPU/b66-table-of-the-capture", "persistent_replay", "llama3-8b-causal-decode", "of the error budget used"),
+        ("CPU/b66-table-of-the-capture", "persistent_buffers", "llama3-8b-causal-decode", "block_table is stale"),
         ("CPU/frozen-tasks", "persistent_replay", "llama3-8b-causal-extend", "of the error budget used"),
         ("CPU/frozen-tasks", "persistent_buffers", "llama3-8b-causal-extend", "tasks is stale"),
         ("CPU/plain-plan", "persistent_replay", "llama3-8b-causal-decode", "it was bound anew"),
         ("CPU/kept-schedule", "persistent_replay", "llama3-8b-causal-decode", "of the error budget used"),
-        ("CPU/fresh-tensors", "persistent_replay", "llama3-8b-causal-decode", "it was bound anew"),
+        ("CPU/b64-fresh-tensors", "persistent_replay", "llama3-8b-causal-decode", "it was bound anew"),
     ],
 )
 def test_a_bug_of_a_public_backend_is_caught_by_name(mutant: str, relation: str, case: str, told: str) -> None:

@@ -16,28 +16,6 @@ from samebits.backends.cpu import BundledAttention
 from samebits.backends.triton_attn import TritonAttention, TritonPlan
 from samebits.kernels.cpu.attention import Schedule
 
-# Columns behind those of a block table, as an engine's buffer for its longest request has.
-_SPARE_COLUMNS = 3
-
-
-class SlicedTable(BundledAttention):
-    """The block table is captured as a slice of a wider buffer, and refilled as if it were compact."""
-
-    name = "sliced-table"
-
-    def plan_for_graph(self, config: AttentionConfig, metadata: AttentionMetadata, num_pages: int) -> Schedule:
-        """Keeps a block table of its own."""
-        rows, columns = metadata.block_table.shape
-        buffer = metadata.block_table.new_zeros(rows, columns + _SPARE_COLUMNS)
-        buffer[:, :columns] = metadata.block_table
-        return super().plan_for_graph(config, replace(metadata, block_table=buffer[:, :columns]), num_pages)
-
-    def refill(self, config: AttentionConfig, plan: Schedule, metadata: AttentionMetadata) -> None:
-        """Fills the first elements of the buffer."""
-        super().refill(config, plan, metadata)
-        held = plan.block_table
-        held.as_strided(held.shape, (held.shape[1], 1)).copy_(metadata.block_table)
-
 
 class UncopiedLengths(TritonAttention):
     """A tensor is checked at a refill, and not copied."""
@@ -55,17 +33,6 @@ class UncopiedLengths(TritonAttention):
             raise ValueError(f"{len(metadata.seq_lens)} lengths; there is room for {len(plan.kv_lens)}")
 
 
-class EmptyTable(BundledAttention):
-    """The page table is a buffer of the plan, and what would fill it at a replay was lost."""
-
-    name = "empty-table"
-
-    def plan_for_graph(self, config: AttentionConfig, metadata: AttentionMetadata, num_pages: int) -> Schedule:
-        """Keeps a block table of its own."""
-        own = replace(metadata, block_table=metadata.block_table.clone())
-        return super().plan_for_graph(config, own, num_pages)
-
-
 class FrozenTasks(BundledAttention):
     """What was cut into tasks for the lengths at capture is what every replay computes."""
 
@@ -76,18 +43,6 @@ class FrozenTasks(BundledAttention):
         tasks, merges = plan.tasks.copy(), plan.merges.copy()
         super().refill(config, plan, metadata)
         plan.tasks[:], plan.merges[:] = tasks, merges
-
-
-class FreshTensors(BundledAttention):
-    """Tensors of the metadata are allocated at every step, and bound in place of those that were captured."""
-
-    name = "fresh-tensors"
-
-    def refill(self, config: AttentionConfig, plan: Schedule, metadata: AttentionMetadata) -> None:
-        """Plans anew, and keeps the new arrays."""
-        fresh = self.plan_for_graph(config, metadata, num_pages=0)
-        for name in ("query_starts", "query_lens", "kv_lens", "tasks", "merges"):
-            object.__setattr__(plan, name, getattr(fresh, name))
 
 
 class PlainPlan(BundledAttention):
@@ -157,11 +112,8 @@ class GrowingWorkspace(TritonAttention):
 def implementations() -> list[Implementation[Any]]:
     """The mutants, beside which the bundled kernels are the correct parents."""
     return [
-        SlicedTable(),
         UncopiedLengths(),
-        EmptyTable(),
         FrozenTasks(),
-        FreshTensors(),
         PlainPlan(),
         KeptSchedule(),
         GrowingWorkspace(),
