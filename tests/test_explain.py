@@ -18,7 +18,7 @@ from samebits.harness.explain.attention import QueryRow, attention_order
 from samebits.harness.explain.cell import Explanation, Side
 from samebits.harness.explain.drawing import drawn_trees
 from samebits.harness.explain.order import Node, accumulation_order
-from samebits.harness.explain.telling import boundaries, level_of, told_tree
+from samebits.harness.explain.telling import level_of, told_tree
 from samebits.harness.geometries import GEOMETRIES
 from samebits.harness.records import UnusableInput
 from samebits.harness.registry import load_registry
@@ -164,7 +164,7 @@ def test_a_tree_is_told_by_what_is_alike() -> None:
         "├─ keys 0 to 3: 4 keys, one after another (and 3 more alike, to 15)",
         "└─ keys 16 to 17: 2 keys, in one addition",
     ]
-    assert boundaries(tree) == (0, 4, 8, 12, 16)
+    assert [addend.first for addend in level_of(tree).addends] == [0, 4, 8, 12, 16]
     halves = made(made(0, 2), made(1, 3))
     assert (
         told_tree(halves).splitlines()[1]

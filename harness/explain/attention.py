@@ -81,9 +81,7 @@ class _Probe:
         batch.query[rows] = 0
         self._row = rows.start + place.row
         self._kv_head = place.head // problem.geometry.group_size
-        # Encoder tokens are a request's first slots, and self-attention begins behind them.
-        request = problem.requests[index]
-        first = request.num_slots - problem.kv_len(request) if problem.mask.value != "cross" else 0
+        first = int(batch.metadata.kv_starts(problem.mask)[index])
         slots = (positions + first).to(batch.value_cache.device)
         page_size = problem.geometry.page_size
         self._pages = batch.metadata.block_table[index].to(torch.int64)[slots // page_size]

@@ -48,12 +48,6 @@ def told_tree(node: Node) -> str:
     return "\n".join(_lines(node))
 
 
-def boundaries(node: Node) -> tuple[int, ...]:
-    """Places at which the addends of the whole sum begin."""
-    level = level_of(node)
-    return tuple(sorted(addend.first for addend in level.addends))
-
-
 def _lines(node: Node) -> Iterator[str]:
     level = level_of(node)
     yield f"{_span(node)}: {_told(level)}"
