@@ -25,11 +25,13 @@ class Judgement:
         worst: where that is, in words.
         max_ulp: largest distance from the rounded reference in units in the last place, among the elements of each row
             that are no smaller than its root mean square.
+        request_key: of the request that the worst element is of; None where there is no element.
     """
 
     error_budget: float = 0.0
     worst: str = ""
     max_ulp: int = 0
+    request_key: int | None = None
 
 
 def judge_tensors(
@@ -82,4 +84,5 @@ def _judge(
             f"the reference is {values[index]:.9g} within {bound[index]:.3g} before rounding"
         ),
         max_ulp=ulp_distance(actual, values, magnitude >= root_mean_square),
+        request_key=requests[owner].key,
     )

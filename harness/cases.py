@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 
 from samebits.backends.contract import Tiling
 from samebits.backends.problem import DTYPE_NAMES, Geometry, Mask, Problem, Request
+from samebits.backends.token_problem import TokenOperation
 from samebits.harness.geometries import GEOMETRIES
 from samebits.harness.records import TIERS
+from samebits.harness.relations import AnyProblem
 
 # Makes the requests of a batch from a page size and a tiling.
 _BatchMaker = Callable[[int, Tiling], list[Request]]
@@ -41,6 +43,41 @@ class Case:
         """The base problem for an implementation's tiling."""
         requests = requests_under(self.mask, BATCHES[self.batch](self.geometry.page_size, tiling))
         return Problem(self.geometry, self.mask, dtype, tuple(requests), seed=seed)
+
+
+@dataclass(frozen=True)
+class GivenCase:
+    """A problem that is given as it is, whatever the tiling.
+
+    Attributes:
+        given: the problem.
+    """
+
+    given: AnyProblem
+
+    @property
+    def mask(self) -> Mask | None:
+        """Which keys a query sees; None where nothing is attended to."""
+        return self.given.mask if isinstance(self.given, Problem) else None
+
+    @property
+    def geometry(self) -> Geometry | TokenOperation:
+        """The sizes of what is computed."""
+        return self.given.geometry if isinstance(self.given, Problem) else self.given.operation
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """Its own dtype."""
+        return (self.given.dtype,)
+
+    @property
+    def case_id(self) -> str:
+        """Names the case, and not its requests."""
+        return f"{self.geometry.name}-given"
+
+    def problem(self, dtype: str, tiling: Tiling, seed: int) -> AnyProblem:
+        """The problem."""
+        return self.given
 
 
 def requests_under(mask: Mask, requests: list[Request]) -> list[Request]:

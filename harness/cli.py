@@ -112,6 +112,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     matrix.set_defaults(run=_matrix)
 
+    repro = commands.add_parser("repro", help="one comparison again, without pytest, as a record's repro names it")
+    repro.add_argument("implementation", metavar="IMPLEMENTATION", help="its label, such as CPU/torch")
+    repro.add_argument("relation", metavar="RELATION", help="name of the relation, such as batch_size")
+    repro.add_argument("comparison", metavar="TEXT", help="what is compared, in one word of the shell")
+    repro.add_argument("--load", metavar="FILE", type=Path, action="append", default=[], help=_LOAD_HELP)
+    repro.add_argument("--libs", metavar="DIR", type=Path, action="append", default=[], help=_LIBS_HELP)
+    repro.add_argument("--threads", metavar="N", type=_threads, default=1, help="threads within one operation")
+    repro.set_defaults(run=_repro)
+
     explaining = commands.add_parser(
         "explain", help="why the two sides of a cell differ: where, and in which order each adds up"
     )
@@ -210,6 +219,30 @@ def _matrix(options: argparse.Namespace) -> int:
     for directory in run_matrix(matrix, options.output, options.cluster or "slurm", options.set, words):
         print(f"written: {directory / RECORDS_FILE}")
     return _EXIT_GREEN
+
+
+def _repro(options: argparse.Namespace) -> int:
+    # A library may print while it is imported or run.
+    with contextlib.redirect_stdout(sys.stderr):
+        from samebits.harness.repro.command import replay
+
+        replayed = replay(
+            options.implementation,
+            options.relation,
+            options.comparison,
+            options.load,
+            options.libs,
+            options.threads,
+        )
+    print(replayed.to_text())
+    return _EXIT_RED if replayed.fails else _EXIT_GREEN
+
+
+def _threads(text: str) -> int:
+    # Above any machine's; torch crashes where it cannot start as many as it was told.
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:5]) <= 1024:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 to 1024")
+    return int(text)
 
 
 def _explain(options: argparse.Namespace) -> int:

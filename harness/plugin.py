@@ -247,7 +247,8 @@ def _decide(record: Record) -> None:
     told = "; ".join(record.reasons)
     if record.red:
         example = f"\nsmallest batch: {record.smallest_batch}" if record.smallest_batch else ""
-        pytest.fail(f"{record.verdict}: {told}{example}\nreproduce: {record.command}", pytrace=False)
+        again = f"\njust that batch: {record.repro}" if record.repro else ""
+        pytest.fail(f"{record.verdict}: {told}{example}\nreproduce: {record.command}{again}", pytrace=False)
     if record.verdict in (Verdict.UNSUPPORTED, Verdict.UNAVAILABLE):
         pytest.skip(f"{record.verdict}: {told}")
     if record.verdict is Verdict.KNOWN:

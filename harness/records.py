@@ -75,7 +75,9 @@ class Record:
             the reference; None where nothing ran.
         error_budget: share of the error bound used against the fp64 reference, at the worst element; above 1 is wrong.
         digest: of all output bits of the cell.
-        smallest_batch: smallest problem found that still shows a difference; empty where there is none.
+        smallest_batch: smallest batch found that still fails; empty where nothing failed, or no batch is to blame.
+        repro: command that runs just that batch again, without pytest; of an error, the batch that raised. Empty where
+            `smallest_batch` is and no batch raised.
         seconds: time the cell took.
         environment: where it ran.
         configuration: kernel settings that decide bits.
@@ -111,6 +113,7 @@ class Record:
     error_budget: float | None = None
     digest: str = ""
     smallest_batch: str = ""
+    repro: str = ""
     seconds: float = 0.0
     configuration: Mapping[str, str] = field(default_factory=dict)
     resources: Mapping[str, int] = field(default_factory=dict)

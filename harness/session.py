@@ -123,7 +123,7 @@ class MatrixSession:
         implementation, availability = cell.implementation, self._availability(cell)
         if isinstance(implementation, CompiledSubject):
             return judge_compilation(cell, availability, self._command(cell))
-        return judge(cell, availability, self.executor(cell), self._command(cell))
+        return judge(cell, availability, self.executor(cell), self._command(cell), [*self._loading(), *self._threads()])
 
     def executor(self, cell: Cell) -> Executor:
         """Runs the implementation of a cell, which computes something, where it is available."""
@@ -186,20 +186,23 @@ class MatrixSession:
         return cell.implementation.probe() if cell.flaw else self.availability(cell.implementation)
 
     def _command(self, cell: Cell) -> str:
-        words = ["pytest", *self.options.places, "-m", cell.suite]
-        for path in self.options.load:
-            words += ["--load", str(path)]
-        for path in self.options.libs:
-            words += ["--libs", str(path)]
+        words = ["pytest", *self.options.places, "-m", cell.suite, *self._loading()]
         if self.options.tier != "default":
             words += ["--tier", self.options.tier]
         if self.selection.dtypes:
             words += ["--dtype", cell.dtype]
-        if self.options.threads != 1:
-            words += ["--threads", str(self.options.threads)]
+        words += self._threads()
         if cell.seed:
             words += ["--seed", str(cell.seed)]
         return shlex.join([*words, "--cell", cell.cell_id])
+
+    def _loading(self) -> list[str]:
+        """The words of a command that loads what this session loaded."""
+        given = [("--load", path) for path in self.options.load] + [("--libs", path) for path in self.options.libs]
+        return [word for option, path in given for word in (option, str(path))]
+
+    def _threads(self) -> list[str]:
+        return ["--threads", str(self.options.threads)] if self.options.threads != 1 else []
 
     def _check_cells(self) -> None:
         wanted = self.options.cells

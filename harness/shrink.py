@@ -1,4 +1,4 @@
-"""From a batch that shows a difference to a smaller one that still does."""
+"""From a batch that fails to a smaller one that still does."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _FEW_NEIGHBOURS = 6
 _TOLD = 8
 
 
-def shrink(comparison: Comparison, differs: Callable[[Comparison], bool], attempts: int, victim: int) -> Comparison:
-    """Drops steps and requests and shortens lengths while the difference stays.
+def shrink(comparison: Comparison, fails: Callable[[Comparison], bool], attempts: int, victim: int) -> Comparison:
+    """Drops steps and requests and shortens lengths while a failure stays.
 
     Args:
-        comparison: shows a difference.
-        differs: whether a comparison shows one.
+        comparison: fails, with two sides that differ or with one that is wrong.
+        fails: whether a comparison does.
         attempts: how many smaller comparisons to try at most.
-        victim: key of a request that differs.
+        victim: key of a request that fails.
 
     Returns:
-        The smallest comparison found; the given one where no smaller one differs.
+        The smallest comparison found; the given one where no smaller one fails.
     """
     smallest = comparison
     tried = {comparison}
@@ -37,15 +37,17 @@ def shrink(comparison: Comparison, differs: Callable[[Comparison], bool], attemp
             if len(tried) > attempts:
                 return smallest
             tried.add(candidate)
-            if differs(candidate):
+            if fails(candidate):
                 smallest, progress = candidate, True
                 break
     return smallest
 
 
 def describe(comparison: Comparison) -> str:
-    """Both sides of a comparison in one line."""
+    """Both sides of a comparison in one line, or the only one."""
     left, right = (_told_side(side) for side in (comparison.left, comparison.right))
+    if not comparison.right:
+        return left
     changes = _changes(comparison)
     return f"{left} against {right} with {changes}" if changes else f"{left} against {right}"
 
@@ -69,13 +71,13 @@ def _changes(comparison: Comparison) -> str:
     """What besides the requests is another on the right: layout, data, circumstances."""
     left, right = (
         {"data": side[0].data} | vars(side[0].layout) | vars(side[0].circumstances)
-        for side in (comparison.left, comparison.right or comparison.left)
+        for side in (comparison.left, comparison.right)
     )
     return ", ".join(f"{name} {left[name]} and {right[name]}" for name in left if left[name] != right[name])
 
 
 def _smaller(comparison: Comparison, victim: int) -> Iterator[Comparison]:
-    """Smaller comparisons, those first that are the easiest to follow if they still differ."""
+    """Smaller comparisons, those first that are the easiest to follow if they still fail."""
     yield from _fewer_steps(comparison)
     neighbours = [key for key in _keys(comparison) if key != victim]
     yield from _kept(comparison, {victim})
@@ -107,7 +109,7 @@ def _fewer_steps(comparison: Comparison) -> Iterator[Comparison]:
 
 
 def _kept(comparison: Comparison, keys: set[int]) -> Iterator[Comparison]:
-    """The comparison with some requests only, where both sides still hold one and are not the same."""
+    """The comparison with some requests only, where each side still holds one and the two are not the same."""
     left, right = (
         tuple(
             problem.with_requests(*kept)
@@ -116,7 +118,12 @@ def _kept(comparison: Comparison, keys: set[int]) -> Iterator[Comparison]:
         )
         for side in (comparison.left, comparison.right)
     )
-    if left and right and left != right and (left, right) != (comparison.left, comparison.right):
+    if (
+        left
+        and bool(right) == bool(comparison.right)
+        and left != right
+        and (left, right) != (comparison.left, comparison.right)
+    ):
         yield replace(comparison, left=left, right=right)
 
 

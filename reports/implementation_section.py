@@ -115,7 +115,8 @@ def _examples(found: Sequence[Record], of: Sequence[Record]) -> Iterator[str]:
 
 def _reproduced(example: Record) -> str:
     batch = f"smallest batch {text.markdown_code(example.smallest_batch)}; " if example.smallest_batch else ""
-    return f"{batch}reproduce: {text.markdown_code(portable(example.command))}"
+    alone = f"; just that batch: {text.markdown_code(portable(example.repro))}" if example.repro else ""
+    return f"{batch}reproduce: {text.markdown_code(portable(example.command))}{alone}"
 
 
 def _place(example: Record) -> str:

@@ -96,6 +96,8 @@ def _finding(finding: Finding) -> Iterator[str]:
     if example.smallest_batch:
         yield f"  - smallest batch: {text.markdown_code(example.smallest_batch)}"
     yield f"  - reproduce: {text.markdown_code(example.command)}"
+    if example.repro:
+        yield f"  - just that batch: {text.markdown_code(example.repro)}"
     yield ""
 
 

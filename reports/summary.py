@@ -123,6 +123,8 @@ def _failures(found: Sequence[Finding]) -> Iterator[str]:
             yield from text.wrapped(f"smallest batch: {example.smallest_batch}", "    ", most=2)
         # Never wrapped: it is made to be copied.
         yield f"    reproduce: {text.plain(example.command)}"
+        if example.repro:
+            yield f"    just that batch: {text.plain(example.repro)}"
     yield from _more(len(found), "groups")
 
 

@@ -46,6 +46,7 @@ _CELL_COLUMNS = (
     "digest",
     "baseline_digest",
     "smallest_batch",
+    "repro",
     "seconds",
     "device",
     "threads",
@@ -70,6 +71,7 @@ _FROM_RECORD = (
     "max_ulp",
     "digest",
     "smallest_batch",
+    "repro",
     "seconds",
     "command",
 )

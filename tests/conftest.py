@@ -22,7 +22,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def no_smallest_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Looking for the smallest batch takes several times as long as finding a difference, and is tested elsewhere."""
-    monkeypatch.setattr("samebits.harness.judgement._smallest", lambda *_: "")
+    monkeypatch.setattr("samebits.harness.judgement.smallest_failure", lambda *_, **_expected: None)
 
 
 @pytest.fixture(scope="session")

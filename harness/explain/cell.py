@@ -14,12 +14,13 @@ from samebits.harness.explain.attention import QueryRow, attention_order
 from samebits.harness.explain.drawing import drawn_trees
 from samebits.harness.explain.order import Node
 from samebits.harness.explain.telling import told_tree
-from samebits.harness.judgement import Located, common_rows, smallest_difference
+from samebits.harness.findings import Located, common_rows, find
 from samebits.harness.matrix import Cell
 from samebits.harness.records import UnusableInput, Verdict
 from samebits.harness.relations import AnyProblem
 from samebits.harness.session import MatrixSession, Options
 from samebits.harness.shrink import describe
+from samebits.harness.smallest import smallest_difference
 from samebits.harness.suite_cells import SUITES
 
 
@@ -123,9 +124,10 @@ def explain(cell: Cell, executor: Executor) -> Explanation | None:
         cell: of an implementation that is available, without reasons against its problems.
         executor: runs it.
     """
-    located = smallest_difference(cell, executor)
-    if located is None:
+    first = find(cell.comparisons, cell.relation, executor).first
+    if first is None:
         return None
+    located = smallest_difference(cell, first, executor)
     rows = next(
         rows
         for rows in common_rows(located.comparison, executor)

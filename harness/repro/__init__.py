@@ -1,0 +1,1 @@
+"""One comparison as one line: told in text, read back exactly, and run again without pytest."""
