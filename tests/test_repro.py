@@ -134,15 +134,16 @@ ATTENTION = st.builds(
 )
 OPERATIONS = st.one_of(
     st.builds(
-        lambda name, half, more, flags, dtype, position: RotaryEmbedding(
-            name, 4, 2, 2 * half + more, 2 * half, *flags, dtype, position
-        ),
-        NAMES,
-        st.integers(1, 500),
-        COUNTS,
-        st.tuples(FLAGS, FLAGS),
-        st.sampled_from((None, *DTYPE_NAMES)),
-        SIZES,
+        lambda half, more, **sizes: RotaryEmbedding(head_dim=2 * half + more, rotary_dim=2 * half, **sizes),
+        half=st.integers(1, 500),
+        more=COUNTS,
+        name=NAMES,
+        num_heads=SIZES,
+        num_kv_heads=SIZES,
+        interleaved=FLAGS,
+        inverse=FLAGS,
+        cache_dtype=st.sampled_from((None, *DTYPE_NAMES)),
+        max_position=SIZES,
     ),
     st.builds(CacheWrite, NAMES, SIZES, SIZES, SIZES),
     st.builds(MergeStates, NAMES, SIZES, SIZES),

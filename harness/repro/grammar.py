@@ -90,7 +90,7 @@ class _Parser:
     """Reads one text from its beginning to its end."""
 
     def __init__(self, text: str) -> None:
-        self._words = _WORD.findall(text)
+        self._words: list[str] = _WORD.findall(text)
         self._place = 0
         operation = self._next()
         if operation not in FORMS:
