@@ -28,7 +28,7 @@ def test_the_example_backend_is_at_most_40_lines() -> None:
 def records_of_example(folder: Path, code: str, command: str) -> list[Record]:
     """Saves an example and runs the command that is printed with it, from outside of the checkout.
 
-    But for the controls, each of which test_controls.py runs, and for the cases of other models, of which there are many.
+    But for the controls, each of which test_controls.py runs, and for the many cases of other models.
     """
     _, suite, *words = shlex.split(command.strip().removeprefix("$ pytest "))
     (file,) = re.findall(r"--load[ =](\w+\.py)", command)
