@@ -28,8 +28,7 @@ def in_circumstances(circumstances: Circumstances, poison: str, device: torch.de
     """
     scratch = circumstances.scratch or poison
     with ExitStack() as stack:
-        if circumstances.threads is not None:
-            stack.enter_context(_threads(circumstances.threads))
+        stack.enter_context(on_threads(circumstances.threads))
         if circumstances.beside_work:
             stack.enter_context(_work_on_device(device) if device.type == "cuda" else _work_on_host())
         if circumstances.attempt:
@@ -39,7 +38,11 @@ def in_circumstances(circumstances: Circumstances, poison: str, device: torch.de
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def on_threads(count: int | None) -> Iterator[None]:
+    """Computes on so many threads within an operation while it is open; None for those that there are."""
+    if count is None:
+        yield
+        return
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import importlib.metadata
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import NoReturn
 
 from samebits.harness.record_files import read_run, records_file
 from samebits.harness.records import RECORDS_FILE, UnusableInput
+from samebits.reports.accumulation import drawn_orders, has_orders
+from samebits.reports.accumulation_words import told_explanation
 from samebits.reports.baseline_files import read_baseline
 from samebits.reports.files import replace_file
 from samebits.reports.report import Report, require_common_suite, write_report
@@ -250,13 +253,17 @@ def _explain(options: argparse.Namespace) -> int:
     with contextlib.redirect_stdout(sys.stderr):
         from samebits.harness.explain.cell import explain_cell
 
-        explanation = explain_cell(options.cell, options.tier, options.seed, options.load, options.libs)
-    if explanation is None:
+        found = explain_cell(options.cell, options.tier, options.seed, options.load, options.libs)
+    if found is None:
         print(f"{options.cell}: both sides have the same bits")
         return _EXIT_GREEN
-    print(explanation.to_text())
+    smallest_batch, explanation = found
+    print(f"{options.cell}\nSmallest batch that differs: {smallest_batch}")
+    print(told_explanation(explanation, shutil.get_terminal_size().columns))
     if options.svg is not None:
-        replace_file(options.svg, explanation.to_svg())
+        if not has_orders(explanation):
+            raise UnusableInput(f"no order of additions is known of {options.cell}, so there is nothing to draw")
+        replace_file(options.svg, drawn_orders(explanation))
         print(f"written: {options.svg}")
     return _EXIT_GREEN
 

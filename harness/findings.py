@@ -28,9 +28,13 @@ class Located:
     difference: Difference
 
     def __str__(self) -> str:
+        return f"{self.difference} in the {self.place} of request r{self.request_key}"
+
+    @property
+    def place(self) -> str:
+        """The first element, in words: its tensor, and where it is in the request's sequence."""
         row, *inner = self.difference.first
-        place = described_place(self.tensor, (self.first_position + row, *inner)).replace("row", "position", 1)
-        return f"{self.difference} in the {place} of request r{self.request_key}"
+        return described_place(self.tensor, (self.first_position + row, *inner)).replace("row", "position", 1)
 
 
 @dataclass(frozen=True)

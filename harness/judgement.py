@@ -10,7 +10,9 @@ from samebits.backends.contract import Availability, Implementation, KnownGap
 from samebits.backends.subject import Subject
 from samebits.harness.environment import environment
 from samebits.harness.executor import Executor, reasons_against
-from samebits.harness.findings import ComputationFailed, Findings, find
+from samebits.harness.explain.row import OF_A_ROW, explained
+from samebits.harness.explanation import Explanation
+from samebits.harness.findings import ComputationFailed, Findings, find, first_difference
 from samebits.harness.full_sizes import size_reasons
 from samebits.harness.graphs.reasons import device_reasons
 from samebits.harness.matrix import Cell, Flaw, Symptom
@@ -19,6 +21,9 @@ from samebits.harness.relations import AnyProblem, Comparison
 from samebits.harness.repro.line import repro_line
 from samebits.harness.shrink import describe
 from samebits.harness.smallest import smallest_failure
+
+# A row of these that shows a difference says why.
+_EXPLAINED = (Verdict.FAIL, Verdict.VARIES)
 
 
 def judge(
@@ -48,6 +53,7 @@ def judge(
         verdict, reasons = _conclude(cell, findings, bool(record.claimed), availability.device)
         expected = cell.flaw is not None or verdict is Verdict.KNOWN
         smallest = smallest_failure(cell, findings, executor, expected=expected)
+        explanation = _explanation(cell, verdict, findings, smallest, executor)
     except KeyboardInterrupt:
         raise
     except BaseException as error:
@@ -69,12 +75,24 @@ def judge(
         digest=findings.digest,
         smallest_batch="" if smallest is None else describe(smallest),
         repro="" if smallest is None else _told_again(cell, smallest, options),
+        explanation=explanation,
         seconds=time.perf_counter() - started,
     )
 
 
 def _told_again(cell: Cell, comparison: Comparison, options: Sequence[str]) -> str:
     return repro_line(cell.implementation.label, cell.relation.name, comparison, options)
+
+
+def _explanation(
+    cell: Cell, verdict: Verdict, findings: Findings, smallest: Comparison | None, executor: Executor
+) -> Explanation | None:
+    """Why bits differ, of a row that fails or varies and is no control."""
+    if findings.first is None or smallest is None or cell.flaw is not None or verdict not in _EXPLAINED:
+        return None
+    # What is wrong by itself has one side.
+    located = first_difference(smallest, executor) if smallest.right else findings.first
+    return explained(located or findings.first, executor, OF_A_ROW)
 
 
 def told_apart(control: Record, parent: Record) -> Record:

@@ -17,6 +17,7 @@ import pytest
 from samebits.harness.records import Record, UnusableInput, Verdict
 from samebits.harness.run_log import RECORD_PROPERTY, SUITE_MARKS, RunLog, or_exit
 from samebits.harness.worker_gpu import pin_worker
+from samebits.reports.accumulation_words import short_lines
 
 if TYPE_CHECKING:
     from samebits.harness.matrix import Cell
@@ -248,7 +249,8 @@ def _decide(record: Record) -> None:
     if record.red:
         example = f"\nsmallest batch: {record.smallest_batch}" if record.smallest_batch else ""
         again = f"\njust that batch: {record.repro}" if record.repro else ""
-        pytest.fail(f"{record.verdict}: {told}{example}\nreproduce: {record.command}{again}", pytrace=False)
+        why = "".join(f"\n{line}" for line in short_lines(record.explanation)) if record.explanation else ""
+        pytest.fail(f"{record.verdict}: {told}{example}{why}\nreproduce: {record.command}{again}", pytrace=False)
     if record.verdict in (Verdict.UNSUPPORTED, Verdict.UNAVAILABLE):
         pytest.skip(f"{record.verdict}: {told}")
     if record.verdict is Verdict.KNOWN:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from samebits.harness.explanation import Explanation
+
 SCHEMA_VERSION = 2
 RECORDS_FILE = "records.jsonl"
 # From the smallest to the largest; each holds the cells of those before it.
@@ -78,6 +80,7 @@ class Record:
         smallest_batch: smallest batch found that still fails; empty where nothing failed, or no batch is to blame.
         repro: command that runs just that batch again, without pytest; of an error, the batch that raised. Empty where
             `smallest_batch` is and no batch raised.
+        explanation: why bits differ, of a row that fails or varies for it; None for all others.
         seconds: time the cell took.
         environment: where it ran.
         configuration: kernel settings that decide bits.
@@ -114,6 +117,7 @@ class Record:
     digest: str = ""
     smallest_batch: str = ""
     repro: str = ""
+    explanation: Explanation | None = None
     seconds: float = 0.0
     configuration: Mapping[str, str] = field(default_factory=dict)
     resources: Mapping[str, int] = field(default_factory=dict)

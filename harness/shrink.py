@@ -55,11 +55,11 @@ def describe(comparison: Comparison) -> str:
 def _told_side(side: tuple[AnyProblem, ...]) -> str:
     """The steps of one side; of many, the first and the last."""
     if len(side) <= 3:
-        return " then ".join(_told(problem) for problem in side)
-    return f"{_told(side[0])} then {len(side) - 2} more then {_told(side[-1])}"
+        return " then ".join(told_batch(problem) for problem in side)
+    return f"{told_batch(side[0])} then {len(side) - 2} more then {told_batch(side[-1])}"
 
 
-def _told(problem: AnyProblem) -> str:
+def told_batch(problem: AnyProblem) -> str:
     """The requests of one step; of a crowd, those at its ends."""
     requests = [str(request) for request in problem.requests]
     if len(requests) > _TOLD:

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from samebits.reports import text
+from samebits.reports.accumulation_words import short_lines
 from samebits.reports.findings import FINDING_TITLES, Finding, findings, gaps, guards
 from samebits.reports.markdown_table import markdown_table
 from samebits.reports.regression import ComparedCell, Comparison, State
@@ -95,6 +96,8 @@ def _finding(finding: Finding) -> Iterator[str]:
     yield f"  - {text.markdown('; '.join(example.reasons) or 'no reason given')}"
     if example.smallest_batch:
         yield f"  - smallest batch: {text.markdown_code(example.smallest_batch)}"
+    for sentence in [] if example.explanation is None else short_lines(example.explanation):
+        yield f"  - {text.markdown(sentence)}"
     yield f"  - reproduce: {text.markdown_code(example.command)}"
     if example.repro:
         yield f"  - just that batch: {text.markdown_code(example.repro)}"

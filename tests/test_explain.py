@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,18 +15,24 @@ from samebits.backends.contract import Implementation
 from samebits.backends.problem import Mask, Problem, Request
 from samebits.harness.cli import main
 from samebits.harness.comparison import ulp_counts
-from samebits.harness.explain.attention import QueryRow, attention_order
-from samebits.harness.explain.cell import Explanation, Side
-from samebits.harness.explain.drawing import drawn_trees
+from samebits.harness.explain.attention import QueryRow, RowCalls
+from samebits.harness.explain.compact import compact
 from samebits.harness.explain.order import Node, accumulation_order
-from samebits.harness.explain.telling import level_of, told_tree
+from samebits.harness.explain.values import values_tree
+from samebits.harness.explanation import Explanation, Order, Side
 from samebits.harness.geometries import GEOMETRIES
-from samebits.harness.records import UnusableInput
+from samebits.harness.records import UnusableInput, to_json
 from samebits.harness.registry import load_registry
+from samebits.reports.accumulation import drawn_orders
+from samebits.reports.accumulation_words import order_sentences, told_explanation, tree_lines
 
 from .suite_runs import PLANTED
 
 CPU = torch.device("cpu")
+
+
+def shown(tree: Node) -> str:
+    return "\n".join(tree_lines(compact(tree, 0)))
 
 
 def in_order(terms: torch.Tensor) -> torch.Tensor:
@@ -85,16 +92,16 @@ def test_the_order_of_a_sum_is_recovered(
     summation: Callable[[torch.Tensor], torch.Tensor], num_terms: int, expected: Node
 ) -> None:
     for sums_at_once in (1, 7, 64):
-        found = accumulation_order(summation, num_terms, sums_at_once)
-        assert found == expected, f"{sums_at_once} at once:\n{told_tree(found)}"
+        found = accumulation_order(summation, num_terms, sums_at_once, 128)
+        assert found == expected, f"{sums_at_once} at once:\n{shown(found)}"
 
 
 def test_more_terms_than_eight_bits_count_are_told_apart() -> None:
     def rounded(terms: torch.Tensor) -> torch.Tensor:
         return in_order(terms).to(torch.bfloat16).double()
 
-    found = accumulation_order(rounded, 300, 64)
-    assert found == chain(*range(300)), told_tree(found)
+    found = accumulation_order(rounded, 300, 64, 224)
+    assert found == chain(*range(300)), shown(found)
 
 
 def test_terms_that_are_added_at_once_are_parts_of_one_node() -> None:
@@ -107,10 +114,10 @@ def test_terms_that_are_added_at_once_are_parts_of_one_node() -> None:
             total = addends.masked_fill(addends.abs() < largest * 2.0**-24, 0.0).sum(dim=0)
         return total
 
-    found = accumulation_order(at_once, 8, 64)
+    found = accumulation_order(at_once, 8, 64, 128)
     first = made(0, 1, 2, 3)
-    assert found == made(first, 4, 5, 6, 7), told_tree(found)
-    assert "4 keys, at once" in told_tree(found)
+    assert found == made(first, 4, 5, 6, 7), shown(found)
+    assert "4 keys, at once" in shown(found)
 
 
 def bundled(backend: str) -> Implementation[object]:
@@ -130,56 +137,133 @@ def test_the_bundled_cpu_kernel_adds_chunks_of_128_keys_whatever_its_batch(
 ) -> None:
     problem = Problem(GEOMETRIES["llama3-8b"], Mask.CAUSAL, dtype, requests)
     row = next(request.query_len for request in requests if request.key == 1) - 1
-    tree, positions = attention_order(bundled("CPU"), problem, QueryRow(1, row, 2), CPU)
-    assert positions == tuple(range(300))
+    tree = values_tree(RowCalls(bundled("CPU"), problem, QueryRow(1, row, 2), CPU))
     chunks = [chain(*range(start, min(start + 128, 300))) for start in (0, 128, 256)]
-    assert tree == chain(*chunks), told_tree(tree)
-    assert level_of(tree.parts[0]).addends[0].terms == tuple(range(128))
+    assert tree == chain(*chunks), shown(tree)
 
 
-def test_a_window_numbers_the_keys_that_the_row_sees() -> None:
+def test_under_a_window_keys_are_told_by_their_positions() -> None:
     problem = Problem(GEOMETRIES["mistral-7b"], Mask.SLIDING_WINDOW, "fp32", (Request(1, 1, 60),))
-    tree, positions = attention_order(bundled("CPU"), problem, QueryRow(1, 0, 0), CPU)
-    assert positions == tuple(range(28, 61)), "the window of 33 ends at the query"
-    assert tree.terms == tuple(range(33))
+    calls = RowCalls(bundled("CPU"), problem, QueryRow(1, 0, 0), CPU)
+    whole = compact(values_tree(calls), calls.first_position)
+    assert (whole.first, whole.last, whole.keys) == (28, 60, 33), "the window of 33 ends at the query"
 
 
 def test_an_order_that_does_not_show_is_refused_in_a_sentence() -> None:
     geometry = GEOMETRIES["llama3-8b"]
+    short = Problem(geometry, Mask.CAUSAL, "fp16", (Request(1, 1, 9),))
     with pytest.raises(UnusableInput, match="fp16, whose range is too small"):
-        attention_order(
-            bundled("CPU"), Problem(geometry, Mask.CAUSAL, "fp16", (Request(1, 1, 9),)), QueryRow(1, 0, 0), CPU
-        )
+        values_tree(RowCalls(bundled("CPU"), short, QueryRow(1, 0, 0), CPU))
+    early = Problem(geometry, Mask.CAUSAL, "fp32", (Request(1, 2, -2),))
     with pytest.raises(UnusableInput, match="sees no key"):
-        attention_order(
-            bundled("CPU"), Problem(geometry, Mask.CAUSAL, "fp32", (Request(1, 2, -2),)), QueryRow(1, 0, 0), CPU
-        )
+        RowCalls(bundled("CPU"), early, QueryRow(1, 0, 0), CPU)
+    with pytest.raises(UnusableInput, match="follows no order"):
+        accumulation_order(lambda terms: in_order(terms).abs() * 1.5, 9, 64, 128)
 
 
-def test_a_tree_is_told_by_what_is_alike() -> None:
-    tiles = [chain(*range(start, start + 4)) for start in range(0, 16, 4)]
-    tree = chain(*tiles, made(16, 17))
-    assert told_tree(tree).splitlines() == [
-        "keys 0 to 17: 5 parts of 4 x 4, 2 keys, one after another",
-        "├─ keys 0 to 3: 4 keys, one after another (and 3 more alike, to 15)",
-        "└─ keys 16 to 17: 2 keys, in one addition",
-    ]
-    assert [addend.first for addend in level_of(tree).addends] == [0, 4, 8, 12, 16]
-    halves = made(made(0, 2), made(1, 3))
-    assert (
-        told_tree(halves).splitlines()[1]
-        == "└─ keys 0 to 2 in steps of 2: 2 keys, in one addition (and 1 more alike, to 3)"
-    )
+@pytest.mark.parametrize(
+    ("tree", "lines"),
+    [
+        pytest.param(
+            chain(*[chain(*range(start, start + 4)) for start in range(0, 16, 4)], made(16, 17)),
+            [
+                "keys 28 to 45: 5 parts of 4 x 4, 2 keys, one after another, from keys 28, 32, 36, 40, 44",
+                "├─ keys 28 to 31: 4 keys, one after another (and 3 more alike, to 43)",
+                "└─ keys 44 to 45: 2 keys, in one addition",
+            ],
+            id="tiles-and-a-tail",
+        ),
+        pytest.param(
+            chain(*[chain(*range(start, start + 4)) for start in (8, 4, 0)]),
+            [
+                "keys 28 to 39: 3 parts of 3 x 4 keys, one after another, the last first, from keys 36, 32, 28",
+                "└─ keys 36 to 39: 4 keys, one after another (and 2 more alike, to 31)",
+            ],
+            id="backwards",
+        ),
+        pytest.param(
+            chain(made(9, 10), *[chain(*range(start, start + 3)) for start in (6, 3, 0)]),
+            [
+                "keys 28 to 38: 4 parts of 2, 3 x 3 keys, one after another, the last first, from keys 37, 34, 31, 28",
+                "├─ keys 37 to 38: 2 keys, in one addition",
+                "└─ keys 34 to 36: 3 keys, one after another (and 2 more alike, to 30)",
+            ],
+            id="backwards-from-a-tail",
+        ),
+        pytest.param(
+            made(made(0, 2), made(1, 3)),
+            [
+                "keys 28 to 31: 2 parts of 2 x 2 keys, in one addition",
+                "└─ keys 28 to 30 in steps of 2: 2 keys, in one addition (and 1 more alike, to 31)",
+            ],
+            id="even-and-odd",
+        ),
+        pytest.param(
+            chain(*[chain(*range(start, start + 2)) for start in (4, 0, 2)]),
+            [
+                "keys 28 to 33: 3 parts of 3 x 2 keys, one after another, not in the order of the keys, from keys "
+                "28, 32, 30",
+                "├─ keys 28 to 29: 2 keys, in one addition (and 1 more alike, to 33)",
+                "└─ keys 30 to 31: 2 keys, in one addition",
+            ],
+            id="in-no-order",
+        ),
+    ],
+)
+def test_a_tree_is_told_by_what_is_alike_at_the_positions_of_its_keys(tree: Node, lines: list[str]) -> None:
+    assert tree_lines(compact(tree, 28)) == lines
 
 
-def test_trees_are_drawn_as_valid_svg() -> None:
-    drawn = drawn_trees(
-        [("<left> & alone", chain(*range(40))), ("right", made(chain(*range(20)), chain(*range(20, 40))))]
-    )
+def test_an_order_without_a_pattern_is_cut_off() -> None:
+    generator = random.Random(0)
+    parts: list[Node | int] = list(range(400))
+    while len(parts) > 1:
+        joined = [parts.pop(generator.randrange(len(parts))) for _ in range(2)]
+        parts.append(made(*joined))
+    (tree,) = parts
+    assert isinstance(tree, Node)
+    kept = compact(tree, 0)
+    assert len(to_json(vars(kept))) < 20_000
+    assert kept.keys == 400
+
+
+def order(tree: Node, note: str = "") -> Order:
+    return Order(compact(tree, 0), note)
+
+
+def explanation(left: Order, right: Order, *denominators: Order) -> Explanation:
+    """What is told of two sides, in batches whose names need escaping."""
+    first, second = denominators or (Order(note="it is not asked"),) * 2
+    sides = (Side("[r1:q1c39] & <alone>", left, first), Side("[r1:q1c39 r2:q1c0]", right, second))
+    return Explanation("r1:q1c39", 39, "output of position 39, head 0, element 1", "1.0 and 2.0", {"1": 3}, sides)
+
+
+def test_orders_are_drawn_on_one_scale_with_labels_that_need_no_colour() -> None:
+    halves = made(chain(*range(20)), chain(*range(20, 40)))
+    drawn = drawn_orders(explanation(order(chain(*range(40))), order(halves)))
     root = ElementTree.fromstring(drawn)
-    texts = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
-    assert "<left> & alone" in texts, f"the titles are {texts}"
-    assert len(list(root.iter("{http://www.w3.org/2000/svg}rect"))) == 4
+    name = "{http://www.w3.org/2000/svg}"
+    texts = [text.text or "" for text in root.iter(f"{name}text")]
+    assert "Left: [r1:q1c39] & <alone>" in texts, f"the labels are {texts}"
+    assert "values, keys 0 to 39: 2 parts of 2 x 20 keys, in one addition, from keys 0, 20" in texts
+    widths = [float(bar.attrib["width"]) for bar in root.iter(f"{name}rect")]
+    assert widths == pytest.approx([999, 999, 499, 499])
+    assert root.find(f"{name}desc") is not None
+    assert root.find(f"{name}title") is not None
+    assert "#" not in re.sub(r">[^<]*<", "><", drawn), "a colour is written, which a dark page may not show"
+    assert not drawn_orders(explanation(Order(note="no"), Order(note="no")))
+
+
+def test_both_sides_stand_next_to_each_other_where_they_fit() -> None:
+    told = explanation(order(chain(*range(40))), order(made(chain(*range(20)), chain(*range(20, 40)))))
+    wide, narrow = (told_explanation(told, width).splitlines() for width in (200, 80))
+    assert any(line.startswith("Left: ") and "Right: " in line for line in wide)
+    assert any(line.startswith("Right: ") for line in narrow)
+    assert max(map(len, narrow)) <= 120
+    assert (
+        "values: left 40 keys, one after another; right 2 parts of 2 x 20 keys, in one addition, from keys 0, 20, each "
+        "of 20 keys, one after another." in wide
+    )
 
 
 def test_distances_are_counted_by_powers_of_two() -> None:
@@ -192,20 +276,20 @@ def test_a_cell_is_explained_with_both_orders(tmp_path: Path, capsys: pytest.Cap
     cell, svg = "CPU/pages-in-order:pages:llama3-8b-causal-mixed:fp32", tmp_path / "orders.svg"
     assert main(["explain", cell, "--load", str(PLANTED / "thresholds.py"), "--svg", str(svg)]) == 0
     told = capsys.readouterr().out
-    assert re.search(r"^First difference: .* ULP apart, in the .* of request r\d+$", told, re.MULTILINE), told
+    assert re.search(r"^First difference: .* ULP apart in the .* of request r1:.*$", told, re.MULTILINE), told
     for side in ("Left", "Right"):
-        assert re.search(rf"^{side}, \[r1:.*\n.*keys, one after another", told, re.MULTILINE), f"{side} is not told"
+        assert f"{side}: [r1:" in told, f"{side} is not told"
+    assert re.search(r"^values: .*keys, one after another", told, re.MULTILINE), told
     ElementTree.fromstring(svg.read_text())
 
 
-@pytest.mark.parametrize(
-    ("right", "sentence"),
-    [(made(made(0, 1), made(2, 3)), "They add in different orders."), (chain(0, 1, 2, 3), "Both add in one order")],
-    ids=["different", "same"],
-)
-def test_an_explanation_says_whether_the_orders_differ(right: Node, sentence: str) -> None:
-    sides = (Side("Left", chain(0, 1, 2, 3)), Side("Right", right))
-    assert sentence in Explanation("cell", "smallest", "first", {"0": 1}, sides).to_text()
+def test_an_explanation_says_that_both_orders_are_the_same() -> None:
+    same = order(chain(0, 1, 2, 3))
+    assert order_sentences(explanation(same, same, same, same)) == [
+        "values: both sides add in one order: 4 keys, one after another.",
+        "denominator: both sides add in one order: 4 keys, one after another.",
+        "Look for what is rounded or scaled otherwise.",
+    ]
 
 
 def test_a_cell_whose_bits_agree_needs_no_explanation(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,24 +1,22 @@
-"""The order in which an attention kernel adds up the values of one query row, whatever kernel it is.
-
-Where a query is 0 all its scores are equal, and so are its weights: the output is the plain sum of the values, divided
-by their number. Each element of a head sums values of its own, so one call answers as many questions as a head has
-elements.
-"""
+"""One row of an attention kernel, called again and again with other values behind it."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from samebits.backends.contract import Implementation
-from samebits.backends.problem import Problem
-from samebits.harness.batch import Batch, make_batch
-from samebits.harness.explain.order import Node, accumulation_order
+from samebits.backends.contract import DTYPES, Implementation
+from samebits.backends.problem import Circumstances, Problem
+from samebits.harness.batch import make_batch
+from samebits.harness.circumstances import on_threads
 from samebits.harness.records import UnusableInput
 from samebits.harness.reference import visible_keys
+
+# What a call costs, whatever it computes, in pairs of a query and a key.
+_LEAST_WORK = 1 << 13
 
 
 @dataclass(frozen=True)
@@ -36,72 +34,85 @@ class QueryRow:
     head: int
 
 
-@torch.no_grad()
-def attention_order(
-    implementation: Implementation[Any], problem: Problem, place: QueryRow, device: torch.device
-) -> tuple[Node, tuple[int, ...]]:
-    """Recovers how the keys that a query row sees are added up, in a batch as it is.
+class RowCalls:
+    """Calls of an implementation with a batch as it is, but for what one row of it sees.
 
-    Args:
-        implementation: available here, and without reasons against the problem.
-        problem: the batch.
-        place: the row, of a request of the problem.
-        device: where the implementation computes.
-
-    Returns:
-        The tree over the keys that the row sees, numbered from 0, and the position of each of them.
-
-    Raises:
-        UnusableInput: the row sees no key, or float16 holds no value that absorbs others.
+    Attributes:
+        num_keys: keys that the row sees.
+        first_position: of the first of them, in the sequence that the request attends to.
+        width: elements of a head.
+        dtype: of queries, caches and output.
     """
-    if problem.dtype == "fp16":
-        raise UnusableInput(
-            "the order of additions does not show in fp16, whose range is too small; ask for bf16 or fp32"
-        )
-    (index,) = (index for index, request in enumerate(problem.requests) if request.key == place.key)
-    request = problem.requests[index]
-    (positions,) = visible_keys(problem, request, torch.device("cpu"))[place.row].nonzero(as_tuple=True)
-    if not len(positions):
-        raise UnusableInput(f"row {place.row} of request {request} sees no key; ask for one that does")
-    # A NaN that it reads and gives no weight would be all that shows.
-    batch = make_batch(problem.with_layout(poison="large"), device)
-    probe = _Probe(implementation, batch, index, place, positions)
-    tree = accumulation_order(probe.sums, len(positions), problem.geometry.head_dim)
-    return tree, tuple(positions.tolist())
-
-
-class _Probe:
-    """Sums through the values of one key/value head."""
 
     def __init__(
-        self, implementation: Implementation[Any], batch: Batch, index: int, place: QueryRow, positions: torch.Tensor
+        self,
+        implementation: Implementation[Any],
+        problem: Problem,
+        place: QueryRow,
+        device: torch.device,
+        most_work: int | None = None,
     ) -> None:
-        self._implementation, self._batch, self._place = implementation, batch, place
-        problem, rows = batch.problem, batch.query_rows[index]
+        """Makes the batch, in which the queries of the request are 0.
+
+        Args:
+            implementation: available here, and without reasons against the problem.
+            problem: the batch.
+            place: the row, of a request of the problem.
+            device: where the implementation computes.
+            most_work: pairs of a query and a key that may be computed over all calls; None for any number.
+
+        Raises:
+            UnusableInput: the row sees no key, or the batch is computed at the padded sizes of a graph.
+        """
+        (index,) = (index for index, request in enumerate(problem.requests) if request.key == place.key)
+        request = problem.requests[index]
+        (positions,) = visible_keys(problem, request, torch.device("cpu"))[place.row].nonzero(as_tuple=True)
+        if not len(positions):
+            raise UnusableInput(f"row {place.row} of request {request} sees no key; ask for one that does")
+        self.num_keys, self.first_position = len(positions), int(positions[0])
+        self.width, self.dtype = problem.geometry.head_dim, DTYPES[problem.dtype]
+        surroundings = problem.circumstances
+        if surroundings.graph is not None:
+            raise UnusableInput("what a batch is padded to for a graph is not asked for an order")
+        # A NaN that it reads and gives no weight would be all that shows.
+        plain = replace(
+            problem.with_layout(poison="large"),
+            data="normal",
+            circumstances=Circumstances(threads=surroundings.threads, output_only=surroundings.output_only),
+        )
+        self._implementation, self._batch, self._place = implementation, make_batch(plain, device), place
+        batch, rows = self._batch, self._batch.query_rows[index]
         batch.query[rows] = 0
         self._row = rows.start + place.row
         self._kv_head = place.head // problem.geometry.group_size
         first = int(batch.metadata.kv_starts(problem.mask)[index])
-        slots = (positions + first).to(batch.value_cache.device)
+        slots = (positions + first).to(device)
         page_size = problem.geometry.page_size
         self._pages = batch.metadata.block_table[index].to(torch.int64)[slots // page_size]
         self._offsets = slots % page_size
+        self._work_left = math.inf if most_work is None else most_work
+        self._work = max(_LEAST_WORK, sum(each.query_len * problem.kv_len(each) for each in problem.requests))
         self._plan = implementation.plan(batch.config, batch.metadata)
-        # What all weights come to together: 1, unless there are sinks or the exponential of 0 is a little off.
-        ones = torch.ones(len(positions), 1, dtype=torch.float64)
-        self._one = 1.0 / len(positions)
-        self._one = float(self.sums(ones)) / len(positions) / len(positions)
 
-    def sums(self, terms: torch.Tensor) -> torch.Tensor:
-        """Sums of terms, in units of one."""
-        batch = self._batch
-        cache, num_sums = batch.value_cache, terms.shape[1]
-        head = torch.zeros(len(self._pages), cache.shape[3], dtype=cache.dtype, device=cache.device)
-        head[:, :num_sums] = terms.to(cache.device, cache.dtype)
-        cache[self._pages, self._offsets, self._kv_head] = head
+    @torch.no_grad()
+    def output(self, values: torch.Tensor) -> torch.Tensor:
+        """The row's output, `[width]`, under values of the keys that it sees, `[num_keys, width]`: float64 both.
+
+        Raises:
+            UnusableInput: this would be more work than it may be.
+        """
+        self._work_left -= self._work
+        if self._work_left < 0:
+            raise UnusableInput("it takes more calls than a row of a run is worth")
+        batch, support = self._batch, self._implementation.support
+        batch.value_cache[self._pages, self._offsets, self._kv_head] = values.to(
+            batch.value_cache.device, batch.value_cache.dtype
+        )
         output = torch.full_like(batch.query, math.nan)
         lse = None
-        if self._implementation.support.lse:
-            lse = torch.full(batch.query.shape[1::-1], math.nan, dtype=torch.float32, device=cache.device)
-        self._implementation.run(self._plan, batch.query, batch.key_cache, cache, output, lse)
-        return output[self._row, self._place.head, :num_sums].to("cpu", torch.float64) / self._one
+        if support.lse and not batch.problem.circumstances.output_only:
+            lse = torch.full(batch.query.shape[1::-1], math.nan, dtype=torch.float32, device=output.device)
+        # Of what surrounds a call, threads alone may decide an order.
+        with on_threads(batch.problem.circumstances.threads):
+            self._implementation.run(self._plan, batch.query, batch.key_cache, batch.value_cache, output, lse)
+        return output[self._row, self._place.head].to("cpu", torch.float64)
