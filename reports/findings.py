@@ -6,9 +6,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from samebits.harness.records import Record, Run, RunHeader, Verdict
 from samebits.reports import text
+
+EntryT = TypeVar("EntryT")
 
 # What is told of, in this order, and under which title.
 FINDING_TITLES = {
@@ -203,11 +206,11 @@ def not_run(run: Run) -> dict[str, str]:
     return found
 
 
-def grouped(records: Iterable[Record], name: str) -> dict[str, list[Record]]:
-    """Records by an attribute of theirs, in order of first mention."""
-    by_value: dict[str, list[Record]] = {}
-    for record in records:
-        by_value.setdefault(getattr(record, name), []).append(record)
+def grouped(entries: Iterable[EntryT], name: str) -> dict[str, list[EntryT]]:
+    """Records, or what is made of them, by an attribute of theirs, in order of first mention."""
+    by_value: dict[str, list[EntryT]] = {}
+    for entry in entries:
+        by_value.setdefault(getattr(entry, name), []).append(entry)
     return by_value
 
 

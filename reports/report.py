@@ -15,7 +15,7 @@ from samebits.reports.files import replace_file
 from samebits.reports.findings import red_reasons
 from samebits.reports.regression import compare
 
-PAGE, TABLE, IMPLEMENTATIONS = "regression.md", "regression.csv", "implementations.md"
+PAGE, TABLE, IMPLEMENTATIONS, INDEX = "regression.md", "regression.csv", "implementations.md", "index.html"
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def require_common_suite(run: Run, baseline: Baseline) -> None:
 
 
 def write_report(run: Run, baseline: Baseline, directory: Path) -> Report:
-    """Compares a run with a baseline, writes `regression.md`, `regression.csv` and `implementations.md`, and sums up.
+    """Compares a run with a baseline, writes the pages and the table of it, and sums up.
 
     Args:
         run: to report.
@@ -67,14 +67,16 @@ def write_report(run: Run, baseline: Baseline, directory: Path) -> Report:
         UnusableInput: the baseline is of a file for other devices only, or the directory cannot be written.
     """
     from samebits.reports import implementations_page, page, summary, tables  # pandas: see above
+    from samebits.reports.html.page import html_page
 
     require_device(baseline, Scope.of(run).devices)
     comparison = compare(run, baseline)
     cells = tables.cell_table(comparison)
-    paths = (directory / PAGE, directory / TABLE, directory / IMPLEMENTATIONS)
+    paths = (directory / PAGE, directory / TABLE, directory / IMPLEMENTATIONS, directory / INDEX)
     replace_file(paths[0], page.page(comparison, cells))
     replace_file(paths[1], tables.to_csv(cells))
     replace_file(paths[2], implementations_page.implementations_page(comparison))
+    replace_file(paths[3], html_page(comparison))
     return Report(
         summary=summary.summary(comparison, cells),
         red=bool(red_reasons(run)) or comparison.regressed,

@@ -32,7 +32,7 @@ def test_report_writes_beside_the_records_and_says_where(tmp_path: Path, capsys:
     code, out, err = told_by(capsys, "report", results)
     assert (code, err) == (0, "")
     assert "GREEN" in out
-    for name in ("regression.md", "regression.csv", "implementations.md"):
+    for name in ("regression.md", "regression.csv", "implementations.md", "index.html"):
         assert f"written: {results / name}\n" in out
         assert (results / name).stat().st_size > 0
     assert told_by(capsys, "report", results / "records.jsonl")[0] == 0, "the file itself may be named, and again"
@@ -64,7 +64,7 @@ def test_exit_codes_tell_a_regression(
     assert code == of_compare, out
     assert ("no regression" if code == 0 else "a regression") in out.splitlines()[-1]
     written = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert written == ["implementations.md", "regression.csv", "regression.md"]
+    assert written == ["implementations.md", "index.html", "regression.csv", "regression.md"]
     assert "Against the baseline 'run-0'" in out
 
 
@@ -80,7 +80,7 @@ def test_compare_leaves_both_runs_as_they_were_and_says_where_it_writes(
     for old, name in ((earlier, "against-old"), (earlier / "records.jsonl", "against-old"), (baseline, "against-cpu")):
         code, out, err = told_by(capsys, "compare", old, later)
         assert (code, err) == (1, "")
-        for file in ("regression.md", "regression.csv", "implementations.md"):
+        for file in ("regression.md", "regression.csv", "implementations.md", "index.html"):
             written = later / name / file
             assert f"written: {written}\n" in out
             assert written.stat().st_size > 0

@@ -342,8 +342,8 @@ def test_a_place_for_records_is_tried_before_a_run(tmp_path: Path) -> None:
 def test_records_are_read_and_reports_imported_without_torch_or_pandas() -> None:
     program = (
         "import sys, samebits.harness.cli, samebits.reports.report\n"
-        "print(*[name for name in ('torch', 'triton', 'pandas') if name in sys.modules])\n"
-        "import samebits.reports.page, samebits.reports.summary\n"
+        "print(*[name for name in ('torch', 'triton', 'pandas', 'jinja2') if name in sys.modules])\n"
+        "import samebits.reports.page, samebits.reports.summary, samebits.reports.html.page\n"
         "print(*[name for name in ('torch', 'triton') if name in sys.modules])\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -25,7 +25,7 @@ def test_nothing_of_the_report_depends_on_the_order_cells_finished_in(tmp_path: 
     first, second = tmp_path / "first", tmp_path / "second"
     summaries = [report_of(first, *REGRESSED).summary, report_of(second, *REGRESSED[::-1]).summary]
     assert summaries[0] == summaries[1]
-    for name in ("regression.md", "regression.csv", "implementations.md"):
+    for name in ("regression.md", "regression.csv", "implementations.md", "index.html"):
         assert (first / name).read_text() == (second / name).read_text(), f"{name} differs"
 
 
