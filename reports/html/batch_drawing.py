@@ -70,7 +70,8 @@ class Batch:
         """Keys of the requests that both sides compute, of which the bits must agree; none where there is one side."""
         if len(self.sides) == 1:
             return frozenset()
-        return frozenset.intersection(*({row.request.key for row in side if row.request} for side in self.sides))
+        left, right = (frozenset(row.request.key for row in side if row.request) for side in self.sides)
+        return left & right
 
 
 def parse_batch(told: str) -> Batch | None:
