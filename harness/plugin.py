@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from samebits.harness.records import Record, UnusableInput, Verdict
-from samebits.harness.run_log import RECORD_PROPERTY, SUITE_MARKS, RunLog, or_exit
+from samebits.harness.run_log import FINISHED_CELLS, OPTIONS, RECORD_PROPERTY, SUITE_MARKS, RunLog, leave_out, or_exit
 from samebits.harness.worker_gpu import pin_worker
 from samebits.reports.accumulation_words import short_lines
 
@@ -58,8 +58,13 @@ class _Option:
         return "samebits_" + self.name.replace("-", "_")
 
     def is_given(self, config: pytest.Config) -> bool:
-        """Whether the user gave it another value than its default."""
-        return getattr(config.option, self.destination, self.default) not in ([], self.default)
+        """Whether the user gave it."""
+        return getattr(config.option, self.destination, None) not in ([], None)
+
+    def value(self, config: pytest.Config) -> Any:  # noqa: ANN401 -- a string, or a list of them
+        """What the user gave, or the default."""
+        given = getattr(config.option, self.destination)
+        return self.default if given is None else given
 
 
 _OPTIONS = (
@@ -68,6 +73,9 @@ _OPTIONS = (
     _Option("dtype", "DTYPE", "only fp32, bf16 or fp16", repeatable=True),
     _Option("tier", "TIER", "smoke, default or nightly", default="default"),
     _Option("results", "DIR", "where records and tables go (default: reports/out/<run id>)", path=True),
+    _Option(
+        "resume", "DIR", "do the rest of the run whose records are there, as it began, and go on with them", path=True
+    ),
     _Option("baseline", "FILE|DIR", "what to compare with (default: the baselines that come with samebits)", path=True),
     _Option("update-baseline", "FILE", "write this run's results as a baseline", path=True),
     _Option("load", "FILE", "run a Python file that defines a backend", repeatable=True, path=True),
@@ -103,7 +111,7 @@ def pytest_load_initial_conftests(
             dest=option.destination,
             metavar=option.metavar,
             help=option.help + ("; repeatable" if option.repeatable else ""),
-            **({"default": option.default} | settings),
+            **settings,
         )
         path_options.update(names if option.path else ())
     early_config.stash[_PATH_OPTIONS] = frozenset(path_options)
@@ -157,6 +165,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for name, description in SUITE_MARKS.items():
         config.addinivalue_line("markers", f"{name}: {description}")
     if hasattr(config, "workerinput"):
+        vars(config.option).update(config.workerinput.get(OPTIONS, {}))
         return
     log = RunLog(config, session=lambda: _session(config))
     config.pluginmanager.register(log, "samebits_run_log")
@@ -188,6 +197,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         session.config.stash[_FROZEN] = True
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out, in a worker, the cells that a run which is resumed has finished already."""
+    leave_out(frozenset(getattr(config, "workerinput", {}).get(FINISHED_CELLS, ())), config, items)
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Lets the garbage collector look at everything again."""
     if config.stash.get(_FROZEN, False):
@@ -214,7 +229,7 @@ def _session(config: pytest.Config) -> MatrixSession:
         pin_worker(os.environ)
         from samebits.harness.session import MatrixSession, Options
 
-        given = {option.name: getattr(config.option, option.destination) for option in _OPTIONS}
+        given = {option.name: option.value(config) for option in _OPTIONS}
         config.stash[_SESSION] = MatrixSession(
             Options(
                 backends=tuple(given["backend"]),

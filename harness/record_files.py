@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
+import fcntl
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import IO, Any, TextIO
 
 from samebits.harness.decoding import DataclassT, Malformed, decode, parse_object, shown
 from samebits.harness.records import (
@@ -39,9 +42,42 @@ class RecordWriter:
             UnusableInput: the directory cannot be written, or already holds the records of a run.
         """
         self.path = directory / RECORDS_FILE
-        self._stream = _create(self.path)
         self._cells = 0
+        self._stream = _create(self.path)
         self._write(header.to_line())
+
+    @classmethod
+    def in_place_of(cls, path: Path, header: RunHeader, records: Iterable[Record]) -> RecordWriter:
+        """Goes on with records that this process holds, under another header; the file is replaced whole or not at all.
+
+        Args:
+            path: of the file.
+            header: its new one.
+            records: that the file holds.
+
+        Raises:
+            UnusableInput: they cannot be written; what was there is left as it was.
+        """
+        # Of a name that only who holds the records writes, so that a process that is killed here leaves one of them.
+        draft = path.with_name(f".{path.name}.resumed")
+        writer = cls.__new__(cls)
+        writer.path, writer._cells = path, 0
+        try:
+            writer._stream = draft.open("w", encoding="ascii", newline="\n")
+            _hold(writer._stream)
+            try:
+                writer._write(header.to_line())
+                for record in records:
+                    writer.write(record)
+                draft.replace(path)
+            except BaseException:
+                with contextlib.suppress(OSError):  # it closes what could not be written
+                    writer._stream.close()
+                draft.unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            raise unwritable(path, error) from error
+        return writer
 
     def write(self, record: Record) -> None:
         """Adds a finished cell.
@@ -112,13 +148,52 @@ def _create(path: Path) -> TextIO:
     except OSError as error:
         raise unwritable(directory, error) from error
     try:
-        return path.open("x", encoding="ascii", newline="\n")
+        stream = path.open("x", encoding="ascii", newline="\n")
+        _hold(stream)
+        return stream
     except FileExistsError as error:
         raise UnusableInput(
             f"{str(path)!r} holds the records of another run; give a new directory, or remove that file"
         ) from error
     except OSError as error:
         raise unwritable(directory, error) from error
+
+
+def hold_records(path: Path) -> IO[bytes]:
+    """Takes a file of records for this process: no other can take it until the stream is closed, or the process ends.
+
+    Raises:
+        UnusableInput: there is no such file, it cannot be written, or another process has it.
+    """
+    try:
+        stream = path.open("r+b")
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+        raise UnusableInput(
+            f"there are no records at {str(path)!r}; give the directory of a run that has some"
+        ) from error
+    except OSError as error:
+        raise unwritable(path, error) from error
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Who had it may have put another file in its place meanwhile.
+        if os.path.samestat(os.fstat(stream.fileno()), path.stat()):
+            return stream
+        told = "another process writes it"
+    except BlockingIOError:
+        told = "another process writes it"
+    except OSError as error:
+        told = f"whether another process writes it cannot be known ({error.strerror})"
+    stream.close()
+    raise UnusableInput(f"{str(path)!r} cannot be resumed: {told}; wait for it, or give another directory")
+
+
+def _hold(stream: TextIO) -> None:
+    """Keeps other processes from resuming a run that this one still writes, where the file system can."""
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            raise
 
 
 def unwritable(path: Path, error: OSError) -> UnusableInput:

@@ -146,6 +146,39 @@ class Record:
 
 
 @dataclass(frozen=True)
+class Resumable:
+    """What a process must agree with to do the rest of a run, besides what the run's header says to every reader.
+
+    Attributes:
+        dtypes, cell_ids: names that the user gave; empty when none, and all were selected.
+        seed: of all data.
+        cells: how many cells the run set out to run, controls among them.
+        cells_digest: of their ids.
+        code_digest: of the code that runs them: samebits' own, and what the user had it run besides.
+    """
+
+    dtypes: tuple[str, ...]
+    cell_ids: tuple[str, ...]
+    seed: int
+    cells: int
+    cells_digest: str
+    code_digest: str
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """A process that went on with a run which another had left, in the same environment.
+
+    Attributes:
+        started: time at which it did, ISO 8601 in UTC.
+        cells: how many cells were there by then.
+    """
+
+    started: str
+    cells: int
+
+
+@dataclass(frozen=True)
 class RunHeader:
     """What a run set out to do: the first line of its records.
 
@@ -160,6 +193,8 @@ class RunHeader:
         asked: names of backends and implementations that the user gave; empty when none, and all were selected.
         shard: name of the job of the nightly matrix that this run is; empty for a run of its own.
         shards: headers of the runs that this one was merged from; empty unless it was merged.
+        resumable: what a process must agree with to do the rest; None where none can, as of a merged run.
+        resumed: the processes that went on with it, in their order, whatever a clock said; empty for most runs.
         schema_version: of the file.
     """
 
@@ -176,6 +211,8 @@ class RunHeader:
     asked: tuple[str, ...] = ()
     shard: str = ""
     shards: tuple[RunHeader, ...] = ()
+    resumable: Resumable | None = None
+    resumed: tuple[Resumption, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     @property

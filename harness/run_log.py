@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 from _pytest.mark.expression import Expression
 
 from samebits.harness.record_files import RecordWriter, check_results, parse_record, read_run
-from samebits.harness.records import UnusableInput
+from samebits.harness.records import RunHeader, UnusableInput
+from samebits.harness.resuming import CutOffRun
 from samebits.reports.baseline import Baseline, require_device
 from samebits.reports.baseline_files import check_update, read_baseline, write_baseline
 from samebits.reports.report import Report, write_report
@@ -32,6 +33,8 @@ SUITE_MARKS = {
 }
 # How a test hands its record over: as a property of its report, which xdist carries from a worker to the controller.
 RECORD_PROPERTY = "samebits_record"
+# How a worker of xdist, which parses the command line for itself, is told what a run that is resumed had before.
+FINISHED_CELLS, OPTIONS = "samebits_finished_cells", "samebits_options"
 # What a shell expects of input that cannot be used.
 EXIT_UNUSABLE = 2
 
@@ -42,6 +45,24 @@ def or_exit(action: Callable[[], T]) -> T:
         return action()
     except UnusableInput as error:
         pytest.exit(str(error), returncode=EXIT_UNUSABLE)
+
+
+def leave_out(finished: Collection[str], config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselects the tests of some cells.
+
+    Args:
+        finished: ids of the cells.
+        config: of the pytest run.
+        items: the collected tests, which are changed.
+    """
+    kept: list[pytest.Item] = []
+    left_out: list[pytest.Item] = []
+    for item in items:
+        is_cell = "run_cell" in getattr(item, "fixturenames", ())
+        (left_out if is_cell and _parameter(item.nodeid) in finished else kept).append(item)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = kept
 
 
 class RunLog:
@@ -59,6 +80,8 @@ class RunLog:
         self._collected: set[str] = set()
         self._writer: RecordWriter | None = None
         self._written: set[str] = set()
+        self._resumed: CutOffRun | None = None
+        self._adopted: Mapping[str, str | list[str]] = {}
         self._report: Report | None = None
         self._complaint = ""
 
@@ -68,6 +91,7 @@ class RunLog:
         Raises:
             UnusableInput: an option cannot be used.
         """
+        self._take_over()
         self._check_selection()
         require_device(self._baseline, self._session().devices)
         update, results = self._path("update_baseline"), self._path("results")
@@ -76,6 +100,18 @@ class RunLog:
         if results is not None:
             check_results(results)
         self._checked = True
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+        """Leaves out the cells that a run which is resumed has finished already."""
+        if self._resumed is not None:
+            leave_out(self._resumed.done, config, items)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:  # noqa: ANN401 -- xdist's
+        """Tells a worker which cells to leave out: the same all along, as all workers must have the same tests."""
+        if self._resumed is not None:
+            node.workerinput |= {FINISHED_CELLS: sorted(self._resumed.done), OPTIONS: self._adopted}
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Notes the tests that will run in this process."""
@@ -99,6 +135,10 @@ class RunLog:
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Compares and reports; a regression fails a run whose tests all passed."""
         try:
+            if self._resumed is not None and session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED:
+                # It was killed after its last cell: what is left is to say so, and to report.
+                session.exitstatus = pytest.ExitCode.OK
+                self._open()
             if self._checked and session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED:
                 raise UnusableInput(f"{self._selection()} leaves no test; pytest --collect-only -q lists what there is")
             if self._writer is not None:
@@ -118,9 +158,29 @@ class RunLog:
         if self._complaint:
             terminalreporter.write_line(self._complaint, red=True)
 
+    def pytest_unconfigure(self) -> None:
+        """Lets others resume what this process did not go on with."""
+        if self._resumed is not None:
+            self._resumed.release()
+
+    def _take_over(self) -> None:
+        """Takes over the run that is to be resumed, where there is one."""
+        directory = self._path("resume")
+        if directory is None:
+            return
+        if self._path("results") is not None:
+            raise UnusableInput("--resume DIR goes on with the records in DIR; leave --results out")
+        self._resumed = CutOffRun(directory)
+        self._adopted = self._resumed.left_out(self._config.option)
+        vars(self._config.option).update(self._adopted)
+        self._collected |= self._resumed.done
+        self._written |= self._resumed.done
+
     def _await(self, node_ids: Iterable[str]) -> None:
         """Notes tests that will run, of which a baseline must hold whole suites."""
         self._collected |= {_parameter(node_id) for node_id in node_ids}
+        if self._resumed is not None:
+            self._resumed.require_same(self._header())
         if self._collected and self._path("update_baseline") is not None and self._is_narrowed():
             raise UnusableInput("--update-baseline needs whole suites, and this run is narrowed to some of their cells")
 
@@ -128,6 +188,8 @@ class RunLog:
         """Writes a cell's first record; a cell that a dead worker hands on to the next has one already."""
         record = parse_record(line)
         if record.cell_id not in self._written:
+            if self._resumed is not None:
+                self._resumed.require_alike(record)
             self._open().write(record)
             self._written.add(record.cell_id)
 
@@ -137,11 +199,17 @@ class RunLog:
             self._write(record.to_line())
 
     def _open(self) -> RecordWriter:
+        if self._writer is None and self._resumed is not None:
+            self._writer = self._resumed.writer()
         if self._writer is None:
-            header = self._session().header(self._suites, self._is_narrowed())
+            header = self._header()
             directory = self._path("results") or self._config.invocation_params.dir / "reports" / "out" / header.run_id
             self._writer = RecordWriter(directory, header)
         return self._writer
+
+    def _header(self) -> RunHeader:
+        """What a run of its own would be called that sets out to do what this one does."""
+        return self._session().header(self._suites, self._is_narrowed(), set(filter(_names_cell, self._collected)))
 
     def _finish(self, writer: RecordWriter, session: pytest.Session) -> None:
         # The exit status does not say whether all cells ran: it is still that of success where a second interrupt

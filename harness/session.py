@@ -6,7 +6,7 @@ import dataclasses
 import datetime
 import itertools
 import shlex
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,13 +16,14 @@ from samebits.backends.contract import Availability
 from samebits.backends.platform import accelerator
 from samebits.backends.problem import DTYPE_NAMES
 from samebits.backends.subject import Subject
+from samebits.harness.code_state import code_digest, digest_of
 from samebits.harness.compilation.cases import CompiledSubject
 from samebits.harness.compilation.judgement import judge_compilation
 from samebits.harness.environment import environment
 from samebits.harness.executor import Executor
 from samebits.harness.judgement import judge, told_apart, unjudged
 from samebits.harness.matrix import Cell, Selection
-from samebits.harness.records import TIERS, Record, RunHeader, UnusableInput, Verdict
+from samebits.harness.records import TIERS, Record, Resumable, RunHeader, UnusableInput, Verdict
 from samebits.harness.registry import is_absent, load_registry
 from samebits.harness.relation_order import merged_order
 from samebits.harness.second_process import SecondProcess
@@ -153,12 +154,13 @@ class MatrixSession:
         """The devices that cells may run on, as records name them."""
         return frozenset(environment(device).device for device in ("cpu", accelerator().device))
 
-    def header(self, suites: tuple[str, ...], narrowed: bool) -> RunHeader:
+    def header(self, suites: tuple[str, ...], narrowed: bool, cell_ids: Collection[str]) -> RunHeader:
         """The first line of this session's records.
 
         Args:
             suites: marks of the suites that run.
             narrowed: whether single cells were selected.
+            cell_ids: of all cells that run.
         """
         now = datetime.datetime.now(datetime.UTC)
         every = [cell for suite in suites for cell in self.cells(suite)]
@@ -176,6 +178,14 @@ class MatrixSession:
             asked=(*self.options.backends, *self.options.implementations),
             environment=environment(accelerator().device),
             shard=self.options.shard,
+            resumable=Resumable(
+                dtypes=self.options.dtypes,
+                cell_ids=self.options.cells,
+                seed=self.options.seed,
+                cells=len(cell_ids),
+                cells_digest=digest_of(cell_id.encode(errors="surrogatepass") for cell_id in sorted(cell_ids)),
+                code_digest=code_digest(self.options.load, self.options.libs),
+            ),
         )
 
     def availability(self, subject: Subject) -> Availability:

@@ -88,6 +88,10 @@ def run_sentences(comparison: Comparison) -> list[str]:
         sentences.append("Narrowed to single cells, so absent ones mean nothing.")
     if comparison.run.truncated:
         sentences.append("Cut off: it was killed or has not finished yet, and only the cells that did are told here.")
+    if header.resumed:
+        times = "once" if len(header.resumed) == 1 else f"{len(header.resumed)} times"
+        done = ", ".join(f"{resumption.cells:,}" for resumption in header.resumed)
+        sentences.append(f"Resumed {times}, when {done} of its cells had finished.")
     finished = {record.label for record in records}
     idle = [label for label in header.expected if label not in finished]
     if idle and not header.narrowed:

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from .suite_runs import NO_BASELINES, ROOT, WITHOUT_PLUGINS
+
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
@@ -17,6 +19,16 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def run_here(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> Callable[..., int]:
+    """Runs pytest in this process, where torch is imported already, and returns its exit code."""
+    monkeypatch.chdir(ROOT)
+    # Which GPU this process has is not for the session inside of it to choose.
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    options = (*WITHOUT_PLUGINS, "-q", "--baseline", NO_BASELINES)
+    return lambda *words: int(pytest.main([str(word) for word in (*options, *words)]))
 
 
 @pytest.fixture

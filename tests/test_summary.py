@@ -160,7 +160,7 @@ def test_a_run_that_was_cut_off_is_red_and_says_what_is_absent(tmp_path: Path) -
 
 def test_an_implementation_without_cells_in_the_suites_is_not_awaited() -> None:
     session = MatrixSession(Options(backends=("TRITON_ATTN", "CPU"), tier="smoke", dtypes=("bf16",)))
-    header = session.header(("compile",), narrowed=False)
+    header = session.header(("compile",), narrowed=False, cell_ids=())
     assert set(header.expected) == {"TRITON_ATTN/bundled"} < set(header.implementations)
     told = run_sentences(compare(Run(header, (control(),)), NO_BASELINE))
     assert told[-1] == "No cell of TRITON_ATTN/bundled finished."
@@ -237,7 +237,7 @@ def test_a_claim_is_set_against_what_was_found(records: list[dict[str, Any]], wo
 @pytest.mark.parametrize("suite", SUITES)
 def test_relations_are_told_in_the_order_of_the_suite(suite: str) -> None:
     session = MatrixSession(Options(backends=("TRITON_ATTN", "CPU"), tier="smoke", dtypes=("fp32",)))
-    order = session.header((suite,), narrowed=False).relations
+    order = session.header((suite,), narrowed=False, cell_ids=()).relations
     cells = list(SUITES[suite](session.selection))
     assert set(order) == {cell.relation.name for cell in cells}, "relations without their place"
     assert len(order) == len(set(order))
