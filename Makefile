@@ -14,7 +14,7 @@ WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 export OMP_NUM_THREADS := 1
 export OPENBLAS_NUM_THREADS := 1
 
-.PHONY: matrix suites test lint format clean
+.PHONY: matrix suites test nightly lint format clean
 
 matrix: $(INSTALLED)  ## Run the main job on what this machine has, and print the table.
 	$(BIN)/pytest -m batch_invariant -n $(WORKERS) -q $(PYTEST_ARGS)
@@ -24,6 +24,9 @@ suites: $(INSTALLED)  ## Run the other suites.
 
 test: $(INSTALLED)  ## Run the project's own tests.
 	$(BIN)/pytest tests -n $(WORKERS) -q $(PYTEST_ARGS)
+
+nightly: $(INSTALLED)  ## Run what of the project's own tests takes too long for every change.
+	SAMEBITS_KILLS=50 $(BIN)/pytest tests/test_killed_runs.py -q -s $(PYTEST_ARGS)
 
 lint: $(INSTALLED)  ## Check format, style and types.
 	$(BIN)/ruff format --check .

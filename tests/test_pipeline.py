@@ -303,7 +303,7 @@ def test_the_workflow_repeats_nothing_of_the_matrix_and_calls_scripts_that_are_h
     text = WORKFLOW.read_text()
     workflow = yaml.safe_load(text)
     jobs = workflow["jobs"]
-    assert set(jobs) == {"matrix", "shard", "merge"}
+    assert set(jobs) == {"matrix", "own", "shard", "merge"}
     assert jobs["shard"]["strategy"]["fail-fast"] is False
     assert jobs["shard"]["strategy"]["matrix"] == {"include": "${{ fromJSON(needs.matrix.outputs.jobs) }}"}
     assert set(jobs["merge"]["needs"]) == {"matrix", "shard"}
