@@ -140,11 +140,20 @@ def _parser() -> argparse.ArgumentParser:
     museum.add_argument("--smoke", action="store_true", help="only some of them, in less than a minute")
     museum.add_argument("--write", metavar="FILE", type=Path, help="where a page of all of them goes")
     museum.set_defaults(run=_museum)
+
+    mutants = commands.add_parser("mutants", help="small changes of the bundled kernels, and which the suites see")
+    mutants.add_argument("--only", metavar="FILE", action="append", default=[], help="only this source; repeatable")
+    mutants.add_argument("--sample", metavar="N", type=int, help="as many of each source, drawn at random")
+    mutants.add_argument("--seed", metavar="S", type=int, default=0, help="of the sample (default: 0)")
+    mutants.add_argument("--results", metavar="FILE", type=Path, help=_FINDINGS_HELP)
+    mutants.add_argument("--write", metavar="FILE", type=Path, help="where a page of those that were tried goes")
+    mutants.set_defaults(run=_mutants)
     return parser
 
 
 _MERGED_HELP = "where the merged runs go: a directory for each kind of device"
 _RUNNER_HELP = "labels of the runners with a kind of device; a job without a runner becomes rows that say so"
+_FINDINGS_HELP = "add findings to this file as they are made, and go on behind those that it holds"
 _LOAD_HELP = "run a Python file that defines a backend; repeatable"
 _LIBS_HELP = "run vendors' libraries that are not installed from this bundle; repeatable"
 _OUTPUT_HELP = "where the tables of the comparison go (default: a directory named against-OLD in that of NEW)"
@@ -276,6 +285,20 @@ def _museum(options: argparse.Namespace) -> int:
         told, all_caught = look_at(options.only, smoke=options.smoke, page=options.write)
     print(told)
     return _EXIT_GREEN if all_caught else _EXIT_RED
+
+
+def _mutants(options: argparse.Namespace) -> int:
+    if options.sample is not None and options.sample < 1:
+        raise UnusableInput(f"--sample is {options.sample}; it must be at least 1")
+    # A library may print while it is imported.
+    with contextlib.redirect_stdout(sys.stderr):
+        from samebits.harness.mutation.command import try_mutants
+
+        told, all_told = try_mutants(
+            options.only, sample=options.sample, seed=options.seed, results=options.results, page=options.write
+        )
+    print(told)
+    return _EXIT_GREEN if all_told else _EXIT_RED
 
 
 def _short_name(path: Path) -> str:

@@ -15,14 +15,14 @@ def strides_of(shape: tuple[int, ...], strides: Strides, *, second: bool = False
 
     Args:
         shape: of the tensor; its last two dimensions are heads and their elements where it has three or more.
-        strides: the kind. Where there are no heads, each but `contiguous` sets rows apart.
+        strides: the kind. Where there are no heads, each but `contiguous` sets rows apart, those of a second further.
         second: whether it is the second of its pair, as values are beside keys and outputs beside queries. The two of a
             pair differ where heads are padded, and where orders are mixed.
     """
     has_heads = len(shape) > 2
     if strides is Strides.INTERLEAVED or (strides is not Strides.CONTIGUOUS and not has_heads):
         first, *inner = _compact(shape)
-        return (2 * first, *inner)
+        return (first * (3 if second and not has_heads else 2), *inner)
     if strides is Strides.PADDED_HEADS and not second:
         return (*_compact((*shape[:-1], shape[-1] + _HEAD_PADDING))[:-1], 1)
     if strides is Strides.HEADS_FIRST or (strides is Strides.MIXED_ORDER and second):

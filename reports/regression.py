@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Protocol
 
 from samebits.harness.records import Record, Run, Verdict
 from samebits.reports.baseline import Baseline, BaselineRow, Scope, changed_versions, changes
@@ -31,6 +32,26 @@ class State(StrEnum):
     NEW = "new"
     MISSING = "missing"
     NO_BASELINE = "no baseline"
+
+
+class Result(Protocol):
+    """What the rules look at of a cell: attributes of a record, of a row of a baseline, or of the like."""
+
+    @property
+    def control(self) -> bool:
+        """As in a record."""
+
+    @property
+    def verdict(self) -> Verdict:
+        """As in a record."""
+
+    @property
+    def error_budget(self) -> float | None:
+        """As in a record."""
+
+    @property
+    def digest(self) -> str:
+        """As in a record."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +79,7 @@ class Rules:
     budget_factor: float = 1.5
     budget_floor: float = 0.1
 
-    def state(self, old: BaselineRow, new: BaselineRow) -> State:
+    def state(self, old: Result, new: Result) -> State:
         """What became of a cell that both sides have."""
         before, after = self._rank(old), self._rank(new)
         lost = new.verdict is Verdict.UNAVAILABLE is not old.verdict
@@ -75,7 +96,7 @@ class Rules:
                 return State.BETTER
         return State.NEW_BITS
 
-    def _rank(self, row: BaselineRow) -> int:
+    def _rank(self, row: Result) -> int:
         """Place in the order; of a control there are two, caught and not, and it is caught by failing."""
         return int(row.verdict is not Verdict.FAIL) if row.control else self.order.index(row.verdict)
 

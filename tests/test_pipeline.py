@@ -303,7 +303,7 @@ def test_the_workflow_repeats_nothing_of_the_matrix_and_calls_scripts_that_are_h
     text = WORKFLOW.read_text()
     workflow = yaml.safe_load(text)
     jobs = workflow["jobs"]
-    assert set(jobs) == {"matrix", "own", "shard", "merge"}
+    assert set(jobs) == {"matrix", "own", "mutants", "shard", "merge"}
     assert jobs["shard"]["strategy"]["fail-fast"] is False
     assert jobs["shard"]["strategy"]["matrix"] == {"include": "${{ fromJSON(needs.matrix.outputs.jobs) }}"}
     assert set(jobs["merge"]["needs"]) == {"matrix", "shard"}
@@ -317,6 +317,18 @@ def test_the_workflow_repeats_nothing_of_the_matrix_and_calls_scripts_that_are_h
     for job in jobs.values():
         for step in job["steps"]:
             assert ("uses" in step) != ("run" in step), f"a step must use an action or run a command: {step}"
+
+
+def test_every_night_tries_other_mutants(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, object] = {}
+    monkeypatch.setattr(
+        "samebits.harness.mutation.command.try_mutants", lambda only, **options: (asked.update(options), ("", True))[1]
+    )
+    steps = yaml.safe_load(WORKFLOW.read_text())["jobs"]["mutants"]["steps"]
+    (command,) = (step["run"] for step in steps if "samebits mutants" in step.get("run", ""))
+    assert main(command.replace("${{ github.run_number }}", "17").split()[1:]) == 0
+    assert asked["seed"] == 17, "each night has a number of its own"
+    assert asked["sample"], "all of them would take hours"
 
 
 def test_a_run_that_is_started_by_hand_has_the_tier_of_the_repository_unless_another_is_given() -> None:

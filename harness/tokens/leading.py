@@ -28,11 +28,14 @@ def placed_input(rows: torch.Tensor, problem: TokenProblem) -> torch.Tensor:
     """Copies `[num_rows, width]` into an allocation of poison, and gives it the problem's leading dimensions.
 
     Strided rows of several leading dimensions are spaced unevenly, as in a slice of longer sequences: after the last
-    row of the innermost one comes a row of poison, so that no single stride leads to all of them.
+    row of the innermost one comes a row of poison, and of three dimensions the second has a group of such rows more, so
+    that no two strides together lead to all of them.
     """
     layout = problem.layout
     dimensions = layout.leading_dimensions
+    given = with_leading(rows, dimensions)
     if layout.strides is Strides.CONTIGUOUS or dimensions == 1:
-        return with_leading(place(rows, problem).tensor, dimensions)
-    longer = torch.nn.functional.pad(with_leading(rows, dimensions), (0, 0, 0, 1), value=poison_value(layout.poison))
-    return with_leading(place(longer.flatten(0, -2), problem).tensor, dimensions)[..., :-1, :]
+        return place(rows, problem).tensor.view(given.shape)
+    longer = torch.nn.functional.pad(given, (0, 0) + (0, 1) * (dimensions - 1), value=poison_value(layout.poison))
+    placed = place(longer.flatten(0, -2), problem).tensor.view(longer.shape)
+    return placed[(slice(None), *(slice(size) for size in given.shape[1:]))]

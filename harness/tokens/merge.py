@@ -135,7 +135,8 @@ class PreparedMerge(Prepared[MergeTensors]):
             poison_value(self._problem.layout.poison),
         )
         rows = torch.cat([*(self._lse(request, role) for request in self._problem.requests), padding])
-        return place(rows.transpose(0, 1).to(self._device), self._problem).tensor
+        lses = rows.transpose(0, 1).to(self._device)
+        return place(lses, self._problem, second=role is Role.OTHER_LSE).tensor
 
     def _lse(self, request: Request, role: Role) -> torch.Tensor:
         """float32 `[query_len, num_heads]` on the host, of which some are `-inf`."""
