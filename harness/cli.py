@@ -11,7 +11,7 @@ import importlib.metadata
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -26,6 +26,10 @@ from samebits.reports.report import Report, require_common_suite, write_report
 _EXIT_GREEN, _EXIT_RED, _EXIT_UNUSABLE = 0, 1, 2
 # As a shell tells of a process that SIGPIPE ended.
 _EXIT_UNREAD = 141
+
+
+# Above any machine's; torch crashes where it cannot start as many as it was told.
+_MOST_THREADS = 1024
 
 
 class _Parser(argparse.ArgumentParser):
@@ -121,7 +125,9 @@ def _parser() -> argparse.ArgumentParser:
     repro.add_argument("comparison", metavar="TEXT", help="what is compared, in one word of the shell")
     repro.add_argument("--load", metavar="FILE", type=Path, action="append", default=[], help=_LOAD_HELP)
     repro.add_argument("--libs", metavar="DIR", type=Path, action="append", default=[], help=_LIBS_HELP)
-    repro.add_argument("--threads", metavar="N", type=_threads, default=1, help="threads within one operation")
+    repro.add_argument(
+        "--threads", metavar="N", type=_whole_number(1, _MOST_THREADS), default=1, help="threads within one operation"
+    )
     repro.set_defaults(run=_repro)
 
     explaining = commands.add_parser(
@@ -138,6 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     museum = commands.add_parser("museum", help="planted bugs, and what the suites see of them; in a checkout")
     museum.add_argument("--only", metavar="BUG", action="append", default=[], help="only this bug; repeatable")
     museum.add_argument("--smoke", action="store_true", help="only some of them, in less than a minute")
+    museum.add_argument("--seeds", metavar="N", type=_whole_number(0, 10_000), default=0, help=_MUSEUM_SEEDS_HELP)
     museum.add_argument("--write", metavar="FILE", type=Path, help="where a page of all of them goes")
     museum.set_defaults(run=_museum)
 
@@ -153,6 +160,7 @@ def _parser() -> argparse.ArgumentParser:
 
 _MERGED_HELP = "where the merged runs go: a directory for each kind of device"
 _RUNNER_HELP = "labels of the runners with a kind of device; a job without a runner becomes rows that say so"
+_MUSEUM_SEEDS_HELP = "run the implementations without a bug under this many seeds besides"
 _FINDINGS_HELP = "add findings to this file as they are made, and go on behind those that it holds"
 _LOAD_HELP = "run a Python file that defines a backend; repeatable"
 _LIBS_HELP = "run vendors' libraries that are not installed from this bundle; repeatable"
@@ -250,11 +258,16 @@ def _repro(options: argparse.Namespace) -> int:
     return _EXIT_RED if replayed.fails else _EXIT_GREEN
 
 
-def _threads(text: str) -> int:
-    # Above any machine's; torch crashes where it cannot start as many as it was told.
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:5]) <= 1024:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 to 1024")
-    return int(text)
+def _whole_number(least: int, most: int) -> Callable[[str], int]:
+    """Reads a whole number between two others."""
+
+    def read(text: str) -> int:
+        short = text.isascii() and text.isdigit() and len(text) <= len(str(most))
+        if not short or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} to {most}")
+        return int(text)
+
+    return read
 
 
 def _explain(options: argparse.Namespace) -> int:
@@ -282,7 +295,7 @@ def _museum(options: argparse.Namespace) -> int:
     with contextlib.redirect_stdout(sys.stderr):
         from samebits.harness.museum.command import look_at
 
-        told, all_caught = look_at(options.only, smoke=options.smoke, page=options.write)
+        told, all_caught = look_at(options.only, smoke=options.smoke, seeds=options.seeds, page=options.write)
     print(told)
     return _EXIT_GREEN if all_caught else _EXIT_RED
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from samebits.harness.museum.catalogue import Entry, NotPlanted
+from samebits.harness.museum.soundness import Soundness
 from samebits.harness.museum.visit import Finding
 from samebits.reports.markdown_table import markdown_table
 
@@ -15,8 +16,8 @@ _NAMED = 4
 _PAGE = """# The museum of attention bugs
 
 Bugs that real projects shipped, planted again by the smallest change of a bundled kernel, wrapper or planner, and what
-the suites that users run make of them. `samebits museum --write docs/museum.md` makes this page, in a checkout;
-`samebits museum --only B03` looks at one bug.
+the suites that users run make of them. `samebits museum --seeds 50 --write docs/museum.md` makes this page, in a
+checkout; `samebits museum --only B03` looks at one bug.
 
 Each mutant is registered as any third party's backend is, from a file in `tests/museum/`. It goes through whole suites
 of the default tier, narrowed to some cases and never to a check, beside the implementation that it was made from.
@@ -39,13 +40,26 @@ def as_sentence(findings: Sequence[Finding]) -> str:
     return "\n".join([told, *(f"a parent fails: {fault}" for fault in dict.fromkeys(faulty))])
 
 
-def as_page(findings: Sequence[Finding], entries: Sequence[Entry]) -> str:
+def as_soundness(soundness: Soundness) -> str:
+    """What the implementations without a bug came to under many seeds."""
+    told = ", ".join(f"{count:,} {verdict}" for verdict, count in sorted(soundness.verdicts.items()))
+    return "\n".join(
+        [
+            f"Without a bug, under {soundness.seeds} seeds, the same cells come to: {told}; "
+            f"of those that pass, the worst error budget is {soundness.worst_budget:.2f}",
+            *(f"fails without a bug: {fault}" for fault in soundness.faults),
+        ]
+    )
+
+
+def as_page(findings: Sequence[Finding], entries: Sequence[Entry], soundness: Soundness | None) -> str:
     """The page of all bugs, in Markdown."""
     left_out = [entry for entry in entries if isinstance(entry, NotPlanted)]
     return "\n".join(
         [
             _PAGE,
             f"{as_sentence(findings)}.\n",
+            *([f"{as_soundness(soundness)}.\n"] if soundness else []),
             as_table(findings),
             f"## Not planted\n\n{len(left_out)} of {len(entries)} bugs are not planted:\n",
             *(f"- **{entry.number}**, {entry.title}: {entry.reason}" for entry in left_out),

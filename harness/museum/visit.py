@@ -13,7 +13,7 @@ from samebits.harness.records import Record, UnusableInput, Verdict
 from samebits.harness.session import MatrixSession, Options
 
 # What a correct implementation may come to: what it does not claim, or says that it cannot compute, is no fault.
-_SOUND = (Verdict.PASS, Verdict.VARIES, Verdict.UNSUPPORTED, Verdict.KNOWN)
+SOUND = (Verdict.PASS, Verdict.VARIES, Verdict.UNSUPPORTED, Verdict.KNOWN)
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def _run(exhibit: Exhibit, search: Search) -> Iterator[tuple[Record, Record]]:
     """The records of a mutant in one suite, each with that of its parent in the same cell."""
     labels = (exhibit.label, exhibit.parent)
     session = MatrixSession(Options(implementations=labels, load=(exhibit.path,)))
-    cells = [cell for cell in session.cells(search.suite) if cell.flaw is None and _is_searched(cell, search)]
+    cells = [cell for cell in session.cells(search.suite) if cell.flaw is None and is_searched(cell, search)]
     parents = {_name(cell): cell for cell in cells if cell.implementation.label == exhibit.parent}
     mutants = [cell for cell in cells if cell.implementation.label == exhibit.label]
     if not mutants:
@@ -67,7 +67,8 @@ def _run(exhibit: Exhibit, search: Search) -> Iterator[tuple[Record, Record]]:
         yield session.run(cell), session.run(parents[_name(cell)])
 
 
-def _is_searched(cell: Cell, search: Search) -> bool:
+def is_searched(cell: Cell, search: Search) -> bool:
+    """Whether a cell of a search's suite is one of its cells."""
     fits = fnmatch.fnmatchcase(cell.case.case_id, search.cases)
     return fits and (not search.dtypes or cell.dtype in search.dtypes)
 
@@ -84,7 +85,7 @@ def _finding(exhibit: Exhibit, pairs: Iterable[tuple[Record, Record]]) -> Findin
     faults = []
     for record, correct in pairs:
         parent[correct.verdict] += 1
-        if correct.verdict not in _SOUND:
+        if correct.verdict not in SOUND:
             faults.append(f"{correct.cell_id} came to {correct.verdict}: {'; '.join(correct.reasons)}")
         seconds += record.seconds
         ran += record.verdict not in (Verdict.UNSUPPORTED, Verdict.UNAVAILABLE)
