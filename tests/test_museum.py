@@ -96,7 +96,6 @@ def test_where_there_is_no_checkout_that_is_told(tmp_path: Path, monkeypatch: py
         read_catalogue()
 
 
-@pytest.mark.parametrize(("piece", "count"), [("a line that is gone", 0), ("return", None)])
 def test_the_kernels_without_a_bug_are_run_under_several_seeds(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["museum", "--only", "B26", "--seeds", "2"]) == 0
     told = capsys.readouterr().out
@@ -105,6 +104,7 @@ def test_the_kernels_without_a_bug_are_run_under_several_seeds(capsys: pytest.Ca
     assert int(passed) == 2 * searched, f"{passed} cells of 2 seeds passed, and the parent has {searched}:\n{told}"
 
 
+@pytest.mark.parametrize(("piece", "count"), [("a line that is gone", 0), ("return", None)])
 def test_a_source_that_has_changed_is_told_in_one_sentence(piece: str, count: int | None) -> None:
     times = "0" if count == 0 else r"\d\d+"
     for origin, plant in (
