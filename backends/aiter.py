@@ -102,6 +102,7 @@ _KVCACHE_GAPS = (
         KnownGap("docs/aiter.md, a maximum that hides NaN", relation=relation)
         for relation in ("lse_seen_nan", "all_nan", "lse_all_nan", "nan_query")
     ),
+    KnownGap("docs/aiter.md, offsets of pages in 32 bits", relation="far_pages"),
     # One key can be all that a request has.
     KnownGap("docs/aiter.md, a maximum that hides NaN", relation="seen_nan", batch="decode", always=False),
 )
@@ -170,6 +171,7 @@ class UnifiedAttention(Implementation[UnifiedPlan]):
     def __init__(self) -> None:
         """Records what the adapter substitutes."""
         self.configuration = substitutions()
+        self.interpreted = accelerator().kind == "cpu"
 
     def probe(self) -> Availability:
         """Imports `unified_attention`."""
@@ -284,7 +286,7 @@ class FlashAttentionWithKVCache(Implementation[KVCachePlan]):
         """Records what the adapter substitutes."""
         self.configuration = substitutions()
         # Its `_splitK_reduce` runs two programs for each row and head, which fill half of an interpreted run.
-        self.costly = accelerator().kind == "cpu"
+        self.costly = self.interpreted = accelerator().kind == "cpu"
 
     def probe(self) -> Availability:
         """Imports `flash_attn_with_kvcache`."""

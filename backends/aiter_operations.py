@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from samebits.backends.aiter_adapter import EntryPoint, availability, reach, substitutions
 from samebits.backends.contract import DTYPES, dtype_name
 from samebits.backends.operations import RmsNormImplementation, RmsNormTensors, RotaryImplementation, RotaryTensors
+from samebits.backends.platform import accelerator
 from samebits.backends.subject import Availability, Claims, GraphSupport, Subject, Tiling
 from samebits.backends.token_problem import RmsNorm, RotaryEmbedding, TokenProblem
 
@@ -54,6 +55,7 @@ class Rotary(RotaryImplementation):
     def __init__(self) -> None:
         """Records what the adapter substitutes."""
         self.configuration = substitutions()
+        self.interpreted = accelerator().kind == "cpu"
 
     def probe(self) -> Availability:
         """Imports the kernels of both directions."""
@@ -127,6 +129,7 @@ class RootMeanSquareNorm(RmsNormImplementation):
     def __init__(self) -> None:
         """Records what the adapter substitutes."""
         self.configuration = substitutions()
+        self.interpreted = accelerator().kind == "cpu"
 
     def probe(self) -> Availability:
         """Imports `rms_norm`."""

@@ -66,6 +66,7 @@ class BundledAttention(Bundled, Implementation[Schedule]):
         # No graph captures what runs on a processor; a plan serves other batches all the same.
         cuda_graph=GraphSupport.ALWAYS,
         padding_rows=PaddingRows.UNTOUCHED,
+        refuses_contradictions=True,
         source=(
             "kernels/cpu/attention.cpp: chunks at fixed positions, each from zero, merged in ascending order; "
             "a key that a row cannot see is never multiplied into it"
@@ -176,6 +177,7 @@ class SdpaAttention(Implementation[SdpaPlan]):
         batch_invariant=True,
         schedule_invariant=False,
         ignores_unread_memory=True,
+        refuses_contradictions=True,
         source="backends/gathered.py: each request is computed alone, from copies of the keys and values it sees",
     )
     support = Support(

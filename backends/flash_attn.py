@@ -66,7 +66,11 @@ class ProcessorFlash(Implementation[ProcessorPlan]):
     backend = "FLASH_ATTN"
     name = "torch"
     # One call a request: nothing of the batch reaches the kernel. It does choose its tiles from the query length.
-    claims = Claims(batch_invariant=True, source=f"one call per request; {TORCH_DECLARES_NONE}")
+    claims = Claims(
+        batch_invariant=True,
+        refuses_contradictions=True,
+        source=f"one call per request; {TORCH_DECLARES_NONE}",
+    )
     support = Support(
         dtypes=("fp32", "bf16", "fp16"), masks=tuple(Mask), softcap=False, encoder_offset=True, lse=True, sinks=True
     )

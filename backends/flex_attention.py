@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from samebits.backends.consistency import refuse_contradictions
 from samebits.backends.contract import (
     AttentionConfig,
     AttentionMetadata,
@@ -61,6 +62,7 @@ class FlexAttention(Implementation["FlexPlan"]):
         # Tiles and blocks are laid out on the host, into tensors with room for any batch of the padded sizes.
         cuda_graph=GraphSupport.ALWAYS,
         padding_rows=PaddingRows.FINITE,
+        refuses_contradictions=True,
         source=(
             "kernels/flex/tiles.py: tiles of one request, blocks in the order of its tokens; unread memory: "
             "torch/_inductor/kernel/flex/templates/common.py.jinja and codegen/cpp_flex_attention_template.py load "
@@ -106,10 +108,17 @@ class FlexAttention(Implementation["FlexPlan"]):
         found = super().reasons(problem)
         geometry = problem.geometry
         # With sinks the blocks are copied, from wherever they are.
-        if problem.layout.strides is Strides.MIXED_ORDER and geometry.num_kv_heads > 1 and not geometry.sinks:
+        if geometry.sinks:
+            return found
+        if problem.layout.strides is Strides.MIXED_ORDER and geometry.num_kv_heads > 1:
             found.append(
                 "keys slot by slot beside values head by head are not supported: "
                 "one list of blocks leads to the pages of both, which must be as many slots apart"
+            )
+        if problem.layout.far_pages:
+            found.append(
+                "pages further apart than 32 bits count elements are not supported: "
+                "a position is kept for each block of the memory between them"
             )
         return found
 
@@ -144,6 +153,7 @@ class FlexAttention(Implementation["FlexPlan"]):
 
     def _plan(self, config: AttentionConfig, metadata: AttentionMetadata, capacity: Capacity | None = None) -> FlexPlan:
         self.require(config)
+        refuse_contradictions(config, metadata)
         from samebits.kernels.flex.attention import Layer, plan_batch
 
         query_start_loc, seq_lens, first_slots, num_keys = (

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from samebits.backends.consistency import refuse_contradictions
 from samebits.backends.contract import AttentionConfig, AttentionMetadata, KnownGap
 
 # Batches in which a request whose keys are made NaN has fewer than a vector holds.
@@ -97,7 +98,11 @@ def gathered_requests(config: AttentionConfig, metadata: AttentionMetadata) -> t
     Args:
         config: gives mask, window and page size.
         metadata: of the batch.
+
+    Raises:
+        ValueError: the metadata contradict themselves.
     """
+    refuse_contradictions(config, metadata)
     per_request = zip(
         itertools.pairwise(metadata.query_start_loc.tolist()),
         metadata.block_table,

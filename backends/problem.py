@@ -181,6 +181,7 @@ class Layout:
         padding_requests: requests of length 0 appended to the batch.
         padding_tokens: query rows after the last request's.
         strides: how far apart the elements of queries, outputs and caches lie.
+        far_pages: pages of the caches begin further apart than 32 bits count elements, whatever the strides.
         poison: what unreadable memory holds: `nan`, or `large` for large finite values.
     """
 
@@ -191,6 +192,7 @@ class Layout:
     padding_requests: int = 0
     padding_tokens: int = 0
     strides: Strides = Strides.CONTIGUOUS
+    far_pages: bool = False
     poison: str = "nan"
 
     def __post_init__(self) -> None:
@@ -209,6 +211,19 @@ class OtherLayer(StrEnum):
     IN_PLACE = "in_place"
 
 
+class Contradiction(StrEnum):
+    """How the metadata of a batch contradict themselves. Nothing can be computed from them.
+
+    * `NARROW_TABLE`: the longest request has more pages than the block table has columns.
+    * `DESCENDING_ROWS`: `query_start_loc` descends.
+    * `MISSING_LENGTH`: there are fewer lengths than requests.
+    """
+
+    NARROW_TABLE = "a block table narrower than its longest request"
+    DESCENDING_ROWS = "query_start_loc that descends"
+    MISSING_LENGTH = "fewer lengths than requests"
+
+
 @dataclass(frozen=True)
 class Circumstances:
     """What surrounds a computation. No field of it may change a request's result.
@@ -224,6 +239,7 @@ class Circumstances:
         second_process: whether it is computed in a process of its own, behind another first call.
         output_only: whether attention is asked for no log-sum-exp, as engines ask for none unless they merge.
         graph: how it is computed at padded sizes, as by a CUDA graph; None for a batch of its own sizes.
+        contradiction: how its metadata contradict themselves, so that it must be refused; None where they do not.
     """
 
     attempt: int = 0
@@ -236,6 +252,7 @@ class Circumstances:
     second_process: bool = False
     output_only: bool = False
     graph: GraphUse | None = None
+    contradiction: Contradiction | None = None
 
 
 class OfRequests:

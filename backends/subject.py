@@ -21,11 +21,13 @@ class Availability:
         reason: why not, as one sentence; empty when it can.
         version: of the library that holds the kernel; empty when unknown.
         device: torch device type the implementation computes on, for example `cpu` or `cuda`.
+        probe_failed: whether nobody knows why, as the probe itself went wrong. The harness says so, and no probe.
     """
 
     reason: str = ""
     version: str = ""
     device: str = "cpu"
+    probe_failed: bool = False
 
     @property
     def available(self) -> bool:
@@ -81,6 +83,7 @@ class Claims:
         cuda_graph: of which batches a CUDA graph may capture `run`, to replay it on others of the same padded sizes
             once persistent buffers are refilled. Without a GPU, the same is asked of a plan that serves other batches.
         padding_rows: what a run leaves in rows of no request.
+        refuses_contradictions: `plan` refuses metadata that contradict themselves with a `ValueError` of one sentence.
         source: where the claim is made: a document, a line of code.
     """
 
@@ -92,6 +95,7 @@ class Claims:
     thread_invariant: bool = False
     cuda_graph: GraphSupport = GraphSupport.NEVER
     padding_rows: PaddingRows = PaddingRows.ANYTHING
+    refuses_contradictions: bool = False
     source: str = ""
 
 
@@ -175,6 +179,8 @@ class Subject(abc.ABC):
         platforms: kinds of platform that it is made for, of `PLATFORMS`; the nightly matrix runs it on each.
         costly: True where a small batch takes seconds, as an interpreted kernel of many programs may. The default tier
             then gives it the cases of the smoke tier only.
+        interpreted: True where its kernels run in an interpreter, one program after another. The default tier then
+            leaves out the checks of thousands of rows or keys.
         compiles_each_shape: True where each number of heads, head_dim and page size is compiled anew, in seconds. The
             default tier then leaves out the table of option pairs, where no two cases have the same.
     """
@@ -190,6 +196,7 @@ class Subject(abc.ABC):
     triton_kernels: Mapping[str, tuple[str, ...]] = {}
     platforms: tuple[str, ...] = PLATFORMS
     costly: bool = False
+    interpreted: bool = False
     compiles_each_shape: bool = False
 
     @property
@@ -208,4 +215,7 @@ class Subject(abc.ABC):
 
     @abc.abstractmethod
     def probe(self) -> Availability:
-        """Finds out whether the implementation can run here. Never raises for a missing or broken library."""
+        """Finds out whether the implementation can run here. Never raises for a missing or broken library.
+
+        A probe that raises is a mistake of its own, and makes every cell an error.
+        """

@@ -140,6 +140,7 @@ class TritonAttention(Implementation[TritonPlan]):
         kernels: str = KERNELS,
     ) -> None:
         self.device = accelerator().device
+        self.interpreted = self.device == "cpu"
         self.num_segments = num_segments
         self.kernels = kernels
         if kernel_configuration is None and not self.interpreted:
@@ -149,11 +150,6 @@ class TritonAttention(Implementation[TritonPlan]):
         self.kernel_configuration = usual = next(iter(self._configurations.values()))
         self.tiling = Tiling(query_tile=usual.block_rows, kv_tile=usual.kv_tile, kv_split=usual.kv_chunk)
         self.configuration = {name: str(settings) for name, settings in self._configurations.items()}
-
-    @property
-    def interpreted(self) -> bool:
-        """Whether the kernel is interpreted: on a machine without a GPU."""
-        return self.device == "cpu"
 
     def probe(self) -> Availability:
         """Imports Triton, and the kernels as they will be run."""

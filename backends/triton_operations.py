@@ -92,6 +92,7 @@ class TritonOperation(Subject):
 
     def __init__(self, kernels: str | None = None) -> None:
         self.device = accelerator().device
+        self.interpreted = self.device == "cpu"
         self.kernels = kernels or f"{KERNELS}.{self.module}"
         self.claims = Claims(
             batch_invariant=True,
@@ -99,11 +100,6 @@ class TritonOperation(Subject):
             cuda_graph=GraphSupport.ALWAYS,
             source=f"docstring of samebits/kernels/triton/{self.module}.py",
         )
-
-    @property
-    def interpreted(self) -> bool:
-        """Whether the kernel is interpreted: on a machine without a GPU."""
-        return self.device == "cpu"
 
     def probe(self) -> Availability:
         """Imports Triton, and the kernel as it will be run."""

@@ -202,6 +202,7 @@ class VariableLengthFlash(Implementation[VariableLengthPlan]):
             # Lengths are read on the device, and what is gathered is as large as bounds say: `lasting_plan`.
             cuda_graph=GraphSupport.ALWAYS,
             padding_rows=PaddingRows.UNTOUCHED,
+            refuses_contradictions=True,
             source=declared if num_splits == 1 else TORCH_DECLARES_NONE,
         )
 

@@ -18,6 +18,7 @@ from samebits.harness.bounded_cache import BoundedCache
 from samebits.harness.comparison import same_bits
 from samebits.harness.dataset import Role, shaped, token_values
 from samebits.harness.drawing import drawn_values, is_drawn_here
+from samebits.harness.far_memory import far_cache
 from samebits.harness.strides import span, strides_of, whole_memory
 
 # Page 0 is the page that padding points at; no request owns it.
@@ -60,8 +61,13 @@ class Batch:
     query_rows: tuple[slice, ...]
 
     def memory(self) -> tuple[torch.Tensor, ...]:
-        """All that queries, keys and values are views of, gaps among them, each piece of it once."""
+        """All that queries, keys and values are views of, gaps among them, each piece of it once.
+
+        Of caches whose pages are far apart the pages alone: what is between them is more than can be looked at.
+        """
         tensors = (self.query, self.key_cache, self.value_cache)
+        if self.problem.layout.far_pages:
+            return (whole_memory(self.query), self.key_cache, self.value_cache)
         return tuple({tensor.untyped_storage().data_ptr(): whole_memory(tensor) for tensor in tensors}.values())
 
 
@@ -184,6 +190,11 @@ def _filled_caches(
 
 def _empty_caches(problem: Problem, shape: tuple[int, ...], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Caches full of poison: each in memory of its own, or page by page in one."""
+    if problem.layout.far_pages:
+        keys, values = (
+            far_cache(shape, DTYPES[problem.dtype]).fill_(poison_value(problem.layout.poison)) for _ in range(2)
+        )
+        return keys, values
     elements, page = span(shape, problem.layout.strides), int(np.prod(shape[1:]))
     if problem.layout.strides is Strides.INTERLEAVED:
         memory = _poisoned_memory(problem, elements, device)

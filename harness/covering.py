@@ -66,6 +66,16 @@ def covering_rows(
     return tuple(rows)
 
 
+def rows_with_every_value(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """A few of some rows in which every value occurs that occurs in any, in their order; found greedily."""
+    missing = {choice for row in rows for choice in row.items()}
+    found = []
+    while missing:
+        found.append(max(rows, key=lambda row: len(missing & set(row.items()))))
+        missing -= set(found[-1].items())
+    return tuple(row for row in rows if row in found)
+
+
 def meetings_of(options: Options, count: int, limit: float = math.inf) -> list[Meeting]:
     """Any so many options, in their order.
 

@@ -14,7 +14,7 @@ from typing import Any
 from samebits.backends.contract import Tiling
 from samebits.backends.problem import Geometry, Layout, Mask, Problem, Request, Strides
 from samebits.harness.cases import Case, numbered, requests_under
-from samebits.harness.covering import Choice, Row, covering_rows, meetings_of
+from samebits.harness.covering import Choice, Row, covering_rows, meetings_of, rows_with_every_value
 
 # Shorter than a page of any size but 1, so that pages and tiles to its left are skipped.
 _WINDOW = 11
@@ -30,11 +30,11 @@ _COMBINATIONS_OF_THREE = 20
 # every mask and batch.
 OPTIONS: Mapping[str, Sequence[Hashable]] = {
     "mask": tuple(Mask),
-    "heads": ((4, 2), (3, 2), (7, 2), (1, 4), (8, 1), (3, 4), (8, 2)),
-    "batch": ("decode", "draft", "mixed", "edges"),
+    "heads": ((4, 2), (3, 2), (7, 2), (1, 8), (8, 1), (3, 4), (8, 2)),
+    "batch": ("decode", "draft", "mixed", "edges", "splits"),
     "strides": tuple(Strides),
-    "page_size": (16, 48, 1, 64),
-    "head_dim": (64, 96, 128),
+    "page_size": (16, 48, 1, 64, 256),
+    "head_dim": (64, 96, 128, 32),
     "scale": (None, 144**-0.5, 0.25),
     "softcap": (None, None, 7.3),
     "sinks": (False, False, True),
@@ -93,11 +93,18 @@ def _edges(page: int, tiling: Tiling) -> list[Request]:
     return numbered((1, tiling.kv_split + 1), (7, 3), (6, 2), (0, 5), (1, 0), (1, 1))
 
 
+def _splits(page: int, tiling: Tiling) -> list[Request]:
+    """Two requests that are shared among workers, of different numbers of queries, and one that ends with a split."""
+    split = tiling.kv_split
+    return numbered((6, 5 * split + 3), (1, 2 * split), (9, 4 * split + 1))
+
+
 _BATCHES: Mapping[str, Callable[[int, Tiling], list[Request]]] = {
     "decode": _decode,
     "draft": _draft,
     "mixed": _mixed,
     "edges": _edges,
+    "splits": _splits,
 }
 
 
@@ -106,12 +113,14 @@ def crossed_cases(tier: str) -> tuple[CrossedCase, ...]:
     """A case for each row of a covering table of `OPTIONS` that a tier adds to those below it.
 
     Args:
-        tier: `default` for the table in which all twos meet and the small threes, each row in one dtype; `nightly` for
-            those of the table of all threes, but of the dtypes, of which that tier has every one, that are not there.
+        tier: `default` for the table in which all twos meet and the small threes, each row in one dtype, and some of
+            them in fp16 too, in which every value occurs; `nightly` for those of the table of all threes, but of the
+            dtypes, of which that tier has every one, that are not there.
     """
     rows = default_rows()
     if tier == "default":
-        return tuple(_case(tier, row) for row in rows)
+        in_fp16 = rows_with_every_value(rows)
+        return tuple(_case(tier, row, *(["fp16"] if row in in_fp16 else [])) for row in rows)
     in_any_dtype = {name: values for name, values in OPTIONS.items() if name != "dtype"}
     there = [{name: row[name] for name in in_any_dtype} for row in rows]
     more = covering_rows(in_any_dtype, excluded, meetings_of(in_any_dtype, 3))
@@ -124,11 +133,12 @@ def default_rows() -> tuple[Row, ...]:
     return covering_rows(OPTIONS, excluded, meetings)
 
 
-def _case(tier: str, chosen: Mapping[str, Any]) -> CrossedCase:
+def _case(tier: str, chosen: Mapping[str, Any], *more_dtypes: str) -> CrossedCase:
     group_size, num_kv_heads = chosen["heads"]
     mask, head_dim, page_size = chosen["mask"], chosen["head_dim"], chosen["page_size"]
     scale, softcap, sinks = chosen["scale"], chosen["softcap"], chosen["sinks"]
     encoder, strides, data = chosen["encoder"], chosen["strides"], chosen["data"]
+    dtypes = (chosen["dtype"], *more_dtypes)
     words = (
         f"crossed-{group_size}x{num_kv_heads}-d{head_dim}-p{page_size}",
         "" if scale is None else f"scale{scale:.3g}",
@@ -149,4 +159,4 @@ def _case(tier: str, chosen: Mapping[str, Any]) -> CrossedCase:
         scale=scale,
         sinks=sinks,
     )
-    return CrossedCase(geometry, mask, chosen["batch"], tier, (chosen["dtype"],), encoder, strides, data)
+    return CrossedCase(geometry, mask, chosen["batch"], tier, dtypes, encoder, strides, data)

@@ -94,7 +94,7 @@ def _kinds(implementation: AnyImplementation) -> Iterator[str]:
         value = getattr(implementation, attribute, None)
         if not isinstance(value, kind):
             yield f".{attribute} is {value!r}; it must be an instance of {kind.__name__}"
-    for flag in ("costly", "compiles_each_shape"):
+    for flag in ("costly", "interpreted", "compiles_each_shape"):
         value = getattr(implementation, flag)
         if not isinstance(value, bool):
             yield f".{flag} is {value!r}; it must be True or False"

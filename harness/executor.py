@@ -11,6 +11,7 @@ from samebits.backends.operations import TokenImplementation
 from samebits.backends.problem import Circumstances, Problem
 from samebits.backends.subject import Subject
 from samebits.harness.bounded_cache import BoundedCache, forget_everything
+from samebits.harness.contradictions import execute_refusal, refusal_reasons
 from samebits.harness.device_memory import limit_memory
 from samebits.harness.execution import Execution, execute
 from samebits.harness.graphs.execution import execute_graph
@@ -91,6 +92,8 @@ def run_problem(subject: Subject, problem: AnyProblem, device: torch.device) -> 
     """
     at_padded_sizes = problem.circumstances.graph is not None
     if isinstance(subject, Implementation) and isinstance(problem, Problem):
+        if problem.circumstances.contradiction is not None:
+            return execute_refusal(subject, problem, device)
         return (execute_graph if at_padded_sizes else execute)(subject, problem, device)
     if isinstance(subject, TokenImplementation) and not isinstance(problem, Problem):
         return (execute_tokens_in_graph if at_padded_sizes else execute_tokens)(subject, problem, device)
@@ -100,7 +103,7 @@ def run_problem(subject: Subject, problem: AnyProblem, device: torch.device) -> 
 def reasons_against(subject: Subject, problem: AnyProblem) -> list[str]:
     """Why an implementation cannot compute a problem, one sentence each; empty when it can."""
     if isinstance(subject, Implementation) and isinstance(problem, Problem):
-        return subject.reasons(problem) + graph_reasons(subject, problem)
+        return subject.reasons(problem) + graph_reasons(subject, problem) + refusal_reasons(subject, problem)
     if isinstance(subject, TokenImplementation) and not isinstance(problem, Problem):
         return subject.reasons(problem) + graph_reasons(subject, problem)
     return [f"it computes {subject.operation}"]

@@ -12,6 +12,7 @@ from samebits.harness.environment import environment
 from samebits.harness.executor import Executor, reasons_against
 from samebits.harness.explain.row import OF_A_ROW, explained
 from samebits.harness.explanation import Explanation
+from samebits.harness.far_memory import distance_reasons
 from samebits.harness.findings import ComputationFailed, Findings, find, first_difference
 from samebits.harness.full_sizes import size_reasons
 from samebits.harness.graphs.reasons import device_reasons
@@ -41,7 +42,8 @@ def judge(
     started = time.perf_counter()
     record = unjudged(cell, availability, command)
     if not availability.available:
-        return replace(record, reasons=(availability.reason,))
+        verdict = Verdict.ERROR if availability.probe_failed else Verdict.UNAVAILABLE
+        return replace(record, verdict=verdict, reasons=(availability.reason,))
     try:
         reasons = computing_reasons(cell, availability)
         if reasons:
@@ -157,6 +159,7 @@ def computing_reasons(cell: Cell, availability: Availability) -> tuple[str, ...]
     if availability.device != "cpu" and any(problem.circumstances.threads for problem in problems):
         reasons.append(f"it computes on {availability.device}, where there are no threads to choose")
     reasons += [reason for problem in problems for reason in device_reasons(problem, availability.device)]
+    reasons += [reason for problem in problems for reason in distance_reasons(problem, availability.device)]
     reasons += size_reasons(cell.case, availability.device)
     return tuple(dict.fromkeys(reasons))
 

@@ -196,17 +196,22 @@ def _probe(implementation: Subject) -> Availability:
         with telling_global_state(f"the probe of {implementation.label}"):
             availability = implementation.probe()
     except (Exception, SystemExit) as error:
-        return Availability(reason=f"its probe raised {summary_of(error)}")
+        return _failed(f"raised {summary_of(error)}")
     if not isinstance(availability, Availability):
-        return Availability(reason=f"its probe returned {availability!r} and not an Availability")
+        return _failed(f"returned {availability!r} and not an Availability")
     for fact, value in (("reason", availability.reason), ("version", availability.version)):
         if not isinstance(value, str):
-            return Availability(reason=f"its probe gives the {fact} {value!r}, which must be a string")
+            return _failed(f"gives the {fact} {value!r}, which must be a string")
     try:
         torch.empty(0, device=availability.device)
     except (AssertionError, RuntimeError, TypeError) as error:
-        return Availability(reason=f"its probe names the device {availability.device!r}: {summary_of(error)}")
+        return _failed(f"names the device {availability.device!r}: {summary_of(error)}")
     return availability
+
+
+def _failed(what_it_did: str) -> Availability:
+    """What is known where a probe went wrong: that it did, and not whether the implementation could run."""
+    return Availability(reason=f"its probe {what_it_did}", probe_failed=True)
 
 
 def _is_named(implementation: Subject, name: str) -> bool:

@@ -55,6 +55,7 @@ class Relation:
         compare: makes the comparisons of a base problem for an implementation's tiling; none where the relation says
             nothing about such a problem.
         judged: names of the tensors whose error budget the cell reports; empty for all. Bits are compared in all.
+        large: whether it is of thousands of rows or keys, for which an interpreter takes seconds.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Relation:
     description: str
     compare: Callable[[Any, Tiling], Iterable[Comparison]]
     judged: tuple[str, ...] = ()
+    large: bool = False
 
 
 def alone(problem: Problem, request: Request) -> Problem:

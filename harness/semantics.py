@@ -6,7 +6,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from samebits.backends.contract import Tiling
-from samebits.backends.problem import DTYPE_NAMES, Circumstances, Geometry, Mask, OtherLayer, Problem, Request, Strides
+from samebits.backends.problem import (
+    DTYPE_NAMES,
+    Circumstances,
+    Contradiction,
+    Geometry,
+    Mask,
+    OtherLayer,
+    Problem,
+    Request,
+    Strides,
+)
 from samebits.harness.cases import Case
 from samebits.harness.crossed import crossed_cases
 from samebits.harness.geometries import GEOMETRIES
@@ -17,6 +27,8 @@ from samebits.harness.relations import Comparison, Relation
 _LLAMA = GEOMETRIES["llama3-8b"]
 # A request is shared among workers from a few splits on, and where few requests and queries keep too few of them busy.
 _MANY_SPLITS = 5
+# Above 2^15, and no multiple of a page.
+_MANY_KEYS = 33001
 # Keys of requests that are added to a case's own.
 _IDLE_KEY = 1000
 _Variants = Callable[[Problem, Tiling], Iterable[Problem]]
@@ -58,6 +70,8 @@ def _layers(problem: Problem, tiling: Tiling) -> Iterable[Problem]:
 def _windows(problem: Problem, tiling: Tiling) -> Iterable[Problem]:
     page = problem.geometry.page_size
     longest = max(request.seq_len for request in problem.requests)
+    # What the first call leaves behind is kept by each path for itself.
+    yield replace(problem, circumstances=Circumstances(calls=2))
     for window in sorted({1, 2, page, page + 1, tiling.kv_tile - 1, tiling.kv_tile + 1, longest, longest + 1} - {0}):
         windowed = replace(problem, geometry=replace(problem.geometry, window=window))
         yield windowed
@@ -102,19 +116,39 @@ def _encoders(problem: Problem, tiling: Tiling) -> Iterable[Problem]:
         yield problem.with_requests(*(replace(request, encoder_len=length) for request, length in requests))
 
 
+def _behind_encoders(problem: Problem, tiling: Tiling) -> Iterable[Problem]:
+    """Encoder lengths as for cross-attention, and one before keys of many splits."""
+    yield from _encoders(problem, tiling)
+    end = _MANY_SPLITS * tiling.kv_split
+    yield problem.with_requests(Request(1, 6, end - 3, problem.geometry.page_size + 3), Request(2, 1, 4, 5))
+
+
 def _idle(problem: Problem, tiling: Tiling) -> Iterable[Problem]:
     """Requests that have keys and no query in this step, before, between and behind those that have one."""
     first, *others = problem.requests
     lengths = (5, 1, tiling.kv_tile + 1, 2)
     idle = [_ranging_over(problem, _IDLE_KEY + i, 0, length) for i, length in enumerate(lengths)]
     yield from _without_lse_too(problem.with_requests(idle[0], first, idle[1], idle[2], *others, idle[3]), tiling)
+    # Nobody has a query: a step of padding alone, as where ranks step together and one has nothing to do.
+    yield problem.with_requests(*idle).with_layout(padding_tokens=2)
 
 
 def _splits(problem: Problem, tiling: Tiling) -> Iterable[Problem]:
-    """One request, where the first of its queries see nothing of the last split, and one beside a short neighbour."""
-    end = _MANY_SPLITS * tiling.kv_split
-    for lengths in (((6, end + 3),), ((1, end + 1), (1, 1))):
+    """One request, where the first of its queries see nothing of the last split; one beside a short neighbour; several.
+
+    The several have queries of different numbers, so that what splits leave lies elsewhere than by any one of them, and
+    one ends where a split does. A window spans some splits, and ends inside of one.
+    """
+    split, end = tiling.kv_split, _MANY_SPLITS * tiling.kv_split
+    if problem.window is not None:
+        problem = replace(problem, geometry=replace(problem.geometry, window=(_MANY_SPLITS - 1) * split + 1))
+    for lengths in (((6, end + 3),), ((1, end + 1), (1, 1)), ((6, end + 3), (2, 2 * split), (9, end + 1))):
         yield problem.with_requests(*(_ranging_over(problem, key, *length) for key, length in enumerate(lengths)))
+
+
+def _many_keys(problem: Problem, tiling: Tiling) -> Iterable[Problem]:
+    """One decode on more keys than 16 bits with a sign count, in a last page that is not full."""
+    yield problem.with_requests(_ranging_over(problem, 1, 1, _MANY_KEYS))
 
 
 def _ranging_over(problem: Problem, key: int, query_len: int, kv_len: int) -> Request:
@@ -133,16 +167,30 @@ def _strided(strides: Strides) -> _Variants:
     return variants
 
 
-def _judging(name: str, description: str, variants: _Variants) -> Relation:
+def _far_pages(problem: Problem, tiling: Tiling) -> Iterable[Problem]:
+    yield problem.with_layout(far_pages=True)
+
+
+def _contradictions(problem: Problem, tiling: Tiling) -> Iterable[Problem]:
+    for contradiction in Contradiction:
+        yield replace(problem, circumstances=Circumstances(contradiction=contradiction))
+
+
+def _judging(name: str, description: str, variants: _Variants, *, large: bool = False) -> Relation:
     def compare(problem: Problem, tiling: Tiling) -> Iterable[Comparison]:
         for variant in variants(problem, tiling):
             yield Comparison((variant,), ())
 
-    return Relation(name, None, description, compare)
+    return Relation(name, None, description, compare, large=large)
 
 
 def _case(geometry: Geometry, mask: Mask, batch: str, dtypes: tuple[str, ...] = ("fp32", "bf16")) -> Case:
     return Case(geometry, mask, batch, "smoke", dtypes)
+
+
+def _later(case: Case) -> Case:
+    """The case in the default tier, where the smoke tier and what is spared do without it."""
+    return replace(case, tier="default")
 
 
 def _head_dim(head_dim: int) -> Geometry:
@@ -159,6 +207,8 @@ def _page_size(page_size: int) -> Geometry:
 
 
 _VISION, _GRANITE = GEOMETRIES["llama3.2-11b-vision"], GEOMETRIES["granite-3-2b"]
+# All of its query heads, on the one key/value head that they share.
+_FALCON = Geometry("group_71", num_heads=71, num_kv_heads=1, head_dim=64)
 # On two key/value heads, where the place of a query head in its group is not its place among all.
 _SINKS = replace(GEOMETRIES["gpt-oss-20b"], name="sinks", num_kv_heads=2)
 _WINDOWED, _CAPPED = replace(_LLAMA, name="windowed", window=33), replace(_LLAMA, name="capped", softcap=50.0)
@@ -188,8 +238,12 @@ _MEANINGS = (
         tuple(_case(_SINKS, mask, "draft") for mask in (*_SELF_MASKS, Mask.SLIDING_WINDOW, Mask.CROSS)),
     ),
     Meaning(
-        _judging("groups", "1 to 8 query heads on one key/value head", _itself),
-        tuple(_case(_group(size), Mask.CAUSAL, "draft", _BF16) for size in range(1, 9)),
+        _judging("groups", "1 to 16 query heads on one key/value head, and 71", _itself),
+        (
+            *(_case(_group(size), Mask.CAUSAL, "draft", _BF16) for size in range(1, 9)),
+            # Of more rows than a tile may have.
+            *(_later(_case(geometry, Mask.CAUSAL, "draft", _BF16)) for geometry in (_group(16), _FALCON)),
+        ),
     ),
     Meaning(
         _judging("head_dim", "head_dim 64 to 256, powers of two or not", _itself),
@@ -208,15 +262,20 @@ _MEANINGS = (
         (_case(_VISION, Mask.CROSS, "draft"),),
     ),
     Meaning(
-        _judging("behind_encoder", "self-attention reads past the request's encoder slots", _encoders),
+        _judging("behind_encoder", "self-attention reads past the request's encoder slots", _behind_encoders),
         (
             *(_case(_VISION, mask, "draft") for mask in _SELF_MASKS),
             _case(replace(_VISION, name="windowed-vision", window=7), Mask.SLIDING_WINDOW, "draft"),
         ),
     ),
     Meaning(
-        _judging("block", "blocks of 2 to 16 queries attend to all of their request", _blocks),
-        (_case(_LLAMA, Mask.NON_CAUSAL, "draft"), _case(GEOMETRIES["qwen2.5-7b"], Mask.NON_CAUSAL, "draft", _BF16)),
+        _judging("block", "blocks of 2 to 16 queries attend to all of their request, or to no later key", _blocks),
+        (
+            _case(_LLAMA, Mask.NON_CAUSAL, "draft"),
+            _case(GEOMETRIES["qwen2.5-7b"], Mask.NON_CAUSAL, "draft", _BF16),
+            # Drafts of one length are a path of their own.
+            _case(_LLAMA, Mask.CAUSAL, "draft", _FP32),
+        ),
     ),
     Meaning(
         _judging("per_request", "causal and non-causal requests in one batch", _mixed_causality),
@@ -242,7 +301,16 @@ _MEANINGS = (
     ),
     Meaning(
         _judging("splits", "few queries over many splits, some of which are empty for some of them", _splits),
-        tuple(_case(_LLAMA, mask, "draft") for mask in (*_SELF_MASKS, Mask.CROSS)),
+        (
+            *(_case(_LLAMA, mask, "draft") for mask in (*_SELF_MASKS, Mask.CROSS)),
+            _case(_WINDOWED, Mask.SLIDING_WINDOW, "draft", _FP32),
+            # Tiles that begin inside of a group.
+            _later(_case(GEOMETRIES["qwen2.5-0.5b"], Mask.CAUSAL, "draft", _FP32)),
+        ),
+    ),
+    Meaning(
+        _judging("many_keys", "a decode on more keys than 16 bits count", _many_keys, large=True),
+        (_later(_case(Geometry("one_head", 1, 1, 64), Mask.CAUSAL, "decode", _FP32)),),
     ),
     Meaning(
         _judging(
@@ -263,6 +331,14 @@ _MEANINGS = (
     Meaning(
         _judging("strided_mixed_order", "keys slot by slot, values head by head", _strided(Strides.MIXED_ORDER)),
         tuple(_case(_VISION, mask, "draft", _FP32) for mask in (Mask.CAUSAL, Mask.NON_CAUSAL, Mask.CROSS)),
+    ),
+    Meaning(
+        _judging("far_pages", "pages further apart than 32 bits count elements", _far_pages),
+        (_case(GEOMETRIES["granite-3-2b"], Mask.CAUSAL, "draft", _FP32),),
+    ),
+    Meaning(
+        _judging("contradictions", "metadata that contradict themselves are refused", _contradictions),
+        (_case(_LLAMA, Mask.CAUSAL, "draft", _FP32),),
     ),
     Meaning(
         _judging("crossed", "any two values of masks, batches, sizes and options, and many threes", _without_lse_too),

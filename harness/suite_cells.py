@@ -30,6 +30,7 @@ from samebits.harness.controls.kernels import control_cell
 from samebits.harness.controls.memory import KeepsSinks, repeated_controls
 from samebits.harness.controls.operations import token_controls
 from samebits.harness.controls.readings import LEAKS, MISREADINGS, PlainKernel
+from samebits.harness.controls.refusals import PLANS_ANYTHING, PlannedKernel
 from samebits.harness.controls.schedules import FLAWS, ScheduledKernel
 from samebits.harness.controls.trespasses import TRESPASSES, TrespassingKernel
 from samebits.harness.full_sizes import full_size_cells
@@ -80,8 +81,7 @@ def batch_invariance_cells(selection: Selection) -> Iterator[Cell]:
     yield from token_controls(suite, _OTHER_OPERATIONS, TOKEN_RELATIONS.values(), selection.seed)
     for implementation in selection.attention:
         for tiered in selection.tiered(functools.partial(_cases, implementation)):
-            spared = tiered.in_bf16() if implementation.costly else tiered
-            checked = ((relation, spared) for relation in RELATIONS.values())
+            checked = ((relation, _spared(implementation, relation, tiered)) for relation in RELATIONS.values())
             yield from _comparing(selection.cells(suite, implementation, checked))
     yield from full_size_cells(suite, selection)
     yield from _token_cells(suite, selection, _OTHER_OPERATIONS, TOKEN_RELATIONS.values())
@@ -113,10 +113,13 @@ def semantics_cells(selection: Selection) -> Iterator[Cell]:
         yield control_cell(suite, PlainKernel(misreading), meaning.check, case, "fp32", selection.seed)
     meaning = MEANINGS["sinks"]
     yield control_cell(suite, KeepsSinks(), meaning.check, meaning.cases[0], "fp32", selection.seed)
+    meaning = MEANINGS["contradictions"]
+    control = PlannedKernel(PLANS_ANYTHING)
+    yield control_cell(suite, control, meaning.check, meaning.cases[0], "fp32", selection.seed)
     for implementation in selection.attention:
         for meaning in MEANINGS.values():
             for tiered in selection.tiered(functools.partial(_meant, implementation, meaning)):
-                spared = tiered.in_bf16() if implementation.costly else tiered
+                spared = _spared(implementation, meaning.check, tiered)
                 yield from selection.cells(suite, implementation, [(meaning.check, spared)])
 
 
@@ -230,6 +233,13 @@ def _with_data(implementation: Implementation[Any], check: Relation, tiered: Tie
     return supported if every_dtype else supported.in_bf16()
 
 
+def _spared(implementation: Subject, check: Relation, tiered: TieredCase) -> TieredCase:
+    """A case as the tiers of a check have it for an implementation: fewer where each cell takes seconds."""
+    if check.large and implementation.interpreted:
+        return tiered.nightly()
+    return tiered.in_bf16() if implementation.costly else tiered
+
+
 def _meant(implementation: Subject, meaning: Meaning, tier: str) -> Iterator[Case]:
     """The cases of a meaning in a tier; where shapes take seconds each, the default tier's are in the nightly one."""
     # A table of options that meet has a shape of its own in every row.
@@ -248,7 +258,8 @@ def _token_cells(
         tiered_cases = selection.tiered(functools.partial(token_cases, operation))
         for implementation in selection.of_tokens(operation):
             for tiered in tiered_cases:
-                yield from _comparing(selection.cells(suite, implementation, ((check, tiered) for check in checks)))
+                checked = ((check, _spared(implementation, check, tiered)) for check in checks)
+                yield from _comparing(selection.cells(suite, implementation, checked))
         offered = {implementation.backend for implementation in selection.of_tokens(operation)}
         missing = [subject for subject in selection.attention if subject.backend not in offered]
         names: dict[str, str] = {}

@@ -20,6 +20,8 @@ from samebits.backends.token_problem import CacheWrite, TokenProblem
 from samebits.backends.triton_attn import TritonAttention
 from samebits.backends.triton_operations import TritonCacheWrite
 from samebits.harness.batch import guarded, make_batch, poison_value
+from samebits.harness.comparison import same_bits
+from samebits.harness.far_memory import distance_reasons
 from samebits.harness.records import Verdict
 from samebits.harness.strides import strides_of, whole_memory
 from samebits.harness.tokens.cache_write import PreparedCacheWrite
@@ -231,6 +233,32 @@ def test_gaps_hold_poison(kind: Strides, poison: str) -> None:
     whole = torch.cat(pieces)
     poisoned = [_is_poison(values, poison).sum() for values in (held, whole)]
     assert whole.numel() - held.numel() == poisoned[1] - poisoned[0], "a gap holds something else"
+
+
+def test_far_pages_hold_the_same_values_and_an_offset_that_was_cut_stays_in_their_memory() -> None:
+    plain, far = (make_batch(PROBLEM.with_layout(far_pages=distant), CPU) for distant in (False, True))
+    for left, right in ((plain.key_cache, far.key_cache), (plain.value_cache, far.value_cache)):
+        assert same_bits(left.contiguous(), right.contiguous())
+        assert right.stride()[1:] == left.stride()[1:], "slots or heads have moved too"
+        memory = whole_memory(right)
+        for page in range(len(right)):
+            offset = page * right.stride(0)
+            assert offset < 2**31 or page > 1, "the stride alone does not fit 32 bits"
+            for cut in ((offset + 2**31) % 2**32 - 2**31, offset % 2**32):
+                found = memory[right.storage_offset() + cut]
+                assert cut == offset or page == 0 or not found.isfinite() or found == 0.0
+    assert (len(far.key_cache) - 1) * far.key_cache.stride(0) >= 2**32, "no offset leaves 32 bits without a sign"
+    assert sum(memory.numel() for memory in far.memory()) < 2**16, "more than pages is looked at"
+
+
+def test_pages_are_far_apart_on_a_processor_alone_and_where_the_system_maps_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    problem = PROBLEM.with_layout(far_pages=True)
+    assert distance_reasons(PROBLEM, "cuda") == distance_reasons(problem, "cpu") == []
+    assert distance_reasons(problem, "cuda")[0].endswith("and it computes on cuda")
+    monkeypatch.setattr("samebits.harness.far_memory._maps_far", lambda: False)
+    assert distance_reasons(problem, "cpu") == ["pages this far apart need more memory than this machine maps"]
 
 
 def _is_poison(values: torch.Tensor, poison: str) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -126,9 +127,20 @@ def test_a_source_that_has_changed_ends_the_command_in_one_sentence(tmp_path: Pa
         load_registry([file])
 
 
-def test_the_page_names_every_bug() -> None:
+def test_the_nightly_script_puts_the_table_into_the_summary_of_its_step(tmp_path: Path) -> None:
+    summary = tmp_path / "summary.md"
+    command = [sys.executable, str(ROOT / "ci" / "museum.py"), "--only", "B26"]
+    environment = os.environ | {"GITHUB_STEP_SUMMARY": str(summary)}
+    run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert run.returncode == 0, f"the script ended with {run.returncode}:\n{run.stdout}{run.stderr}"
+    assert run.stdout.endswith("1 of 1 planted bugs are caught\n")
+    assert run.stdout in summary.read_text(encoding="utf-8")
+
+
+def test_the_page_names_every_bug_and_that_each_is_caught() -> None:
     page = (ROOT / "docs" / "museum.md").read_text(encoding="utf-8")
     for entry in ENTRIES:
         words = (f"| {entry.number} ", entry.title) if isinstance(entry, Exhibit) else (entry.number, entry.reason)
         missing = [word for word in words if word not in page]
         assert not missing, f"docs/museum.md lacks {missing}; write it again with samebits museum --write"
+    assert f"{len(EXHIBITS)} of {len(EXHIBITS)} planted bugs are caught." in page

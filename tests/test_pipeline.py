@@ -195,6 +195,7 @@ def test_a_script_without_its_arguments_is_no_regression(name: str) -> None:
         ("merge.py", ["--help"]),
         ("bundle.py", ["--help"]),
         ("bundle.py", ["unpack", "--help"]),
+        ("museum.py", ["--help"]),
     ],
 )
 def test_a_script_that_is_asked_for_help_writes_no_file(name: str, arguments: list[str], tmp_path: Path) -> None:
@@ -303,7 +304,7 @@ def test_the_workflow_repeats_nothing_of_the_matrix_and_calls_scripts_that_are_h
     text = WORKFLOW.read_text()
     workflow = yaml.safe_load(text)
     jobs = workflow["jobs"]
-    assert set(jobs) == {"matrix", "own", "mutants", "shard", "merge"}
+    assert set(jobs) == {"matrix", "own", "museum", "mutants", "shard", "merge"}
     assert jobs["shard"]["strategy"]["fail-fast"] is False
     assert jobs["shard"]["strategy"]["matrix"] == {"include": "${{ fromJSON(needs.matrix.outputs.jobs) }}"}
     assert set(jobs["merge"]["needs"]) == {"matrix", "shard"}

@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from samebits.backends.contract import Implementation
+from samebits.backends.contract import AttentionConfig, AttentionMetadata, Implementation
+from samebits.backends.cpu import BundledAttention
 from samebits.backends.operations import CheckedImplementation
-from samebits.backends.problem import Geometry, Mask, Problem, Request
+from samebits.backends.problem import Circumstances, Contradiction, Geometry, Mask, Problem, Request
 from samebits.harness.batch import make_batch
+from samebits.harness.contradictions import contradictory_metadata
+from samebits.harness.executor import reasons_against, run_problem
 from samebits.harness.registry import load_registry
 
 from .token_operations import CPU, OPERATIONS, assert_same_bits, tensors_of
@@ -27,6 +30,12 @@ ATTENTION = [
 # Wherever they compute: what is refused does not arrive there.
 ON_TOKENS = [subject for subject in AVAILABLE if isinstance(subject, CheckedImplementation)]
 GEOMETRY = Geometry("test", num_heads=2, num_kv_heads=1, head_dim=64, window=8)
+REQUESTS = (Request(1, 4, 30), Request(2, 1, 3))
+CONTRADICTED = {
+    Contradiction.NARROW_TABLE: "a request has 34 slots, but block_table has 2 pages of 16 for each; it must hold all",
+    Contradiction.DESCENDING_ROWS: r"query_start_loc is \[5, 4, 0\]; it must not (be negative or )?descend",
+    Contradiction.MISSING_LENGTH: r"query_start_loc (is )?for 2( requests)?, seq_lens for 1",
+}
 CONFIG = make_batch(Problem(GEOMETRY, Mask.CAUSAL, "bf16", (Request(1, 4, 3),)), CPU).config
 
 
@@ -73,6 +82,55 @@ def test_a_mask_is_planned_or_refused_in_the_same_words(subject: Implementation[
     wanted = f"{subject.label} cannot compute this layer: mask {mask} is not supported, only {supported}"
     assert str(refused.value) == wanted
     assert wanted.split(": ", 1)[1] in subject.reasons(problem), "its reasons have other words"
+
+
+@pytest.mark.parametrize("contradiction", Contradiction, ids=lambda contradiction: contradiction.name)
+@pytest.mark.parametrize("subject", ATTENTION, ids=lambda subject: subject.label)
+def test_who_claims_to_refuse_contradictions_says_what_is_wrong(
+    subject: Implementation[Any], contradiction: Contradiction
+) -> None:
+    circumstances = Circumstances(contradiction=contradiction)
+    problem = Problem(GEOMETRY, Mask.CAUSAL, "bf16", REQUESTS, circumstances=circumstances)
+    reasons = reasons_against(subject, problem)
+    if reasons:
+        assert reasons == ["refuses_contradictions is not claimed"]
+        return
+    batch = make_batch(problem, CPU)
+    with pytest.raises(ValueError, match=CONTRADICTED[contradiction]):
+        subject.plan(batch.config, contradictory_metadata(batch, contradiction))
+    assert run_problem(subject, problem, CPU).faults == ()
+
+
+class Careless(BundledAttention):
+    """Plans the metadata that it had before, whatever it is given, or gives up in other ways."""
+
+    name = "careless"
+
+    def __init__(self, told: Exception | None) -> None:
+        super().__init__()
+        self.told = told
+
+    def plan(self, config: AttentionConfig, metadata: AttentionMetadata) -> Any:  # noqa: ANN401 -- of none
+        if self.told:
+            raise self.told
+
+
+@pytest.mark.parametrize(
+    ("told", "fault"),
+    [
+        (None, "plan took a block table narrower than its longest request"),
+        (
+            IndexError("out of range"),
+            "plan met a block table narrower than its longest request with IndexError, and not",
+        ),
+        (ValueError(), "plan refused a block table narrower than its longest request without a sentence"),
+    ],
+)
+def test_a_claim_to_refuse_is_broken_by_any_other_answer(told: Exception | None, fault: str) -> None:
+    circumstances = Circumstances(contradiction=Contradiction.NARROW_TABLE)
+    problem = Problem(GEOMETRY, Mask.CAUSAL, "bf16", REQUESTS, circumstances=circumstances)
+    (found,) = run_problem(Careless(told), problem, CPU).faults
+    assert found.startswith(fault)
 
 
 Change = Callable[[torch.Tensor], torch.Tensor]

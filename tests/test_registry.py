@@ -15,8 +15,9 @@ from samebits.backends import BUNDLED_ORDER
 from samebits.backends.contract import Implementation
 from samebits.backends.problem import Problem
 from samebits.harness.matrix import Selection
-from samebits.harness.records import UnusableInput
+from samebits.harness.records import UnusableInput, Verdict
 from samebits.harness.registry import load_registry
+from samebits.harness.session import MatrixSession, Options
 from samebits.harness.suite_cells import SUITES
 
 HEAD = """
@@ -212,13 +213,14 @@ def test_the_harness_names_no_backend() -> None:
     assert not naming, f"the harness knows backends by name: {naming}"
 
 
-def test_a_probe_that_raises_makes_the_implementation_unavailable(tmp_path: Path) -> None:
-    body = "Mine.probe = lambda self: 1 / 0\ndef implementations(): return [Mine()]"
-    registry = load_registry([write(tmp_path, body)])
-    (mine,) = registry.select(backends=["MY_ATTN"])
-    availability = registry.availability(mine)
-    assert not availability.available
-    assert availability.reason == "its probe raised ZeroDivisionError: division by zero"
+def test_a_probe_that_raises_makes_every_cell_an_error(tmp_path: Path) -> None:
+    path = write(tmp_path, "Mine.probe = lambda self: 1 / 0\ndef implementations(): return [Mine()]")
+    session = MatrixSession(Options(load=(path,), backends=("MY_ATTN",), tier="smoke"))
+    cell = next(cell for cell in session.cells("semantics") if cell.flaw is None)
+    record = session.run(cell)
+    assert record.verdict is Verdict.ERROR, "what nobody could find out counts as found absent"
+    assert record.reasons == ("its probe raised ZeroDivisionError: division by zero",)
+    assert not session.availability(cell.implementation).available
 
 
 @pytest.mark.parametrize(
@@ -230,13 +232,13 @@ def test_a_probe_that_raises_makes_the_implementation_unavailable(tmp_path: Path
         ("None", "its probe returned None and not an Availability"),
     ],
 )
-def test_a_probe_that_answers_nonsense_makes_the_implementation_unavailable(
-    tmp_path: Path, available: str, reason: str
-) -> None:
+def test_a_probe_that_answers_nonsense_has_failed(tmp_path: Path, available: str, reason: str) -> None:
     body = f"Mine.probe = lambda self: {available}\ndef implementations(): return [Mine()]"
     registry = load_registry([write(tmp_path, body)])
     (mine,) = registry.select(backends=["MY_ATTN"])
-    assert registry.availability(mine).reason.startswith(reason)
+    availability = registry.availability(mine)
+    assert availability.probe_failed
+    assert availability.reason.startswith(reason)
 
 
 def install(site: Path, name: str, source: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from samebits.harness.controls.readings import MISREADINGS, PlainKernel
+from samebits.harness.controls.refusals import PlannedKernel
 from samebits.harness.matrix import Cell, Selection
 from samebits.harness.records import Verdict
 from samebits.harness.semantics import MEANINGS, Meaning
@@ -23,7 +24,7 @@ def test_the_misreading_is_caught_on_other_data(misreading: object) -> None:
 
 @pytest.mark.parametrize("meaning", MEANINGS.values(), ids=MEANINGS.keys())
 def test_a_plain_reading_passes(meaning: Meaning) -> None:
-    plain = PlainKernel()
+    plain = PlannedKernel()
     for case in meaning.cases:
         cell = Cell("semantics", plain, meaning.check, case, "fp32", "smoke", seed=0)
         record = record_of(cell)

@@ -79,6 +79,7 @@ _LEAKS: dict[str, tuple[str, Callable[[torch.Tensor, int], torch.Tensor]]] = {
         lambda rows, count: _half_of(count, seed=int(rows.flatten()[8:64].abs().sum() * 1000)),
     ),
     "padding": ("many rows take another kernel", lambda rows, count: torch.full((count,), count > 300)),
+    "many_rows": ("a thousand rows take another kernel", lambda rows, count: torch.full((count,), count > 1000)),
     "unread_memory": (
         "padding that is no number decides",
         lambda rows, count: torch.full((count,), bool(rows[-1].isnan().any())),

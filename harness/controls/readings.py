@@ -13,7 +13,7 @@ from samebits.backends.problem import Mask, Strides
 from samebits.backends.support import Support
 from samebits.harness.controls.kernels import AttentionControl, Call, finite
 from samebits.harness.matrix import Flaw, Symptom
-from samebits.harness.strides import strides_of
+from samebits.harness.strides import strides_of, whole_memory
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Reading:
         page_size: tokens per page.
         head_map: the key/value head of each query head.
         strides: what the strides of a cache are taken for, from the cache and that of the keys.
+        offset: what the offsets of pages come to, from what they are: int64, in elements.
         writes_blind_rows: whether rows that see nothing are written.
         skips_hidden: whether a value that a query does not see is left out of its sum, whatever it holds.
     """
@@ -46,6 +47,7 @@ class Reading:
     page_size: int
     head_map: tuple[int, ...]
     strides: Callable[[torch.Tensor, torch.Tensor], tuple[int, ...]] = lambda cache, keys: cache.stride()
+    offset: Callable[[torch.Tensor], torch.Tensor] = lambda offset: offset
     writes_blind_rows: bool = True
     skips_hidden: bool = True
 
@@ -228,6 +230,18 @@ MISREADINGS: tuple[Misreading, ...] = (
         lambda reading, _: replace(reading, strides=lambda cache, keys: keys.stride()),
     ),
     Misreading(
+        "offsets_in_32_bits",
+        "far_pages",
+        "offsets of pages are computed in 32 bits",
+        lambda reading, _: replace(reading, offset=lambda offset: offset.to(torch.int32).to(torch.int64)),
+    ),
+    Misreading(
+        "length_in_16_bits",
+        "many_keys",
+        "the number of keys is kept in 16 bits with a sign",
+        lambda reading, _: replace(reading, kv_len=max(0, (reading.kv_len + (1 << 15)) % (1 << 16) - (1 << 15))),
+    ),
+    Misreading(
         "heads_in_padded_groups",
         "crossed",
         "groups of query heads are taken to be as large as the next power of two",
@@ -261,11 +275,7 @@ class PlainKernel(AttentionControl):
         for index, rows in enumerate(call.plan.query_rows):
             reading = self._reading(index, rows.stop - rows.start, config, metadata)
             key, value = (
-                _gather(
-                    cache.as_strided(cache.shape, reading.strides(cache, call.key_cache), cache.storage_offset()),
-                    metadata.block_table[index],
-                    reading,
-                )
+                _gather(cache, reading.strides(cache, call.key_cache), metadata.block_table[index], reading)
                 for cache in (call.key_cache, call.value_cache)
             )
             result, result_lse = _attend(call.query[rows].transpose(0, 1).double(), key, value, config.sinks, reading)
@@ -293,13 +303,16 @@ class PlainKernel(AttentionControl):
         return self.flaw.changed(reading, metadata) if self.flaw else reading
 
 
-def _gather(cache: torch.Tensor, pages: torch.Tensor, reading: Reading) -> torch.Tensor:
+def _gather(cache: torch.Tensor, strides: tuple[int, ...], pages: torch.Tensor, reading: Reading) -> torch.Tensor:
     """Attended keys or values of a request for each query head: float64 `[num_heads, kv_len, head_dim]`."""
     token = torch.arange(reading.kv_start, reading.kv_start + reading.kv_len)
     # A misreading may ask for pages that the table does not have.
     page = pages[(token // reading.page_size).clamp(max=len(pages) - 1)].long()
-    found = cache[page, (token % reading.page_size).clamp(max=cache.shape[1] - 1)]
-    return found[:, list(reading.head_map)].transpose(0, 1).double()
+    slot = (token % reading.page_size).clamp(max=cache.shape[1] - 1)
+    head = torch.tensor(reading.head_map)
+    offset = reading.offset(page * strides[0]) + slot * strides[1]
+    element = (head * strides[2]).view(-1, 1, 1) + offset.view(-1, 1) + torch.arange(cache.shape[3])
+    return whole_memory(cache)[cache.storage_offset() + element].double()
 
 
 def _attend(

@@ -66,7 +66,7 @@ class Exhibit:
         """Whether a cell of the mutant tells a user of the bug, and not of some other trouble."""
         if not self.raises:
             return record.verdict is Verdict.FAIL
-        return record.verdict is Verdict.ERROR and record.reasons[0].startswith(f"{self.raises}:")
+        return record.verdict is Verdict.ERROR and f"{self.raises}:" in record.reasons[0]
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ _WATCHED_BYTES = 1 << 20
 _BATCH_SIZES = (2, 3, 8, 16, 17, 64)
 # Rows beside the victim: at and around the tiles of matrix units, and where libraries change kernels.
 _NEIGHBOUR_ROWS = (1, 15, 16, 31, 63, 64, 127, 128, 255, 512)
+# As a chunk of a prompt has them, and some ten thousand heads: where libraries launch other kernels.
+_MANY_ROWS = 2049
 _STRIDES: Mapping[type[TokenOperation], tuple[Strides, ...]] = {
     # Caches come in every order; queries, keys and outputs are packed one way.
     CacheWrite: (Strides.INTERLEAVED, Strides.HEADS_FIRST, Strides.PADDED_HEADS, Strides.MIXED_ORDER),
@@ -78,6 +80,10 @@ def _pages(problem: TokenProblem, tiling: Tiling) -> Iterable[Comparison]:
 def _padding(problem: TokenProblem, tiling: Tiling) -> Iterable[Comparison]:
     for rows in (1, 17, 300):
         yield Comparison((problem,), (problem.with_layout(padding_tokens=rows),))
+
+
+def _many_rows(problem: TokenProblem, tiling: Tiling) -> Iterable[Comparison]:
+    yield Comparison((problem,), (problem.with_layout(padding_tokens=_MANY_ROWS),))
 
 
 def _unread_memory(problem: TokenProblem, tiling: Tiling) -> Iterable[Comparison]:
@@ -141,6 +147,8 @@ _RELATIONS = (
     _invariant("neighbour_contents", "beside requests of the same lengths and other data", _neighbour_contents),
     _invariant("pages", "on other physical pages", _pages),
     _invariant("padding", "with padding rows", _padding),
+    # Of nobody, which cost no reference.
+    replace(_invariant("many_rows", "among thousands of rows", _many_rows), large=True),
     Relation(
         "unread_memory", "ignores_unread_memory", "with NaN or large values in memory it owns not", _unread_memory
     ),

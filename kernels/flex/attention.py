@@ -257,7 +257,7 @@ def paged_attention(
         return
     if rows_lse is None:
         rows_lse = log_sum_exp(rows, keys, blocks, plan.shape, plan.scale, plan.softcap, sink_logits)
-    lse[:, :num_tokens] = rows_lse.flatten()[plan.row_of_head].view(num_tokens, -1).T
+    lse[:, :num_tokens] = rows_lse.flatten()[plan.row_of_head].view(num_tokens, query.shape[1]).T
 
 
 def _with_padding(
