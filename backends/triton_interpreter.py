@@ -43,6 +43,19 @@ from triton.runtime.interpreter import (
 )
 from triton.runtime.jit import JITFunction
 
+from samebits.backends.triton_interpreter_types import (
+    comparing_names,
+    looking_at_types_first,
+    remembering_block_types,
+    remembering_numpy_dtypes,
+    remembering_operands,
+    remembering_shapes,
+    remembering_tensor_shapes,
+)
+
+# Of what stands before every function of the language: it looks whether it is called from inside of a kernel.
+_LOOK_AT_ARGUMENTS = tl.core.builtin(lambda: None).__code__
+
 
 @contextmanager
 def interpreting() -> Iterator[None]:
@@ -103,7 +116,7 @@ class MendedBuilder(InterpreterBuilder):  # type: ignore[misc]
 
     def binary_op(self, lhs: TensorHandle, rhs: TensorHandle, op: Callable[..., Any]) -> TensorHandle:
         """Arithmetic and comparisons of two operands of one type."""
-        if lhs.dtype.scalar != tl.bfloat16:
+        if lhs.dtype.scalar.name != tl.bfloat16.name:
             return super().binary_op(lhs, rhs, op)
         result = op(_widened(lhs).data, _widened(rhs).data)
         return TensorHandle(result, tl.int1) if result.dtype == np.bool_ else _rounded(result)
@@ -128,7 +141,7 @@ class MendedBuilder(InterpreterBuilder):  # type: ignore[misc]
 
 def _widened(handle: TensorHandle) -> TensorHandle:
     """A bfloat16 handle as the same values in float32; any other handle as it is."""
-    if handle.dtype.scalar != tl.bfloat16:
+    if handle.dtype.scalar.name != tl.bfloat16.name:
         return handle
     return TensorHandle((handle.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
 
@@ -148,10 +161,27 @@ def _mend_interpreter() -> None:
     # The compiler takes `min` and `max` from the language when it is imported, which Triton leaves to whoever is first
     # to need it: inside an interpreted kernel it would take the interpreter's, and keep them.
     importlib.import_module("triton.compiler.code_generator")
-    interpreter.interpreter_builder = interpreter.interpreter_semantic.builder = MendedBuilder()
-    interpreter._get_np_dtype = _remembering_numpy_dtypes(interpreter._get_np_dtype)
+    semantic, builder = interpreter.interpreter_semantic, MendedBuilder()
+    interpreter.interpreter_builder = semantic.builder = builder
+    semantic.broadcast_impl_value = remembering_shapes(builder, semantic.broadcast_impl_value)
+    semantic.binary_op_type_checking_impl = remembering_operands(
+        semantic.binary_op_type_checking_impl, semantic.cast, semantic.broadcast_impl_value
+    )
+    interpreter._patch_attr = _calling_at_once
+    interpreter._get_np_dtype = remembering_numpy_dtypes(interpreter._get_np_dtype)
     interpreter._patch_lang = _patching_once(interpreter._patch_lang)
     interpreter.GridExecutor._restore_args_dev = _restoring_from_host(interpreter.GridExecutor._restore_args_dev)
+
+
+def _calling_at_once(owner: Any, name: str, member: Any, builder: Any, scope: Any) -> None:  # noqa: ANN401 -- Triton's
+    """Puts a function of the language in place, with nothing between it and its caller that looks at its arguments."""
+    function = member.__wrapped__ if getattr(member, "__code__", None) is _LOOK_AT_ARGUMENTS else member
+
+    def call(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 -- of any function of the language
+        kwargs["_semantic"] = interpreter.interpreter_semantic
+        return function(*args, **kwargs)
+
+    scope.set_attr(owner, name, call)
 
 
 def _patching_once(patch_language: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -159,8 +189,10 @@ def _patching_once(patch_language: Callable[[Any], Any]) -> Callable[[Any], Any]
     # The original patches the language modules that a function's globals name. A kernel may name `tl` alone, and a
     # device function below it `tl.core`.
     both_modules = SimpleNamespace(__globals__={"tl": tl, "core": tl.core})
-    block_type_init = _remembering_block_types(tl.block_type.__init__)
-    tensor_init = _remembering_tensor_shapes(tl.tensor.__init__)
+    block_type_init = remembering_block_types(tl.block_type.__init__)
+    tensor_init = remembering_tensor_shapes(tl.tensor.__init__)
+    same_type = comparing_names(tl.dtype.__eq__)
+    unwrap = looking_at_types_first(tl.core._unwrap_if_constexpr)
 
     def patch(fn: Any) -> Any:  # noqa: ANN401 -- both types are private to the interpreter
         if JITFunction.__call__ is _call_python:
@@ -170,6 +202,8 @@ def _patching_once(patch_language: Callable[[Any], Any]) -> Callable[[Any], Any]
         scope.set_attr(tl.tensor, "__index__", _to_index)
         scope.set_attr(tl.block_type, "__init__", block_type_init)
         scope.set_attr(tl.tensor, "__init__", tensor_init)
+        scope.set_attr(tl.dtype, "__eq__", same_type)
+        scope.set_attr(tl.core, "_unwrap_if_constexpr", unwrap)
         return scope
 
     return patch
@@ -193,45 +227,3 @@ def _restoring_from_host(restore: Callable[..., None]) -> Callable[..., None]:
             restore(executor, args_dev, args_hst, kwargs, kwargs_hst)
 
     return restore_arguments
-
-
-# Types cannot be hashed, so what is known of them is remembered by their names, which tell them apart.
-
-
-def _remembering_numpy_dtypes(
-    numpy_dtype_of: Callable[[tl.dtype], np.dtype[Any]],
-) -> Callable[[tl.dtype], np.dtype[Any]]:
-    known: dict[str, np.dtype[Any]] = {}
-
-    def lookup(dtype: tl.dtype) -> np.dtype[Any]:
-        scalar = dtype.scalar
-        if scalar.name not in known:
-            known[scalar.name] = numpy_dtype_of(scalar)
-        return known[scalar.name]
-
-    return lookup
-
-
-def _remembering_block_types(block_type_init: Callable[..., None]) -> Callable[..., None]:
-    known: dict[tuple[Any, ...], dict[str, Any]] = {}
-
-    def init(self: tl.block_type, element_ty: tl.dtype, shape: Any) -> None:  # noqa: ANN401 -- any sequence of Triton's
-        key = (element_ty.name, *shape)
-        if key not in known:
-            block_type_init(self, element_ty, shape)
-            known[key] = dict(vars(self))
-        vars(self).update(known[key])
-
-    return init
-
-
-def _remembering_tensor_shapes(tensor_init: Callable[..., None]) -> Callable[..., None]:
-    known: dict[str, dict[str, Any]] = {}
-
-    def init(self: tl.tensor, handle: TensorHandle, type: tl.dtype) -> None:
-        if type.name not in known:
-            tensor_init(self, handle, type)
-            known[type.name] = {name: getattr(self, name) for name in ("shape", "numel", "dtype")}
-        vars(self).update(known[type.name], handle=handle, type=type)
-
-    return init
