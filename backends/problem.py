@@ -219,9 +219,9 @@ class Contradiction(StrEnum):
     * `MISSING_LENGTH`: there are fewer lengths than requests.
     """
 
-    NARROW_TABLE = "a block table narrower than its longest request"
-    DESCENDING_ROWS = "query_start_loc that descends"
-    MISSING_LENGTH = "fewer lengths than requests"
+    NARROW_TABLE = "narrow_table"
+    DESCENDING_ROWS = "descending_rows"
+    MISSING_LENGTH = "missing_length"
 
 
 @dataclass(frozen=True)

@@ -35,10 +35,11 @@ def _missing_length(batch: Batch) -> AttentionMetadata:
     return replace(batch.metadata, seq_lens=batch.metadata.seq_lens[:-1])
 
 
-_CONTRADICTORY: Mapping[Contradiction, Callable[[Batch], AttentionMetadata]] = {
-    Contradiction.NARROW_TABLE: _narrow_table,
-    Contradiction.DESCENDING_ROWS: _descending_rows,
-    Contradiction.MISSING_LENGTH: _missing_length,
+# What each is in words, and how it is made.
+_CONTRADICTORY: Mapping[Contradiction, tuple[str, Callable[[Batch], AttentionMetadata]]] = {
+    Contradiction.NARROW_TABLE: ("a block table narrower than its longest request", _narrow_table),
+    Contradiction.DESCENDING_ROWS: ("query_start_loc that descends", _descending_rows),
+    Contradiction.MISSING_LENGTH: ("fewer lengths than requests", _missing_length),
 }
 
 
@@ -49,7 +50,8 @@ def contradictory_metadata(batch: Batch, contradiction: Contradiction) -> Attent
         batch: whose metadata are right.
         contradiction: in what they shall contradict themselves.
     """
-    return _CONTRADICTORY[contradiction](batch)
+    _, make = _CONTRADICTORY[contradiction]
+    return make(batch)
 
 
 def refusal_reasons(subject: Subject, problem: AnyProblem) -> list[str]:
@@ -85,13 +87,12 @@ def execute_refusal(implementation: Implementation[Any], problem: Problem, devic
 
 
 def _faults_of_plan(implementation: Implementation[Any], batch: Batch, contradiction: Contradiction) -> list[str]:
+    words, _ = _CONTRADICTORY[contradiction]
     try:
         implementation.plan(batch.config, contradictory_metadata(batch, contradiction))
     except ValueError as error:
         sentence = str(error).strip()
-        return [] if sentence and "\n" not in sentence else [f"plan refused {contradiction} without a sentence"]
+        return [] if sentence and "\n" not in sentence else [f"plan refused {words} without a sentence"]
     except Exception as error:
-        return [
-            f"plan met {contradiction} with {type(error).__name__}, and not with a ValueError that says so: {error}"
-        ]
-    return [f"plan took {contradiction}"]
+        return [f"plan met {words} with {type(error).__name__}, and not with a ValueError that says so: {error}"]
+    return [f"plan took {words}"]

@@ -17,6 +17,7 @@ from samebits.backends.problem import (
     DTYPE_NAMES,
     POISON_NAMES,
     Circumstances,
+    Contradiction,
     Geometry,
     Layout,
     Mask,
@@ -64,6 +65,7 @@ _LAYOUT: Kinds = {
     "padding_requests": _COUNT,
     "padding_tokens": _COUNT,
     "strides": _STRIDES,
+    "far_pages": _FLAG,
     "poison": _POISON,
 }
 _TOKEN_LAYOUT: Kinds = {
@@ -84,6 +86,7 @@ _CIRCUMSTANCES: Kinds = {
     "other_layer": Optional(members(OtherLayer)),
     "second_process": _FLAG,
     "output_only": _FLAG,
+    "contradiction": Optional(members(Contradiction)),
 }
 _GRAPH: Kinds = {
     "mode": members(GraphMode),
