@@ -18,6 +18,7 @@ from samebits.backends.problem import (
     DTYPE_NAMES,
     POISON_NAMES,
     Circumstances,
+    Contradiction,
     Geometry,
     Layout,
     Mask,
@@ -105,6 +106,7 @@ CIRCUMSTANCES = st.builds(
     FLAGS,
     FLAGS,
     st.none() | GRAPHS,
+    st.sampled_from((None, *Contradiction)),
 )
 SHARED = {
     "dtype": st.sampled_from(DTYPE_NAMES),
@@ -129,7 +131,7 @@ ATTENTION = st.builds(
         FLAGS,
     ),
     mask=st.sampled_from(Mask),
-    layout=st.builds(Layout, SEEDS, FLAGS, COUNTS, COUNTS, COUNTS, COUNTS, STRIDES, POISONS),
+    layout=st.builds(Layout, SEEDS, FLAGS, COUNTS, COUNTS, COUNTS, COUNTS, STRIDES, FLAGS, POISONS),
     **SHARED,
 )
 OPERATIONS = st.one_of(
