@@ -52,6 +52,11 @@ def wrapped(sentence: str, indent: str = "", most: int | None = None) -> list[st
     )
 
 
+def shortened(line: str, most: int) -> str:
+    """A line of so many characters at most, the last of them dots where it had more."""
+    return line if len(line) <= most else line[: most - 1] + "…"
+
+
 def markdown(text: str) -> str:
     """Text that Markdown shows as it is, in a table too."""
     return _MARKDOWN.sub(r"\\\1", plain(text)).translate(_HTML)

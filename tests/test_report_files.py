@@ -14,7 +14,7 @@ from samebits.harness.records import Record
 from samebits.reports import text
 from samebits.reports.report import Report, write_report
 
-from .samples import FAILS, GREEN, NO_BASELINE, REGRESSED, UNSUPPORTED, cell, control, run_of
+from .samples import FAILS, GREEN, NO_BASELINE, REGRESSED, UNSUPPORTED, VARIES, cell, control, run_of
 
 
 def report_of(directory: Path, *records: Record) -> Report:
@@ -79,3 +79,22 @@ def test_any_text_stays_within_its_line_and_its_cell(value: str) -> None:
         assert shown.isprintable(), f"{shown!r} holds a control character"
     assert not re.search(r"(?<!\\)(\\\\)*\|", text.markdown(value)), "a pipe that ends a cell"
     assert "<" not in text.markdown(value), "the beginning of a tag"
+
+
+def test_the_page_fits_a_comment_whatever_a_run_comes_to(tmp_path: Path) -> None:
+    """What changed and what failed come first; the tables are folded, and what is left out is told."""
+    long = "x" * 3000
+    cells = [
+        cell("CPU/bundled", f"relation_{number}", cell_id=f"{number}:{long}", **(FAILS | {"reasons": (f"why {long}",)}))
+        for number in range(300)
+    ]
+    varying = [cell("FLASH_ATTN/torch", f"relation_{number}", **VARIES) for number in range(300)]
+    page = report_of(tmp_path, *cells, *varying, control()).paths[0].read_text(encoding="utf-8")
+    assert len(page) <= 65_536, "GitHub refuses a longer comment"
+    assert page.index("# samebits: run") < page.index("## What failed")
+    assert page.count("<details>") == page.count("</details>"), "a fold is left open"
+    assert "And 260 more groups, in the other files." in page
+    assert page.splitlines()[-1].startswith("Left out, to fit a comment: of ")
+    small = report_of(tmp_path, *REGRESSED).paths[0].read_text(encoding="utf-8")
+    assert "Left out" not in small
+    assert small.index("## What failed") < small.index("<details><summary>Implementations</summary>")
