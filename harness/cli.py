@@ -80,6 +80,9 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="tables of a run, and what changed since its baseline")
     report.add_argument("directory", metavar="DIR", type=Path, help=f"a run's results: a directory with {RECORDS_FILE}")
     report.add_argument("--baseline", metavar="FILE|DIR", type=Path, help=_BASELINE_HELP)
+    report.add_argument(
+        "--history", metavar="DIR", type=Path, nargs="+", action="extend", default=[], help=_HISTORY_HELP
+    )
     report.set_defaults(run=_report)
 
     compare = commands.add_parser("compare", help="what changed from one run to another; exits 1 on a regression")
@@ -165,6 +168,7 @@ _FINDINGS_HELP = "add findings to this file as they are made, and go on behind t
 _LOAD_HELP = "run a Python file that defines a backend; repeatable"
 _LIBS_HELP = "run vendors' libraries that are not installed from this bundle; repeatable"
 _OUTPUT_HELP = "where the tables of the comparison go (default: a directory named against-OLD in that of NEW)"
+_HISTORY_HELP = "earlier runs: when bits last changed, and trends; of other devices' there is nothing to tell"
 _BASELINE_HELP = "what to compare with (default: the baselines that come with samebits)"
 
 
@@ -182,7 +186,8 @@ def _list(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     run, baseline = read_run(options.directory), read_baseline(options.baseline)
-    report = write_report(run, baseline, records_file(options.directory).parent)
+    earlier = [read_run(directory) for directory in options.history]
+    report = write_report(run, baseline, records_file(options.directory).parent, earlier)
     _print(report)
     return _EXIT_RED if report.red else _EXIT_GREEN
 

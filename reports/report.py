@@ -6,6 +6,7 @@ needs it are imported when a report is made.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,18 +56,20 @@ def require_common_suite(run: Run, baseline: Baseline) -> None:
         )
 
 
-def write_report(run: Run, baseline: Baseline, directory: Path) -> Report:
+def write_report(run: Run, baseline: Baseline, directory: Path, earlier: Sequence[Run] = ()) -> Report:
     """Compares a run with a baseline, writes the pages and the table of it, and sums up.
 
     Args:
         run: to report.
         baseline: to compare it with.
         directory: where the files go; those of an earlier report are replaced.
+        earlier: runs whose history is told; the run itself may be among them.
 
     Raises:
         UnusableInput: the baseline is of a file for other devices only, or the directory cannot be written.
     """
     from samebits.reports import implementations_page, page, summary, tables  # pandas: see above
+    from samebits.reports.history import History
     from samebits.reports.html.page import html_page
 
     require_device(baseline, Scope.of(run).devices)
@@ -76,9 +79,10 @@ def write_report(run: Run, baseline: Baseline, directory: Path) -> Report:
     replace_file(paths[0], page.page(comparison, cells))
     replace_file(paths[1], tables.to_csv(cells))
     replace_file(paths[2], implementations_page.implementations_page(comparison))
-    replace_file(paths[3], html_page(comparison))
+    history = History.of(run, earlier) if earlier else None
+    replace_file(paths[3], html_page(comparison, history))
     return Report(
-        summary=summary.summary(comparison, cells),
+        summary=summary.summary(comparison, cells, history),
         red=bool(red_reasons(run)) or comparison.regressed,
         regressed=comparison.regressed,
         paths=paths,

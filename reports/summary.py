@@ -11,6 +11,7 @@ from samebits.harness.records import Verdict
 from samebits.reports import text
 from samebits.reports.columns import columns
 from samebits.reports.findings import FINDING_TITLES, Finding, easiest, findings, gaps
+from samebits.reports.history import History
 from samebits.reports.regression import Comparison, State
 from samebits.reports.resources import COLUMNS, WORDS, resource_rows
 from samebits.reports.sentences import baseline_sentences, conclusion, controls_sentence, has_baseline, run_sentences
@@ -29,12 +30,13 @@ _HEADINGS = {
 }
 
 
-def summary(comparison: Comparison, cells: pd.DataFrame) -> str:
+def summary(comparison: Comparison, cells: pd.DataFrame, history: History | None = None) -> str:
     """The whole summary, without a line break at its end.
 
     Args:
         comparison: of the run with its baseline.
         cells: the comparison's cell table.
+        history: of the run, with earlier ones; None where none is told.
     """
     table = implementation_table(cells)
     sections = (
@@ -45,6 +47,7 @@ def summary(comparison: Comparison, cells: pd.DataFrame) -> str:
         *_findings(comparison),
         "\n".join(_gaps(comparison)),
         "\n".join(_changes(comparison, table)),
+        "\n".join(text.wrapped(history.told)) if history else "",
         "\n".join(_conclusion(comparison)),
     )
     return "\n\n".join(section for section in sections if section)

@@ -88,6 +88,11 @@ def whole(value: int | None) -> str:
     return "-" if value is None else f"{value:,}"
 
 
+def moment(started: str) -> str:
+    """A time in ISO 8601 to the minute, as it is read; anything else as it is."""
+    return f"{started[:10]} {started[11:16]}" if re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d", started) else started
+
+
 def count(value: int) -> str:
     """How many; `-` for none, so that the others are seen."""
     return f"{value:,}" if value else "-"

@@ -52,7 +52,7 @@ class _Cells:
     """Gathers cells into tables of what repeats, columns of numbers, and what few cells have."""
 
     def __init__(self) -> None:
-        names = ("environments", "kernels", "checks", "dtypes", "outcomes", "reasons", "commands", "batches")
+        names = ("environments", "kernels", "checks", "dtypes", "outcomes", "reasons", "commands", "batches", "drifts")
         self.tables = {name: _Interned() for name in names}
         self.columns: dict[str, list[Any]] = {}
         self.rare: dict[str, dict[int, Any]] = {}
@@ -68,6 +68,7 @@ class _Cells:
             "outcome": self._place("outcomes", _outcome(cell)),
             "reasons": self._place("reasons", record.reasons if record else ()),
             "command": self._place("commands", _command(record)),
+            "drift": self._place("drifts", drift),
             "batch": self._place("batches", record.smallest_batch if record else ""),
             "compared": record.compared if record else 0,
             "mismatches": record.mismatches if record else 0,
@@ -78,7 +79,7 @@ class _Cells:
         }
         for name, value in told.items():
             self.columns.setdefault(name, []).append(value)
-        for name, value in self._rare(cell, relation, case, drift).items():
+        for name, value in self._rare(cell, relation, case).items():
             if value:
                 self.rare.setdefault(name, {})[self.count] = value
         self.count += 1
@@ -94,7 +95,7 @@ class _Cells:
         configuration = pairs(known.configuration)
         return known.label, known.version, operation, configuration, self._place("environments", machine)
 
-    def _rare(self, cell: ComparedCell, relation: str, case: str, drift: str) -> dict[str, Any]:
+    def _rare(self, cell: ComparedCell, relation: str, case: str) -> dict[str, Any]:
         known, record, row = cell.known, cell.record, cell.row
         parts = (known.label, relation, case, known.dtype, *([f"seed{known.seed}"] if known.seed else []))
         usual = ":".join(map(text.plain, parts))
@@ -105,7 +106,6 @@ class _Cells:
             "repro": text.plain(portable(record.repro)) if record and record.repro else "",
             "resources": _resources(record),
             "before": [row.verdict, _short(row.error_budget), row.max_ulp, row.digest] if row and changed else None,
-            "drift": drift,
         }
 
 

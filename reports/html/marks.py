@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from samebits.harness.records import Verdict
+from samebits.harness.records import Record, Verdict
+from samebits.reports.baseline import BaselineRow
 from samebits.reports.regression import ComparedCell, State
 
 
@@ -59,8 +60,11 @@ _OF_VERDICT = {
 
 def mark_of(cell: ComparedCell) -> Mark:
     """What a cell is shown as."""
-    if cell.state is State.MISSING:
-        return MISSING
-    if cell.known.control:
-        return CAUGHT if cell.known.verdict is Verdict.FAIL else NOT_CAUGHT
-    return _OF_VERDICT[cell.known.verdict]
+    return MISSING if cell.state is State.MISSING else mark_of_record(cell.known)
+
+
+def mark_of_record(record: Record | BaselineRow) -> Mark:
+    """What a record is shown as, or a row that stands for one."""
+    if record.control:
+        return CAUGHT if record.verdict is Verdict.FAIL else NOT_CAUGHT
+    return _OF_VERDICT[record.verdict]

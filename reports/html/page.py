@@ -7,7 +7,6 @@ import functools
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +16,11 @@ from markupsafe import Markup
 from samebits.harness.records import Verdict
 from samebits.reports import text
 from samebits.reports.findings import any_ran, findings, guards
+from samebits.reports.history import History
 from samebits.reports.html.cell_data import cell_data, pairs
 from samebits.reports.html.changes import changes
 from samebits.reports.html.heat_map import counts, heat_map, own_cells, suites_of
+from samebits.reports.html.history_section import history_view
 from samebits.reports.html.implementations import FindingLine, implementation_views
 from samebits.reports.html.links import cell_link
 from samebits.reports.html.marks import CAUGHT, MARKS, mark_of
@@ -40,19 +41,21 @@ class Choice:
     cells: int
 
 
-def html_page(comparison: Comparison, drifts: Mapping[str, str] | None = None) -> str:
+def html_page(comparison: Comparison, history: History | None = None) -> str:
     """The whole page, which is the same for the same records, in whatever order they finished.
 
     Args:
         comparison: of the run with its baseline.
-        drifts: when a cell's bits last changed, in a sentence, by its id.
+        history: of the run, with earlier ones; None where none is told.
     """
     style = _environment().get_template("report.css").render(day=DAY, night=NIGHT)
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
+    drifts = {} if history is None else {cell_id: drift.told for cell_id, drift in history.drifts.items()}
     template = _environment().get_template("page.html.j2")
     page = template.render(
         **_told(comparison),
-        data=Markup(cell_data(comparison, drifts or {})),
+        history=None if history is None else history_view(history),
+        data=Markup(cell_data(comparison, drifts)),
         style=Markup(style),
         script=Markup(script),
         policy=_policy(style, script),
@@ -69,7 +72,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"budget": text.budget, "whole": text.whole}
+    environment.filters |= {"budget": text.budget, "whole": text.whole, "moment": text.moment}
     environment.globals |= {"counted": text.counted, "counts": counts, "cell_link": cell_link}
     return environment
 
@@ -115,7 +118,6 @@ def _told(comparison: Comparison) -> dict[str, Any]:
         "verdicts": _verdicts(comparison),
         "filters": _filters(comparison),
         "any_ran": any_ran(comparison.run),
-        "history": None,
     }
 
 

@@ -49,7 +49,7 @@
       repro: few("repro"),
       resources: few("resources"),
       before: few("before"),
-      drift: few("drift"),
+      drift: from("drifts", "drift"),
     };
   }
 
