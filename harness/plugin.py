@@ -216,6 +216,8 @@ def run_cell(request: pytest.FixtureRequest, record_property: Callable[[str, obj
 
     def run(cell: Cell) -> None:
         record = session.run(cell)
+        # In JUnit's XML a test's name is escaped; its properties are as they are.
+        record_property("cell_id", record.cell_id)
         record_property(RECORD_PROPERTY, record.to_line())
         _decide(record)
 

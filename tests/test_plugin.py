@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -151,6 +152,7 @@ def run_with(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], SuiteR
     def run(workers: str) -> SuiteRun:
         if workers not in done:
             words = (*ONE_CASE, *WORKERS[workers], "--load", folder / "broken.py", *backends)
+            words += ("--junitxml", folder / f"{workers}.xml")
             done[workers] = run_suite("batch_invariant", folder / workers, *words)
         return done[workers]
 
@@ -174,6 +176,22 @@ def test_every_cell_leaves_one_row_and_failures_say_why(run_with: Callable[[str]
     assert "reproduce: pytest -m batch_invariant" in run.output
     # pytest would take the results directory, which exists by then, for a place that decides a worker's root.
     assert "FAILED suites/test_batch_invariance.py::" in run.output, f"other names of tests:\n{run.output}"
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_the_xml_of_junit_carries_the_ids_of_the_records_and_what_failed(
+    run_with: Callable[[str], SuiteRun], workers: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    run_with(workers)
+    (file,) = tmp_path_factory.getbasetemp().glob(f"runs*/{workers}.xml")
+    records = {record.cell_id: record for record in read_run(file.with_suffix("")).records}
+    told = {}
+    for case in ElementTree.parse(file).iter("testcase"):
+        (cell_id,) = (entry.attrib["value"] for entry in case.iter("property") if entry.attrib["name"] == "cell_id")
+        assert f"[{cell_id}]" in case.attrib["name"], "a test is not named by its cell"
+        told[cell_id] = case.find("failure") is not None
+    red = {cell_id: record.red for cell_id, record in records.items()}
+    assert told == red, "the XML and the records do not tell the same"
 
 
 def test_two_runs_give_the_same_records_but_for_time(run_with: Callable[[str], SuiteRun]) -> None:
