@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from samebits.harness.explanation import Addends, Explanation, Manner, Order, Side, Sum
 from samebits.harness.records import Record, Verdict
 from samebits.reports.baseline import Baseline, BaselineRow
 from samebits.reports.html.marks import MARKS
@@ -22,7 +23,7 @@ from samebits.reports.html.page import html_page
 from samebits.reports.html.palette import DAY, HEAT, NIGHT, TONES, Palette, contrast
 from samebits.reports.regression import compare
 
-from .html_pages import Element, listed_cells, parsed
+from .html_pages import Element, data_of, listed_cells, parsed
 from .samples import FAILS, GREEN, HEADER, NO_BASELINE, REGRESSED, UNAVAILABLE, VARIES, cell, control, run_of, save
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&amp;]]>\u2028\udc80\x1b[31m"
@@ -217,3 +218,22 @@ def test_the_page_allows_its_own_style_and_script_and_nothing_from_a_network(pag
 @pytest.mark.parametrize("records", [(), (control(),), (cell(**UNAVAILABLE),), (cell("FLASH_ATTN/torch", **VARIES),)])
 def test_runs_of_which_little_is_known_have_a_sound_page(records: tuple[Record, ...]) -> None:
     assert len(listed_cells(parsed(page_of(*records)))) == len(records)
+
+
+def test_why_both_sides_of_a_failure_differ_is_told_and_drawn() -> None:
+    chain = Sum(0, 3, 4, 1, Manner.ONE_BY_ONE)
+    halves = Sum(0, 3, 4, 1, Manner.AT_ONCE, (Addends(2, 2, (Sum(0, 1, 2, 1),)),))
+    sides = tuple(Side(f"[{HOSTILE}]", Order(each), Order(note="not asked")) for each in (chain, halves))
+    explained = Explanation("r1", 3, "output", "1.0 and 2.0", {"0": 90, "1": 7, "2 to 3": 3}, sides)
+    repro = "samebits repro CPU/bundled position '[r1:q1c3] against [r1:q1c3 r2:q1c0]'"
+    bad = cell(**(FAILS | {"explanation": explained, "repro": repro, "smallest_batch": "[r1:q1c3] against [r1:q1c3]"}))
+    page = parsed(page_of(bad))
+    section = page.one("details", id="of-CPU%2Fbundled")
+    assert "units in the last place apart: 0 in 90, 1 in 7, 2 to 3 in 3" in section.text
+    assert repro in section.text
+    assert [str(drawing.attributes["aria-label"])[:9] for drawing in section.all("svg")] == [
+        "One side ", "Elements ", "Order of ", "Error bud", "Largest U",
+    ]  # fmt: skip
+    rare = data_of(page)["rare"]
+    assert rare["repro"]["0"] == repro
+    assert rare["why"]["0"][0].startswith("units in the last place apart")

@@ -16,6 +16,7 @@ from typing import Any
 
 from samebits.harness.records import Record
 from samebits.reports import text
+from samebits.reports.accumulation_words import short_lines
 from samebits.reports.commands import portable
 from samebits.reports.html.marks import MARKS, mark_of
 from samebits.reports.regression import ComparedCell, Comparison, State
@@ -104,6 +105,7 @@ class _Cells:
             "id": cell_id if (cell_id := text.plain(known.cell_id)) != usual else "",
             "seed": known.seed,
             "repro": text.plain(portable(record.repro)) if record and record.repro else "",
+            "why": list(map(text.plain, short_lines(record.explanation))) if record and record.explanation else None,
             "resources": _resources(record),
             "before": [row.verdict, _short(row.error_budget), row.max_ulp, row.digest] if row and changed else None,
         }

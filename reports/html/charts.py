@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -15,6 +15,7 @@ from samebits.reports import text
 _FIRST_DECADE, _LAST_DECADE, _BARS = -3, 1, 8
 _WIDTH, _HEIGHT, _BASE, _TOP = 320, 64, 48, 8
 _MOST_ULP_BARS = 24
+_MOST_LABELS = 10
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,28 @@ def ulp_distribution(name: str, distances: Sequence[int]) -> Distribution:
     step = _WIDTH / len(bars)
     axis = Markup("").join(
         _label(step * (place + 0.5), "0" if place == 0 else _power(place - 1))
-        for place in range(0, len(bars), 1 if len(bars) <= 10 else 3)
+        for place in range(0, len(bars), math.ceil(len(bars) / _MOST_LABELS))
     )
     said = f"Largest ULP distance of each cell, {name}: {_said(told)}"
     return Distribution(name, len(values), *told, _drawing(said, _bars(bars) + axis))
+
+
+def element_distances(elements: Mapping[str, int]) -> Markup:
+    """How many elements of one result are how far from the other's, a bar for each distance that is told.
+
+    Args:
+        elements: counts by distance in words, of an explanation; their order is that of the bars.
+    """
+    step = _WIDTH / len(elements)
+    # Only as many labels as do not touch one another.
+    stride = math.ceil(len(elements) / _MOST_LABELS)
+    axis = Markup("").join(
+        _label(step * (place + 0.5), distance.partition(" to ")[0])
+        for place, distance in enumerate(elements)
+        if place % stride == 0
+    )
+    said = ", ".join(f"{distance} in {number:,}" for distance, number in elements.items() if number)
+    return _drawing(f"Elements by their distance in ULP: {said}", _bars(list(elements.values())) + axis)
 
 
 def _budget_bar(value: float, bars: int) -> int:
@@ -106,7 +125,7 @@ def _bars(counts: Sequence[int], wrong_from: int | None = None) -> Markup:
         counts: cells of each bar.
         wrong_from: the first bar of what is wrong; None where nothing is.
     """
-    step, highest = _WIDTH / len(counts), math.sqrt(max(counts))
+    step, highest = _WIDTH / len(counts), math.sqrt(max(1, *counts))
     split = len(counts) if wrong_from is None else wrong_from
     paths = {"bar": "", "bar wrong": ""}
     for place, count in enumerate(counts):

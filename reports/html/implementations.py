@@ -11,13 +11,15 @@ from markupsafe import Markup
 
 from samebits.harness.records import Record, Verdict
 from samebits.reports import text
+from samebits.reports.accumulation import drawn_orders
+from samebits.reports.accumulation_words import short_lines
 from samebits.reports.audit_words import ordered_dtypes
 from samebits.reports.audits import ATTENTION, Audit, AuditedOperation, audited_operations
 from samebits.reports.commands import portable
 from samebits.reports.findings import DID_NOT_RUN, Finding, easiest, findings, gaps, grouped
 from samebits.reports.html.batch_drawing import draw_batch
 from samebits.reports.html.cell_data import pairs
-from samebits.reports.html.charts import Distribution, budget_distribution, ulp_distribution
+from samebits.reports.html.charts import Distribution, budget_distribution, element_distances, ulp_distribution
 from samebits.reports.html.heat_map import counts, own_cells, suites_of
 from samebits.reports.html.links import cell_link, cells_link, implementation_place
 from samebits.reports.html.marks import ERROR, FAIL, KNOWN, VARIES, Mark
@@ -95,6 +97,9 @@ class Failure:
         record: of the cell.
         link: opens it.
         drawing: of the batch; None where there is none, or it cannot be read.
+        elements: how many of its elements are how far apart; None where nothing was explained.
+        why: why both sides differ, a sentence each.
+        orders: the orders in which both sides add up, drawn; empty where they were not found out.
         repro: replays it; empty where the record knows of nothing smaller than its cell.
         command: reproduces the cell.
     """
@@ -103,6 +108,9 @@ class Failure:
     record: Record
     link: str
     drawing: Markup | None
+    elements: Markup | None
+    why: tuple[str, ...]
+    orders: Markup
     repro: str
     command: str
 
@@ -264,11 +272,15 @@ def _failure(found: Sequence[Finding]) -> Failure | None:
     # What is worst may be a wrong value, of which there is no batch to draw; it is told all the same.
     worst = found[0].verdict
     example = easiest(record for finding in found if finding.verdict is worst for record in finding.records)
+    explained = example.explanation
     return Failure(
         mark=_MARK_OF_FINDING[worst],
         record=example,
         link=cell_link(example.cell_id),
         drawing=draw_batch(example.smallest_batch),
+        elements=element_distances(explained.ulps) if explained and explained.ulps else None,
+        why=tuple(short_lines(explained)) if explained else (),
+        orders=Markup(drawn_orders(explained)) if explained else Markup(),
         repro=portable(example.repro),
         command=portable(example.command),
     )

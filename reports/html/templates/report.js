@@ -48,6 +48,7 @@
       digest: columns.digest[place],
       repro: few("repro"),
       resources: few("resources"),
+      why: few("why") || [],
       before: few("before"),
       drift: from("drifts", "drift"),
     };
@@ -187,6 +188,7 @@
     }
     const parts = [element("p", {}, badge(one.mark))];
     if (one.reasons.length) parts.push(element("div", { class: "reasons" }, ...one.reasons.map((reason) => element("p", {}, reason))));
+    if (one.why.length) parts.push(element("h3", {}, "Why both sides differ"), element("ul", {}, ...one.why.map((line) => element("li", {}, line))));
     if (one.repro) parts.push(element("h3", {}, "Replay the smallest batch"), command(one.repro));
     if (one.command) parts.push(element("h3", {}, "Run this cell again"), command(one.command));
     const section = document.getElementById(`of-${encodeURIComponent(one.label)}`);
