@@ -150,7 +150,7 @@ def test_every_link_leads_to_a_place_a_cell_or_a_list_of_cells_of_the_page(page:
         assert href.startswith("#"), f"{href} leads off the page"
         if href.startswith("#cell="):
             assert re.sub("%([0-9A-F]{2})", lambda hex_: chr(int(hex_[1], 16)), href) in cells
-        elif not re.match(r"#(implementation|since)=", href):
+        elif not re.match(r"#(implementation|since|verdict)=", href):
             assert href[1:] in places, f"{href} leads nowhere"
     for link in page.one("div", css="heat-map").all("a"):
         assert str(link.attributes["href"])[1:] in places, "without a script, a place of the matrix leads nowhere"

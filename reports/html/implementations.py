@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from samebits.harness.records import Record, Verdict
 from samebits.reports import text
-from samebits.reports.accumulation import drawn_orders
+from samebits.reports.accumulation import drawn_orders, has_orders
 from samebits.reports.accumulation_words import short_lines
 from samebits.reports.audit_words import ordered_dtypes
 from samebits.reports.audits import ATTENTION, Audit, AuditedOperation, audited_operations
@@ -97,9 +97,6 @@ class Failure:
         record: of the cell.
         link: opens it.
         drawing: of the batch; None where there is none, or it cannot be read.
-        elements: how many of its elements are how far apart; None where nothing was explained.
-        why: why both sides differ, a sentence each.
-        orders: the orders in which both sides add up, drawn; empty where they were not found out.
         repro: replays it; empty where the record knows of nothing smaller than its cell.
         command: reproduces the cell.
     """
@@ -108,11 +105,27 @@ class Failure:
     record: Record
     link: str
     drawing: Markup | None
-    elements: Markup | None
-    why: tuple[str, ...]
-    orders: Markup
     repro: str
     command: str
+
+
+@dataclass(frozen=True)
+class Explained:
+    """Why the two sides of a cell differ.
+
+    Attributes:
+        cell_id: of the cell.
+        link: opens it.
+        why: a sentence each.
+        elements: how many of its elements are how far apart; None where no number is told.
+        orders: the orders in which both sides add up, drawn; empty where they were not found out.
+    """
+
+    cell_id: str
+    link: str
+    why: tuple[str, ...]
+    elements: Markup | None
+    orders: Markup
 
 
 @dataclass(frozen=True)
@@ -130,6 +143,7 @@ class ImplementationView:
         distances: ULP between computations, and from the reference.
         findings: what is no pass, the worst first.
         failure: the smallest batch that shows the worst; None where nothing differs.
+        explained: why both sides of a cell differ, one with orders to draw where there is one; None for no such cell.
         gaps: why cells did not run, and how many, the most frequent first.
         more_gaps: how many further reasons there are.
     """
@@ -146,6 +160,7 @@ class ImplementationView:
     distances: tuple[Distribution, ...]
     findings: tuple[FindingLine, ...]
     failure: Failure | None
+    explained: Explained | None
     gaps: tuple[tuple[str, int], ...]
     more_gaps: int
 
@@ -197,6 +212,7 @@ def _view(
         distances=_distances(ran),
         findings=tuple(map(FindingLine.of, found)),
         failure=_failure(found),
+        explained=_explained(found),
         gaps=tuple(reasons[:_MOST_GAPS]),
         more_gaps=max(0, len(reasons) - _MOST_GAPS),
     )
@@ -272,15 +288,30 @@ def _failure(found: Sequence[Finding]) -> Failure | None:
     # What is worst may be a wrong value, of which there is no batch to draw; it is told all the same.
     worst = found[0].verdict
     example = easiest(record for finding in found if finding.verdict is worst for record in finding.records)
-    explained = example.explanation
     return Failure(
         mark=_MARK_OF_FINDING[worst],
         record=example,
         link=cell_link(example.cell_id),
         drawing=draw_batch(example.smallest_batch),
-        elements=element_distances(explained.ulps) if explained and explained.ulps else None,
-        why=tuple(short_lines(explained)) if explained else (),
-        orders=Markup(drawn_orders(explained)) if explained else Markup(),
         repro=portable(example.repro),
         command=portable(example.command),
     )
+
+
+def _explained(found: Sequence[Finding]) -> Explained | None:
+    """Of the worst that is explained, by orders of additions first: the cell that is easiest to follow."""
+    for verdict in dict.fromkeys(finding.verdict for finding in found):
+        records = [record for finding in found if finding.verdict is verdict for record in finding.records]
+        explained = [record for record in records if record.explanation]
+        with_orders = [record for record in explained if record.explanation and has_orders(record.explanation)]
+        if explained:
+            example = easiest(with_orders or explained)
+            assert example.explanation is not None, "it is one of those that are explained"
+            return Explained(
+                cell_id=example.cell_id,
+                link=cell_link(example.cell_id),
+                why=tuple(short_lines(example.explanation)),
+                elements=element_distances(example.explanation.ulps) if example.explanation.ulps else None,
+                orders=Markup(drawn_orders(example.explanation)),
+            )
+    return None

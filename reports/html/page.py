@@ -22,7 +22,7 @@ from samebits.reports.html.changes import changes
 from samebits.reports.html.heat_map import counts, heat_map, own_cells, suites_of
 from samebits.reports.html.history_section import history_view
 from samebits.reports.html.implementations import FindingLine, implementation_views
-from samebits.reports.html.links import cell_link
+from samebits.reports.html.links import cell_link, cells_link
 from samebits.reports.html.marks import CAUGHT, MARKS, mark_of
 from samebits.reports.html.palette import DAY, NIGHT
 from samebits.reports.html.styled import TEMPLATES
@@ -73,7 +73,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"budget": text.budget, "whole": text.whole, "moment": text.moment}
-    environment.globals |= {"counted": text.counted, "counts": counts, "cell_link": cell_link}
+    environment.globals |= {"counted": text.counted, "counts": counts, "cell_link": cell_link, "cells_link": cells_link}
     return environment
 
 
