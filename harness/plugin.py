@@ -7,6 +7,7 @@ until a test asks for a cell or an option of samebits is given. Records and the 
 from __future__ import annotations
 
 import gc
+import math
 import os
 from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass
@@ -14,16 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from samebits.harness.isolation.limits import Limits, machine_memory, share_of_memory
 from samebits.harness.records import Record, UnusableInput, Verdict
 from samebits.harness.run_log import FINISHED_CELLS, OPTIONS, RECORD_PROPERTY, SUITE_MARKS, RunLog, leave_out, or_exit
 from samebits.harness.worker_gpu import pin_worker
 from samebits.reports.accumulation_words import short_lines
 
 if TYPE_CHECKING:
+    from samebits.harness.isolation.isolated_session import IsolatedSession
     from samebits.harness.matrix import Cell
     from samebits.harness.session import MatrixSession
 
 _SESSION = pytest.StashKey["MatrixSession"]()
+_ISOLATED = pytest.StashKey["IsolatedSession"]()
 # Whether the cells are kept from the garbage collector.
 _FROZEN = pytest.StashKey[bool]()
 # Names of the options of samebits whose values are paths.
@@ -43,6 +47,7 @@ class _Option:
         default: its value where it is not given; None for none.
         repeatable: whether it may be given several times.
         path: whether its value is a path.
+        flag: whether it has no value.
     """
 
     name: str
@@ -51,6 +56,7 @@ class _Option:
     default: str | None = None
     repeatable: bool = False
     path: bool = False
+    flag: bool = False
 
     @property
     def destination(self) -> str:
@@ -59,12 +65,22 @@ class _Option:
 
     def is_given(self, config: pytest.Config) -> bool:
         """Whether the user gave it."""
-        return getattr(config.option, self.destination, None) not in ([], None)
+        return getattr(config.option, self.destination, None) not in ([], False, None)
 
     def value(self, config: pytest.Config) -> Any:  # noqa: ANN401 -- a string, or a list of them
         """What the user gave, or the default."""
         given = getattr(config.option, self.destination)
         return self.default if given is None else given
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a parser is told of it besides its names."""
+        told = {"dest": self.destination, "help": self.help + ("; repeatable" if self.repeatable else "")}
+        if self.flag:
+            return told | {"action": "store_true"}
+        if self.repeatable:
+            return told | {"metavar": self.metavar, "action": "append", "default": []}
+        return told | {"metavar": self.metavar}
 
 
 _OPTIONS = (
@@ -85,6 +101,11 @@ _OPTIONS = (
     _Option("cell", "ID", "only the cell of this id", repeatable=True),
     _Option("threads", "N", "threads within one operation (default: 1)", default="1"),
     _Option("seed", "N", "seed of all data (default: 0)", default="0"),
+    _Option(
+        "cell-timeout", "SECONDS", "how long a cell may take before its process is ended (default: 600)", default="600"
+    ),
+    _Option("cell-memory", "GIB", "what the process of a cell may hold (default: its share of the machine's memory)"),
+    _Option("no-isolation", "", "run cells in this process, where a debugger reaches them", flag=True),
     _Option("shard", "NAME", "name of the nightly job that this run is: --dtype then narrows the tier", default=""),
 )
 
@@ -105,14 +126,7 @@ def pytest_load_initial_conftests(
         names = [f"--samebits-{option.name}"]
         if _is_free(parser, f"--{option.name}"):
             names.insert(0, f"--{option.name}")
-        settings: dict[str, Any] = {"action": "append", "default": []} if option.repeatable else {}
-        group.addoption(
-            *names,
-            dest=option.destination,
-            metavar=option.metavar,
-            help=option.help + ("; repeatable" if option.repeatable else ""),
-            **settings,
-        )
+        group.addoption(*names, **option.settings)
         path_options.update(names if option.path else ())
     early_config.stash[_PATH_OPTIONS] = frozenset(path_options)
     return result
@@ -170,6 +184,7 @@ def pytest_configure(config: pytest.Config) -> None:
     log = RunLog(config, session=lambda: _session(config))
     config.pluginmanager.register(log, "samebits_run_log")
     if any(option.is_given(config) for option in _OPTIONS):
+        or_exit(lambda: _limits(config))
         or_exit(log.check)
 
 
@@ -180,6 +195,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if not suites or not {"cell", "run_cell"} <= set(metafunc.fixturenames):
         return
     session = or_exit(lambda: _session(metafunc.config))
+    if _is_isolated(metafunc.config):
+        or_exit(lambda: _isolated(metafunc.config)).start()
     metafunc.parametrize(
         "cell",
         [pytest.param(cell, id=cell.cell_id) for cell in session.cells(suites[0])],
@@ -204,7 +221,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Lets the garbage collector look at everything again."""
+    """Ends the processes of cells, and lets the garbage collector look at everything again."""
+    if _ISOLATED in config.stash:
+        config.stash[_ISOLATED].close()
     if config.stash.get(_FROZEN, False):
         gc.unfreeze()
 
@@ -212,7 +231,8 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 @pytest.fixture
 def run_cell(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> Callable[[Cell], None]:
     """Runs a cell, hands its record over, and lets the verdict decide the outcome of the test."""
-    session = _session(request.config)
+    config = request.config
+    session = _isolated(config) if _is_isolated(config) else _session(config)
 
     def run(cell: Cell) -> None:
         record = session.run(cell)
@@ -248,6 +268,43 @@ def _session(config: pytest.Config) -> MatrixSession:
             )
         )
     return config.stash[_SESSION]
+
+
+def _is_isolated(config: pytest.Config) -> bool:
+    """Whether this process is one that has cells run, and in another one."""
+    option = config.option
+    divided = getattr(option, "dist", "no") != "no" and not hasattr(config, "workerinput")
+    debugged = option.usepdb or option.trace
+    return not (divided or debugged or option.collectonly or option.samebits_no_isolation)
+
+
+def _isolated(config: pytest.Config) -> IsolatedSession:
+    """The matrix of this process with its cells in another one, made when it is first asked for."""
+    if _ISOLATED not in config.stash:
+        from samebits.harness.isolation.isolated_session import IsolatedSession
+
+        config.stash[_ISOLATED] = IsolatedSession(_session(config), _limits(config))
+    return config.stash[_ISOLATED]
+
+
+def _limits(config: pytest.Config) -> Limits:
+    """What a cell may cost."""
+    given = {option.name: option.value(config) for option in _OPTIONS}
+    share = share_of_memory(machine_memory(), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+    return Limits(
+        seconds=_positive("--cell-timeout", given["cell-timeout"], "seconds"),
+        nbytes=_positive("--cell-memory", given["cell-memory"], "GiB") * 2**30 if given["cell-memory"] else share,
+    )
+
+
+def _positive(option: str, text: str, unit: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise UnusableInput(f"{option} is {text!r}; it must be a number of {unit} above 0")
+    return number
 
 
 def _whole_number(option: str, text: str, limits: range | None = None) -> int:

@@ -8,34 +8,23 @@ The second one is started when it is first needed, serves all implementations, a
 
 from __future__ import annotations
 
-import io
 import math
-import os
 import pickle
-import select
-import subprocess
-import sys
-import tempfile
-import time
-import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import IO, TYPE_CHECKING
 
 import torch
 
 from samebits.backends.problem import Mask, Problem, Request
 from samebits.backends.subject import Subject
 from samebits.harness.execution import Execution, RequestResult
+from samebits.harness.isolation.limits import Limits
+from samebits.harness.isolation.served import Lost, ServedProcess, Template
 from samebits.harness.relations import AnyProblem
 
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
-
-_MODULE = "samebits.harness.second_process_main"
+_MODULE = "samebits.harness.second_process_tasks"
 # For a whole answer. A first call may compile; who takes longer than this hangs.
-_SECONDS = 300
-_LINES_TOLD = 5
+_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -70,10 +59,8 @@ class SecondProcess:
         Args:
             options: of this session, by which the other process loads the same implementations.
         """
-        self._options = options
-        self._process: subprocess.Popen[bytes] | None = None
-        # Unbuffered, as every process that is started writes on from the place at which this one left the file.
-        self._stderr = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 -- as long as the process
+        self._template = Template(_MODULE, options)
+        self._process: ServedProcess | None = None
 
     def execute(self, subject: Subject, first: AnyProblem, problem: AnyProblem, device: torch.device) -> Execution:
         """The execution of a problem there.
@@ -89,8 +76,9 @@ class SecondProcess:
         """
         try:
             answer = self._ask(Task(subject.operation, subject.label, first, problem))
-        except (EOFError, OSError, TimeoutError, pickle.UnpicklingError) as error:
-            raise RuntimeError(self._end(error)) from error
+        except Lost as lost:
+            self._process = None  # The next task starts another.
+            raise RuntimeError(f"in a second process: it {lost}") from lost
         if isinstance(answer, Failed):
             raise RuntimeError(f"in a second process it raised {answer.message}")
         results = {
@@ -100,72 +88,13 @@ class SecondProcess:
         return replace(answer, results=results)
 
     def _ask(self, task: Task) -> Execution | Failed:
-        process = self._process or self._start()
-        assert process.stdin is not None
-        assert process.stdout is not None
-        pickle.dump(task, process.stdin)
-        process.stdin.flush()
-        answer = pickle.load(io.BufferedReader(_OneAnswer(process.stdout, _SECONDS)))
+        self._process = self._process or self._template.fork()
+        self._process.send(pickle.dumps(task))
+        answer = pickle.loads(self._process.receive(Limits(_SECONDS)))
+        # Last words are those of the next task.
+        self._process.take_output()
         assert isinstance(answer, (Execution, Failed))
         return answer
-
-    def _start(self) -> subprocess.Popen[bytes]:
-        # Not from the working directory, whose folders may have the names of packages.
-        command = [sys.executable, "-P", "-m", _MODULE]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr)
-        weakref.finalize(self, _close, process)
-        self._process = process
-        assert process.stdin is not None
-        pickle.dump(sys.path, process.stdin)
-        pickle.dump(self._options, process.stdin)
-        return process
-
-    def _end(self, error: Exception) -> str:
-        """Ends a process that does not serve any more, and says what is known of it. The next task starts another."""
-        assert self._process is not None
-        code = _close(self._process, kill=isinstance(error, TimeoutError))
-        self._process = None
-        self._stderr.seek(0)
-        lines = self._stderr.read().decode(errors="replace").splitlines()[-_LINES_TOLD:]
-        self._stderr.seek(0)
-        self._stderr.truncate()
-        why = str(error) if isinstance(error, TimeoutError) else f"it ended with exit code {code}"
-        return f"in a second process: {why}: {' / '.join(lines) or 'it wrote nothing'}"
-
-
-class _OneAnswer(io.RawIOBase):
-    """What is read from a pipe until a time is over, however little comes at once: who stops halfway hangs, too."""
-
-    def __init__(self, pipe: IO[bytes], seconds: float) -> None:
-        self._pipe = pipe
-        self._seconds = seconds
-        self._end = time.monotonic() + seconds
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        ready, _, _ = select.select([self._pipe], [], [], max(0.0, self._end - time.monotonic()))
-        if not ready:
-            raise TimeoutError(f"it did not answer in full for {self._seconds} s")
-        return os.readv(self._pipe.fileno(), [buffer])
-
-
-def _close(process: subprocess.Popen[bytes], *, kill: bool = False) -> int:
-    """Ends a process, which does so by itself when nothing more can come, and says its exit code."""
-    if kill:
-        process.kill()
-    for pipe in (process.stdin, process.stdout):
-        assert pipe is not None
-        try:
-            pipe.close()
-        except BrokenPipeError:
-            continue  # It is dead, and did not read what was written last.
-    try:
-        return process.wait(10)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        return process.wait()
 
 
 def unlike(first_here: AnyProblem, candidates: Iterable[AnyProblem]) -> AnyProblem:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -9,9 +11,24 @@ import torch
 from samebits.backends.subject import Subject
 from samebits.harness.execution import Execution, RequestResult
 from samebits.harness.executor import Executor
+from samebits.harness.isolation.forked import Answer
 from samebits.harness.second_process import Failed, Task
 from samebits.harness.session import MatrixSession, Options
 from samebits.harness.suite_cells import SUITES
+
+
+def make_server(options: Options) -> Answer:
+    """Answers tasks with their executions, pickled as they are.
+
+    Args:
+        options: of the other process's session.
+    """
+    runner = TaskRunner(options)
+
+    def answer(question: bytes) -> Iterator[bytes]:
+        yield pickle.dumps(runner.answer(pickle.loads(question)))
+
+    return answer
 
 
 class TaskRunner:

@@ -135,6 +135,14 @@ class MatrixSession:
             self._executors[name] = Executor(implementation, device, self._second_process)
         return self._executors[name]
 
+    def not_run(self, cell: Cell) -> Record:
+        """The record of a cell before it is run, for which its implementation is probed."""
+        return unjudged(cell, self._availability(cell), self._command(cell))
+
+    def not_probed(self, cell: Cell) -> Record:
+        """The record of a cell of whose implementation nothing is asked."""
+        return unjudged(cell, Availability(device=accelerator().device), self._command(cell))
+
     def crashed(self, node_id: str, message: str) -> Record | None:
         """The record of a cell whose process died; None when the test was no cell.
 
@@ -145,8 +153,8 @@ class MatrixSession:
         for suite in SUITES:
             for cell in self.cells(suite):
                 if f"[{cell.cell_id}]" in node_id:
-                    record = unjudged(cell, self._availability(cell), self._command(cell))
-                    return dataclasses.replace(record, verdict=Verdict.ERROR, reasons=(" ".join(message.split()),))
+                    reasons = (" ".join(message.split()),)
+                    return dataclasses.replace(self.not_run(cell), verdict=Verdict.ERROR, reasons=reasons)
         return None
 
     @property

@@ -21,6 +21,7 @@ _EMPTY = tempfile.TemporaryDirectory(prefix="samebits-no-baselines-")
 NO_BASELINES = Path(_EMPTY.name)
 # What Python is told to run.
 PYTEST = ("-m", "pytest")
+IN_PROCESS = ("--no-isolation",)
 # Hypothesis is imported at the end of every run that has its plugin, whether or not a test uses it.
 WITHOUT_PLUGINS = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest")
 
@@ -78,10 +79,20 @@ def run_suite(
     cwd: Path = ROOT,
     python: Sequence[object] = PYTEST,
     environment: Mapping[str, object] = MappingProxyType({}),
+    isolated: bool = False,
 ) -> SuiteRun:
-    """Runs a suite, all of it or what further arguments leave of it, and compares it with no baseline."""
+    """Runs a suite, all of it or what further arguments leave of it, and compares it with no baseline.
+
+    Args:
+        suite: its mark.
+        results: where its records go.
+        arguments: further ones of pytest.
+        cwd, python, environment: as of `run_pytest`.
+        isolated: whether cells run in a process of their own, which imports torch once more.
+    """
     options = ("-m", suite, "--baseline", NO_BASELINES, "--results", results)
-    done = run_pytest(*options, *arguments, cwd=cwd, python=python, environment=environment)
+    place = () if isolated else IN_PROCESS
+    done = run_pytest(*options, *place, *arguments, cwd=cwd, python=python, environment=environment)
     output = done.stdout + done.stderr
     assert done.returncode in (0, 1), f"pytest ended with {done.returncode}:\n{output}"
     records = tuple(record for record in read_run(results).records if not record.control)

@@ -84,6 +84,8 @@ def unwritable_results(directory: Path) -> Path:
         (["--implementation", "CPU/fa"], "unknown implementation 'CPU/fa'; known are FLASH_ATTN/fa4"),
         (["--cell", "CPU/torch:x"], "unknown cell 'CPU/torch:x'"),
         (["--threads", "0"], "--threads is 0; it must be a whole number from 1 to 1024"),
+        (["--cell-timeout", "soon"], "--cell-timeout is 'soon'; it must be a number of seconds above 0"),
+        (["--cell-memory", "0"], "--cell-memory is '0'; it must be a number of GiB above 0"),
         (["--threads", "many"], "--threads is 'many'; it must be a whole number from 1 to 1024"),
         (["--seed", "1.5"], "--seed is '1.5'; it must be a whole number"),
         (["-m", "nonsense", "--tier", "smoke"], "-m 'nonsense' selects no suite; known are batch_invariant, dtype"),
@@ -143,7 +145,7 @@ def test_records_of_an_earlier_run_are_not_overwritten(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def run_with(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], SuiteRun]:
-    """Runs one case through a broken backend and others, once with each number of workers."""
+    """Runs one case through a broken backend and others: in pytest's process, and in those of two workers."""
     folder = tmp_path_factory.mktemp("runs")
     (folder / "broken.py").write_text(BROKEN_BACKEND)
     backends = ("--backend", "BROKEN_ATTN", "--backend", "FLASH_ATTN", "--backend", "CPU")
@@ -153,7 +155,7 @@ def run_with(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], SuiteR
         if workers not in done:
             words = (*ONE_CASE, *WORKERS[workers], "--load", folder / "broken.py", *backends)
             words += ("--junitxml", folder / f"{workers}.xml")
-            done[workers] = run_suite("batch_invariant", folder / workers, *words)
+            done[workers] = run_suite("batch_invariant", folder / workers, *words, isolated=workers != "one process")
         return done[workers]
 
     return run

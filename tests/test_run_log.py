@@ -9,9 +9,9 @@ import pytest
 
 from samebits.harness.record_files import read_run
 
-from .suite_runs import NO_BASELINES, ROOT, run_pytest
+from .suite_runs import IN_PROCESS, NO_BASELINES, ROOT, run_pytest
 
-CELLS = ("--tier", "smoke", "--dtype", "fp32", "--implementation", "CPU/torch")
+CELLS = ("--tier", "smoke", "--dtype", "fp32", "--implementation", "CPU/torch", *IN_PROCESS)
 SUITE = ("-m", "batch_invariant", *CELLS, "--baseline", NO_BASELINES)
 # What a user does in the middle of a run, and once more while pytest deals with it.
 TWO_INTERRUPTS = """

@@ -19,7 +19,7 @@ PLANTED = """
 import math, os, random, sys, time
 from samebits.backends.cpu import BundledAttention
 
-SECOND = sys.argv[0].endswith("second_process_main.py")
+SECOND = sys.argv[0].endswith("template_main.py")
 TUNED = None
 
 class Planted(BundledAttention):
@@ -64,16 +64,24 @@ HANGS = """
         if SECOND:
             time.sleep(1000)
 """
-# In place of the second process: one that writes and dies, and one that ends in the middle of its answer, but late.
+# In place of the second process: one that writes and dies, and one that stops in the middle of its answer.
 WRITES_AND_DIES = """
 import sys
-sys.exit("what it wrote last")
+def make_server(options):
+    sys.exit("what it wrote last")
 """
 STOPS_HALFWAY = """
-import pickle, sys, time
-sys.stdout.buffer.write(pickle.dumps(list(range(100)))[:-10])
-sys.stdout.flush()
-time.sleep(30)
+import os, time
+def make_server(options):
+    def answer(question):
+        for pipe in range(3, 20):
+            try:
+                os.write(pipe, b"samebits" + bytes(7) + b"\\x99" + b"too little")
+            except OSError:
+                continue
+        time.sleep(30)
+        yield b""
+    return answer
 """
 PRINTS = """
         print("a line that nobody asked for", flush=True)
@@ -141,7 +149,7 @@ def message_of(process: SecondProcess) -> str:
 def replaced_by(program: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> SecondProcess:
     """A second process that is another program."""
     (folder / "another_program.py").write_text(program)
-    monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.syspath_prepend(folder)
     monkeypatch.setattr(second_process, "_MODULE", "another_program")
     return SecondProcess(Options())
 

@@ -1,0 +1,137 @@
+"""Cells of a session run in another process: whatever a cell does to that process, it alone comes to `error`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import warnings
+from dataclasses import replace
+
+from samebits.harness.isolation.cell_server import BEGUN, SPOILT
+from samebits.harness.isolation.last_words import ending
+from samebits.harness.isolation.limits import Limits, held_memory
+from samebits.harness.isolation.served import Lost, ServedProcess, Template
+from samebits.harness.matrix import Cell
+from samebits.harness.record_files import parse_record
+from samebits.harness.records import Record, Verdict
+from samebits.harness.session import MatrixSession
+
+_MODULE = "samebits.harness.isolation.cell_server"
+# At least for a new process until its first cell begins, whatever a cell may take: it imports.
+_START_SECONDS = 300.0
+# Who hangs in as many cells one after another hangs in the next, too; all of them would take days.
+_HANGS_IN_A_ROW = 3
+
+
+class IsolatedSession:
+    """Runs the cells of a session in a process that is replaced when a cell breaks it."""
+
+    def __init__(self, session: MatrixSession, limits: Limits) -> None:
+        """Starts nothing yet.
+
+        Args:
+            session: whose cells they are.
+            limits: of one cell.
+        """
+        self._session = session
+        self._limits = limits
+        self._template = Template(_MODULE, session.options)
+        self._process: ServedProcess | None = None
+        # Ids of the cells that the process has run.
+        self._before: list[str] = []
+        # How many cells of an implementation hung, one after another.
+        self._hangs: dict[tuple[str, str], int] = {}
+
+    def start(self) -> None:
+        """Begins to import what cells need, and does not wait for it."""
+        self._template.start()
+
+    def run(self, cell: Cell) -> Record:
+        """Runs one cell in the other process, which is replaced where it cannot go on."""
+        started = time.perf_counter()
+        subject = (cell.implementation.operation, cell.implementation.label)
+        if self._hangs.get(subject, 0) >= _HANGS_IN_A_ROW:
+            reason = f"not run: {_HANGS_IN_A_ROW} cells of {cell.implementation.label} before it did not answer"
+            return _error(self._session.not_probed(cell), reason)
+        begun: list[bytes] = []
+        try:
+            record = self._answer(cell, begun)
+        except Lost as lost:
+            self._hangs[subject] = self._hangs.get(subject, 0) + 1 if lost.hung else 0
+            record = parse_record(begun[0].decode()) if begun else self._session.not_probed(cell)
+            record = replace(_error(record, self._told(lost)), seconds=time.perf_counter() - started)
+        else:
+            self._hangs[subject] = 0
+        return record
+
+    def close(self) -> None:
+        """Ends the other processes."""
+        if self._process is not None:
+            self._process.close()
+            self._process = None
+        self._template.close()
+
+    def _answer(self, cell: Cell, begun: list[bytes]) -> Record:
+        """The record that the other process makes of a cell.
+
+        Args:
+            cell: what to run.
+            begun: takes the line of the record that the cell has before it runs.
+
+        Raises:
+            Lost: there is no other process any more.
+        """
+        process = self._ready()
+        is_new = not self._before
+        limits = replace(self._limits, seconds=max(self._limits.seconds, _START_SECONDS * is_new))
+        try:
+            process.send(json.dumps([cell.suite, cell.cell_id]).encode())
+            begun.append(process.receive(limits).removeprefix(BEGUN))
+            word, _, line = process.receive(self._limits).partition(b" ")
+        except BaseException as error:
+            # An interrupt, too, leaves a process that is busy.
+            process.kill()
+            self._process = None
+            raise error
+        finally:
+            _pass_on(*process.take_output())
+        self._before.append(cell.cell_id)
+        if word == SPOILT:
+            process.kill()
+            self._process = None
+        return parse_record(line.decode())
+
+    def _ready(self) -> ServedProcess:
+        """The other process; another one where there is none, or it is no place for another cell."""
+        process = self._process
+        if process is not None and process.exit_code is not None:
+            told = f"the process of cells {ending(process.exit_code)} when {self._before[-1]} had finished"
+            warnings.warn(told, stacklevel=1)
+            process.kill()
+            process = None
+        # So that who leaks memory does not leave what is too little for others.
+        if process is not None and held_memory(process.pid) > self._limits.nbytes / 2:
+            process.close()
+            process = None
+        if process is None:
+            process = self._process = self._template.fork()
+            self._before.clear()
+        return process
+
+    def _told(self, lost: Lost) -> str:
+        """How the process of a cell ended, and whose doing that may be besides."""
+        told = f"its process {lost}"
+        if self._before:
+            told += f" (after {len(self._before)} other cells in that process, the last of them {self._before[-1]})"
+        return told
+
+
+def _error(record: Record, reason: str) -> Record:
+    return replace(record, verdict=Verdict.ERROR, reasons=(reason,))
+
+
+def _pass_on(output: str, errors: str) -> None:
+    """Writes what a cell wrote where it would have done so in this process."""
+    sys.stdout.write(output)
+    sys.stderr.write(errors)

@@ -1,0 +1,275 @@
+"""Processes that can be thrown away: how each end of one is told, and that none outlives who started it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from samebits.harness.isolation import isolated_session, limits
+from samebits.harness.isolation.frames import FrameReader, Garbled, write_frame
+from samebits.harness.isolation.isolated_session import IsolatedSession
+from samebits.harness.isolation.last_words import Tail, ending, last_words
+from samebits.harness.isolation.limits import Limits, machine_memory, share_of_memory
+from samebits.harness.isolation.served import Lost, Template
+from samebits.harness.records import Record, Verdict
+from samebits.harness.session import MatrixSession, Options
+
+from .suite_runs import PLANTED, run_suite
+
+GIB = 1 << 30
+PATIENT = Limits(seconds=60)
+# Questions are Python, so that each test says what its server does; it begins in milliseconds, as it imports nothing.
+SERVER = """
+import ctypes, os, signal, subprocess, sys, threading, time
+
+KEPT = []
+
+def make_server(options):
+    def answer(question):
+        found = dict(globals(), options=options)
+        exec(question.decode(), found)
+        yield repr(found.get("result")).encode()
+    return answer
+"""
+# Each is right in one cell, and does to its process what its name says in the next: behind that comes another's.
+FAULTS_RUN = ("--load", PLANTED / "faults.py", "--backend", "FAULTS", "--tier", "smoke", "--dtype", "fp32")
+FAULTS_CELLS = ("-k", "not CONTROL and llama3-8b-causal-mixed and (position or max_seq_len)")
+# What the reason of each must hold; None where it does no harm.
+TOLD: dict[str, str | None] = {
+    "aborts": "its process was ended by SIGABRT (Aborted): Fatal Python error: Aborted / File ",
+    "closes-every-pipe": "its process ended with exit code 1: the pipe of its answers cannot be written",
+    "closes-its-streams": None,
+    "ends-its-group": "its process was ended by SIGKILL (Killed): it wrote nothing",
+    "exit-code-0": "its process ended with exit code 0: it wrote nothing",
+    "exit-code-3": "its process ended with exit code 3: it wrote nothing",
+    "exits": "SystemExit: enough",
+    "forks": None,
+    "healthy": None,
+    "hoards": "GiB of memory, and may hold 1.0",
+    "interrupts": "its process was ended by SIGINT (Interrupt): ",
+    "leaves-others-behind": "its process ended with exit code 1: left ",
+    "loses-its-device": "left its device unusable: CUDA error: an illegal memory access was encountered",
+    "prints-without-end": None,
+    "segfaults": "its process was ended by SIGSEGV (Segmentation fault): the last line before / Fatal Python error",
+    "sleeps-with-the-lock": "in sleeps_with_the_lock",
+    "spins": "in spins",
+    "spoils-the-heap": "its process was ended by SIGABRT (Aborted): ",
+    "writes-into-every-pipe": "its process wrote into the pipe of its answers, where b'what nob' is no message",
+}
+
+
+@pytest.fixture(scope="module")
+def faults(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Record]]:
+    """The records of all planted faults, by implementation and relation."""
+    results = tmp_path_factory.mktemp("faults") / "results"
+    few = ("--cell-timeout", "2", "--cell-memory", "1")
+    run = run_suite("batch_invariant", results, *FAULTS_RUN, *FAULTS_CELLS, *few, isolated=True)
+    found: dict[str, dict[str, Record]] = {}
+    for record in run.records:
+        found.setdefault(record.implementation, {})[record.relation] = record
+    return found
+
+
+def test_every_fault_costs_its_own_cell_and_says_how(faults: dict[str, dict[str, Record]]) -> None:
+    assert faults.keys() == TOLD.keys(), "an implementation left no row"
+    for name, told in TOLD.items():
+        record = faults[name]["max_seq_len"]
+        reason = "; ".join(record.reasons)
+        assert record.verdict is (Verdict.ERROR if told else Verdict.PASS), f"{name}: {record.verdict}: {reason}"
+        assert told is None or told in reason, f"{name} is told as {reason}"
+
+
+def test_cells_beside_a_fault_are_what_they_are_without_it(faults: dict[str, dict[str, Record]]) -> None:
+    healthy = faults["healthy"]["position"]
+    assert healthy.verdict is Verdict.PASS
+    found = {name: records["position"] for name, records in faults.items()}
+    others = {name for name, record in found.items() if (record.verdict, record.digest) != ("pass", healthy.digest)}
+    assert not others, f"another cell came to something else beside the faults of {others}"
+
+
+def test_what_a_victim_left_behind_is_ended(faults: dict[str, dict[str, Record]]) -> None:
+    (reason,) = faults["leaves-others-behind"]["max_seq_len"].reasons
+    left = int(reason.partition("left ")[2].split()[0])
+    assert is_gone(left), f"process {left}, which the victim had started, is still there"
+
+
+@pytest.fixture
+def template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Template]:
+    """Servers that do what they are asked."""
+    (tmp_path / "obedient_server.py").write_text(SERVER)
+    monkeypatch.syspath_prepend(tmp_path)
+    template = Template("obedient_server", "these options")
+    yield template
+    template.close()
+
+
+def test_a_server_answers_and_shares_nothing_with_the_next(template: Template) -> None:
+    first, second = template.fork(), template.fork()
+    for server, told in ((first, b"1"), (first, b"2"), (second, b"1"), (first, b"3")):
+        server.send(b"KEPT.append(options); result = len(KEPT)")
+        assert server.receive(PATIENT) == told, "what one server keeps is in another"
+    second.send(b"result = KEPT")
+    assert second.receive(PATIENT) == b"['these options']"
+    for server in (first, second):
+        server.close()
+        assert server.exit_code == 0, "a server that nobody asks any more did not end by itself"
+
+
+@pytest.mark.parametrize(
+    ("question", "told"),
+    [
+        ("os._exit(4)", "ended with exit code 4: it wrote nothing"),
+        ("print('last', file=sys.stderr); os.kill(os.getpid(), 9)", "was ended by SIGKILL (Killed): last"),
+        ("raise ValueError('not today')", "ended with exit code 1: "),
+        ("os.closerange(3, 99); time.sleep(1000)", "closed the pipe of its answers: it wrote nothing"),
+        ("subprocess.Popen(['sleep', '999'], close_fds=False); os._exit(5)", "ended with exit code 5: it wrote"),
+        ("os.fork() or time.sleep(999); os._exit(6)", "ended with exit code 6: it wrote nothing"),
+    ],
+)
+def test_each_end_of_a_server_is_told_at_once(template: Template, question: str, told: str) -> None:
+    server = template.fork()
+    server.send(question.encode())
+    with pytest.raises(Lost) as lost:
+        server.receive(PATIENT)
+    assert told in str(lost.value)
+    assert not lost.value.hung
+    again = template.fork()
+    again.send(b"result = 1")
+    assert again.receive(PATIENT) == b"1", "no other server could be forked"
+
+
+def test_who_does_not_answer_is_asked_where_it_is_and_ended(template: Template) -> None:
+    server = template.fork()
+    server.send(b"def waits():\n    time.sleep(1000)\nwaits()")
+    with pytest.raises(Lost, match=r'did not answer in full for 0\.2 s: File "<string>", line 2 in waits') as lost:
+        server.receive(Limits(seconds=0.2))
+    assert lost.value.hung
+    assert is_gone(server.pid)
+
+
+def test_a_server_that_was_asked_nothing_more_but_died_is_known_to_have(template: Template) -> None:
+    server = template.fork()
+    server.send(b"threading.Timer(0.05, os._exit, [7]).start()")
+    assert server.receive(PATIENT) == b"None"
+    wait_until(lambda: server.exit_code is not None)
+    assert server.exit_code == 7
+    with pytest.raises(Lost, match="ended with exit code 7"):
+        server.send(b"result = 1")
+
+
+def test_a_template_that_does_not_import_says_so(tmp_path: Path) -> None:
+    with pytest.raises(Lost, match=r"could not be started.* No module named 'nowhere_at_all'"):
+        Template("nowhere_at_all", None).fork()
+
+
+def test_servers_end_with_who_started_them(template: Template, tmp_path: Path) -> None:
+    program = f"""
+        import sys, time
+        sys.path.insert(0, {str(tmp_path)!r})
+        from samebits.harness.isolation.served import Template
+        template = Template("obedient_server", None)
+        server = template.fork()
+        server.send(b"time.sleep(1000)")
+        print(template.pid, server.pid, flush=True)
+        time.sleep(1000)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        pids = [int(pid) for pid in process.stdout.readline().split()]
+        process.send_signal(signal.SIGKILL)
+    assert len(pids) == 2
+    wait_until(lambda: all(map(is_gone, pids)))
+
+
+def test_who_hangs_again_and_again_is_not_waited_for_in_every_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The name of each cell that was begun, and no end of it.
+    hangs = "import time\ndef make_server(options):\n    def answer(question):\n        yield b'begun {}'\n"
+    (tmp_path / "hanging_server.py").write_text(hangs + "        time.sleep(1000)\n    return answer\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(isolated_session, "_MODULE", "hanging_server")
+    session = MatrixSession(Options(implementations=("CPU/bundled", "CPU/torch"), tier="smoke", dtypes=("fp32",)))
+    cells = [cell for cell in session.cells("dtype") if cell.implementation.label == "CPU/bundled"][:5]
+    other = next(cell for cell in session.cells("dtype") if cell.implementation.label == "CPU/torch")
+    monkeypatch.setattr(isolated_session, "parse_record", lambda _: session.not_probed(other))
+    isolated = IsolatedSession(session, Limits(seconds=0.1))
+    records = [isolated.run(cell) for cell in (*cells, other)]
+    isolated.close()
+    assert {record.verdict for record in records} == {Verdict.ERROR}
+    told = [record.reasons[0].partition(":")[0] for record in records]
+    waited = "its process did not answer in full for 0.1 s"
+    assert told == [waited] * 3 + ["not run"] * 2 + [waited], told
+
+
+def test_what_a_process_may_hold_is_its_share(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert share_of_memory(100 * GIB, 4) == 20 * GIB
+    assert share_of_memory(100 * GIB, 64) == 4 * GIB, "many workers leave too little for a case of full size"
+    assert share_of_memory(3 * GIB, 1) < 3 * GIB, "a small machine has more than it has"
+    whole = machine_memory()
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "memory" / "memory.limit_in_bytes").write_text(f"{1 << 20}\n")
+    monkeypatch.setattr(limits, "_CGROUPS", tmp_path)
+    assert machine_memory() == 1 << 20 < whole
+
+
+def test_last_words_are_the_last_lines_and_the_innermost_frames() -> None:
+    assert last_words("") == "it wrote nothing"
+    lines = "".join(f"line {number}\n" for number in range(9))
+    assert last_words(lines) == "line 4 / line 5 / line 6 / line 7 / line 8"
+    frames = "".join(f'  File "a.py", line {number} in f\n' for number in range(9))
+    told = last_words(lines + "Fatal Python error: Aborted\n\nStack (most recent call first):\n" + frames)
+    assert told.startswith("line 5 / line 6 / line 7 / line 8 / Fatal Python error: Aborted / File")
+    assert told.endswith("line 3 in f"), told
+    assert ending(-signal.SIGSEGV) == "was ended by SIGSEGV (Segmentation fault)"
+    assert ending(-99) == "was ended by signal 99"
+    tail = Tail()
+    for _ in range(100):
+        tail.feed(b"x" * 10_000)
+    tail.feed(b"end\xff")
+    assert len(tail.take()) < 100_000
+    assert tail.take() == ""
+
+
+def test_messages_come_whole_however_they_are_cut() -> None:
+    read, write = os.pipe()
+    for payload in (b"", b"one", b"two" * 1000):
+        write_frame(write, payload)
+    os.close(write)
+    reader = FrameReader()
+    found: list[bytes] = []
+    while data := os.read(read, 7):
+        reader.feed(data)
+        while (whole := reader.next()) is not None:
+            found.append(whole)
+    os.close(read)
+    assert found == [b"", b"one", b"two" * 1000]
+    reader.feed(b"sameb??")
+    with pytest.raises(Garbled):
+        reader.next()
+
+
+def is_gone(pid: int) -> bool:
+    """Whether a process has ended, be it that nobody has taken note of it yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Waits for what must come soon."""
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end, "waited for 20 s"
+        time.sleep(0.01)
