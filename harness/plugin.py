@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from samebits.harness.isolation.limits import Limits, machine_memory, share_of_memory
+from samebits.harness.isolation.parent_death import end_with_parent
 from samebits.harness.records import Record, UnusableInput, Verdict
 from samebits.harness.run_log import FINISHED_CELLS, OPTIONS, RECORD_PROPERTY, SUITE_MARKS, RunLog, leave_out, or_exit
 from samebits.harness.worker_gpu import pin_worker
@@ -283,6 +284,8 @@ def _isolated(config: pytest.Config) -> IsolatedSession:
     if _ISOLATED not in config.stash:
         from samebits.harness.isolation.isolated_session import IsolatedSession
 
+        if hasattr(config, "workerinput"):
+            end_with_parent()  # It waits for its cell, and would not notice that nobody waits for it.
         config.stash[_ISOLATED] = IsolatedSession(_session(config), _limits(config))
     return config.stash[_ISOLATED]
 

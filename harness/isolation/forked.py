@@ -7,7 +7,6 @@ what other servers did. It tells when a server has ended, and takes all servers 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import faulthandler
 import gc
 import importlib
@@ -20,6 +19,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from samebits.harness.isolation.frames import FrameReader, read_frame, write_frame
+from samebits.harness.isolation.parent_death import end_with_parent
 
 # What answers a question, in one message or several.
 Answer = Callable[[bytes], Iterable[bytes]]
@@ -27,7 +27,6 @@ Answer = Callable[[bytes], Iterable[bytes]]
 STACK_SIGNAL = signal.SIGUSR1
 # Pipes of a server: its questions, its answers, its stdout and its stderr.
 PIPES = 4
-_PR_SET_PDEATHSIG = 1
 _FIRST_TO_GO = "1000"
 
 
@@ -125,8 +124,8 @@ def _become_server(output: int, errors: int) -> None:
     # Not stderr itself, which an implementation may close. The frames of what waits are those of the calling thread.
     faulthandler.enable(errors, all_threads=False)
     faulthandler.register(STACK_SIGNAL, errors, all_threads=False)
+    end_with_parent()
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         # Where memory runs out the kernel should end this process, and not the one that keeps the records.
         with contextlib.suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text(_FIRST_TO_GO)
