@@ -37,11 +37,6 @@ def sleeps_with_the_lock() -> None:
     ctypes.PyDLL(None).sleep(1000)
 
 
-def spins() -> None:
-    while True:
-        pass
-
-
 def hoards() -> None:
     hoard = []
     while True:
@@ -114,7 +109,7 @@ FAULTS: dict[str, Callable[[], None]] = {
 FAULTS |= {
     function.__name__.replace("_", "-"): function
     for function in (
-        segfaults, spoils_the_heap, sleeps_with_the_lock, spins, hoards, closes_its_streams, closes_every_pipe,
+        segfaults, spoils_the_heap, sleeps_with_the_lock, hoards, closes_its_streams, closes_every_pipe,
         writes_into_every_pipe, prints_without_end, interrupts, exits, forks, ends_its_group, leaves_others_behind,
         loses_its_device,
     )
