@@ -18,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from samebits.harness.explanation import Addends, Explanation, Manner, Order, Side, Sum
 from samebits.harness.record_files import RecordWriter, check_results, parse_record, read_run
 from samebits.harness.records import (
     RECORDS_FILE,
@@ -105,6 +106,29 @@ def test_budgets_beyond_json_survive(budget: float | None) -> None:
 # Any character, lone surrogates too: a foreign library's message may hold what it likes.
 TEXTS = st.text(st.characters(codec=None), max_size=20)
 NUMBERS = st.floats(allow_nan=False)
+# As deep as parts lie in one another, of which a kernel's order has few.
+SUMS = st.recursive(
+    st.builds(Sum, *[st.integers()] * 4),
+    lambda inner: st.builds(
+        Sum,
+        *[st.integers()] * 4,
+        manner=st.sampled_from(Manner),
+        addends=st.lists(
+            st.builds(Addends, st.integers(), st.integers(), st.lists(inner, max_size=2).map(tuple)), max_size=2
+        ).map(tuple),
+    ),
+    max_leaves=4,
+)
+ORDERS = st.builds(Order, st.none() | SUMS, TEXTS)
+EXPLANATIONS = st.builds(
+    Explanation,
+    request=TEXTS,
+    position=st.integers(),
+    place=TEXTS,
+    difference=TEXTS,
+    ulps=st.dictionaries(TEXTS, st.integers(), max_size=2),
+    sides=st.lists(st.builds(Side, TEXTS, ORDERS, ORDERS), max_size=2).map(tuple),
+)
 STRATEGIES: dict[str, st.SearchStrategy[Any]] = {
     "str": TEXTS,
     "int": st.integers(),
@@ -116,6 +140,7 @@ STRATEGIES: dict[str, st.SearchStrategy[Any]] = {
     "tuple[str, ...]": st.lists(TEXTS, max_size=3).map(tuple),
     "Mapping[str, str]": st.dictionaries(TEXTS, TEXTS, max_size=3),
     "Mapping[str, int]": st.dictionaries(TEXTS, st.integers(), max_size=3),
+    "Explanation | None": st.none() | EXPLANATIONS,
     "Verdict": st.sampled_from(Verdict),
     "Environment": st.builds(
         Environment, device=TEXTS, versions=st.dictionaries(TEXTS, TEXTS, max_size=3), threads=st.integers()

@@ -16,7 +16,11 @@ from samebits.harness.records import UnusableInput
 from samebits.harness.reference import visible_keys
 
 # What a call costs, whatever it computes, in pairs of a query and a key.
-_LEAST_WORK = 1 << 13
+_LEAST_WORK = 1 << 15
+
+
+class TooMuchWork(Exception):
+    """More is asked than may be."""
 
 
 @dataclass(frozen=True)
@@ -99,11 +103,11 @@ class RowCalls:
         """The row's output, `[width]`, under values of the keys that it sees, `[num_keys, width]`: float64 both.
 
         Raises:
-            UnusableInput: this would be more work than it may be.
+            TooMuchWork: this would be more work than it may be.
         """
         self._work_left -= self._work
         if self._work_left < 0:
-            raise UnusableInput("it takes more calls than a row of a run is worth")
+            raise TooMuchWork("it takes too many calls")
         batch, support = self._batch, self._implementation.support
         batch.value_cache[self._pages, self._offsets, self._kv_head] = values.to(
             batch.value_cache.device, batch.value_cache.dtype

@@ -12,7 +12,7 @@ from samebits.backends.contract import Implementation
 from samebits.backends.problem import Problem, Request
 from samebits.harness.comparison import ulp_counts
 from samebits.harness.executor import Executor
-from samebits.harness.explain.attention import QueryRow, RowCalls
+from samebits.harness.explain.attention import QueryRow, RowCalls, TooMuchWork
 from samebits.harness.explain.compact import compact
 from samebits.harness.explain.order import Node
 from samebits.harness.explain.values import values_tree
@@ -29,15 +29,19 @@ class Effort:
 
     Attributes:
         costly: whether implementations may be asked whose calls take seconds.
+        most_keys: keys that a row may see; None for any number.
         most_work: pairs of a query and a key that may be computed for each order; None for any number.
     """
 
     costly: bool
+    most_keys: int | None
     most_work: int | None
 
 
 # What a row of a run is worth, of which there may be hundreds, and what a question about one is.
-OF_A_ROW, OF_A_QUESTION = Effort(costly=False, most_work=1 << 18), Effort(costly=True, most_work=None)
+OF_A_ROW = Effort(costly=False, most_keys=600, most_work=1 << 21)
+OF_A_QUESTION = Effort(costly=True, most_keys=None, most_work=None)
+_ASK = "samebits explain tells it"
 # Of what a kernel says when it fails.
 _LONGEST_ERROR = 300
 
@@ -103,7 +107,7 @@ class _Asked:
         assert isinstance(problem, Problem), "attention computes attention"
         batch = told_batch(problem)
         if self._implementation.costly and not self._effort.costly:
-            costly = Order(note="its calls take too long to be asked in a run")
+            costly = Order(note=f"its calls take too long for a row of a run; {_ASK}")
             return Side(batch, costly, costly)
         place = QueryRow(request.key, position - request.context_len, head)
         values = self._order(problem, place, values_tree, self._values)
@@ -118,7 +122,11 @@ class _Asked:
     ) -> Order:
         try:
             calls = RowCalls(self._implementation, problem, place, self._device, self._effort.most_work)
+            if self._effort.most_keys is not None and calls.num_keys > self._effort.most_keys:
+                return Order(note=f"{calls.num_keys} keys are too many for a row of a run; {_ASK}")
             tree = recover(calls, guesses)
+        except TooMuchWork as error:
+            return Order(note=f"{error} for a row of a run; {_ASK}")
         except UnusableInput as error:
             return Order(note=str(error))
         except Exception as error:
