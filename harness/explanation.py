@@ -86,11 +86,13 @@ class Order:
 
     Attributes:
         sum: of all keys that the row sees; None where it is not told.
-        note: why it is not, or what of it is not, in a sentence; empty where all is told.
+        note: why it is not, in a sentence; empty where it is.
+        scheme: the way of adding that it is, in words, where it is one of those that are known by name.
     """
 
     sum: Sum | None = None
     note: str = ""
+    scheme: str = ""
 
 
 @dataclass(frozen=True)

@@ -91,8 +91,7 @@ def _drawn_order(what: str, order: Order, top: int, scale: _Scale) -> tuple[list
     if order.sum is None:
         return ([_text(0, top + _LINE - 6, f"{what}: {order.note}")], _LINE) if order.note else ([], 0)
     bars = [bar for _, bar in zip(range(_MOST_BARS), _bars(order.sum, order.sum.first, 0, 0, scale), strict=False)]
-    note = f" ({order.note})" if order.note else ""
-    heading = f"{what}, {told_keys(order.sum)}: {told_sum(order.sum)}{note}"
+    heading = f"{what}, {told_keys(order.sum)}: {order.scheme or told_sum(order.sum)}"
     lines = [_text(0, top + _LINE - 6, heading)]
     lines += [_drawn_bar(bar, top + _LINE, scale) for bar in bars]
     depth = 1 + max(bar.depth for bar in bars)

@@ -87,9 +87,14 @@ def told_keys(whole: Sum) -> str:
     return f"{whole.keys} of keys {whole.first} to {whole.last}"
 
 
-def tree_lines(whole: Sum) -> list[str]:
-    """A tree, a line for each sum; of sums that are alike and follow one another, the first is told."""
-    return list(_lines(whole))
+def tree_lines(whole: Sum, *, runs_alone: bool = False) -> list[str]:
+    """A tree, a line for each sum; of sums that are alike and follow one another, the first is told.
+
+    Args:
+        whole: the sum of all.
+        runs_alone: whether to leave out sums of keys that lie between those of others, as lanes do.
+    """
+    return list(_lines(whole, runs_alone))
 
 
 def _distribution(explanation: Explanation) -> Iterator[str]:
@@ -101,10 +106,10 @@ def _side_lines(name: str, side: Side) -> list[str]:
     lines = [f"{name.capitalize()}: {side.batch}"]
     for what, order in (("values", side.values), ("denominator", side.denominator)):
         lines.append(f"{what}:")
+        lines += [f"  {told}" for told in (order.note, order.scheme) if told]
         if order.sum is not None:
-            lines += [f"  {line}" for line in tree_lines(order.sum)]
-        if order.note:
-            lines.append(f"  {order.note}")
+            # What the lanes of a tile do, the name of the scheme says.
+            lines += [f"  {line}" for line in tree_lines(order.sum, runs_alone=bool(order.scheme))]
     return lines
 
 
@@ -138,7 +143,7 @@ def _order_sentences(what: str, left: Order, right: Order) -> Iterator[str]:
 def _told_order(order: Order) -> str:
     if order.sum is None:
         return f"not told ({order.note})" if order.note else ""
-    return _path(order.sum) + (f" ({order.note})" if order.note else "")
+    return order.scheme or _path(order.sum)
 
 
 def _path(whole: Sum) -> str:
@@ -158,9 +163,13 @@ def _largest(whole: Sum) -> Sum | None:
     return largest if largest is not None and largest.keys > 1 else None
 
 
-def _lines(whole: Sum) -> Iterator[str]:
+def _lines(whole: Sum, runs_alone: bool) -> Iterator[str]:
+    inner = [(each, addends) for addends in whole.addends for each in addends.round if each.keys > 1]
+    if runs_alone and not all(each.is_run for each, _ in inner):
+        yield told_keys(whole)
+        return
     yield f"{told_keys(whole)}: {told_sum(whole)}"
-    blocks = [_block(each, addends) for addends in whole.addends for each in addends.round if each.keys > 1]
+    blocks = [_block(each, addends, runs_alone) for each, addends in inner]
     if len(blocks) > _TOLD:
         blocks[_TOLD:] = [[f"and {len(blocks) - _TOLD} other kinds of parts"]]
     if whole.left_out:
@@ -170,9 +179,9 @@ def _lines(whole: Sum) -> Iterator[str]:
         yield from (f"{rest if number else first}{line}" for number, line in enumerate(block))
 
 
-def _block(each: Sum, addends: Addends) -> list[str]:
+def _block(each: Sum, addends: Addends, runs_alone: bool) -> list[str]:
     """The lines of an addend, and how many there are like it."""
-    first, *lines = _lines(each)
+    first, *lines = _lines(each, runs_alone)
     if addends.times > 1:
         last = each.last + (addends.times - 1) * addends.spacing
         first += f" (and {addends.times - 1} more alike, to {last})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,8 @@ from samebits.backends.problem import Problem, Request
 from samebits.harness.comparison import ulp_counts
 from samebits.harness.executor import Executor
 from samebits.harness.explain.attention import QueryRow, RowCalls, TooMuchWork
-from samebits.harness.explain.compact import compact
+from samebits.harness.explain.compact import addends_of, compact
+from samebits.harness.explain.denominator import denominator_order
 from samebits.harness.explain.order import Node
 from samebits.harness.explain.values import values_tree
 from samebits.harness.explanation import Explanation, Order, Side
@@ -28,20 +30,23 @@ class Effort:
     """How much may be asked of a kernel to explain a difference.
 
     Attributes:
-        costly: whether implementations may be asked whose calls take seconds.
+        all_orders: whether implementations are asked whose calls take seconds, and whether the denominators' orders are
+            asked for where those of the values differ already.
         most_keys: keys that a row may see; None for any number.
         most_work: pairs of a query and a key that may be computed for each order; None for any number.
     """
 
-    costly: bool
+    all_orders: bool
     most_keys: int | None
     most_work: int | None
 
 
 # What a row of a run is worth, of which there may be hundreds, and what a question about one is.
-OF_A_ROW = Effort(costly=False, most_keys=600, most_work=1 << 21)
-OF_A_QUESTION = Effort(costly=True, most_keys=None, most_work=None)
+OF_A_ROW = Effort(all_orders=False, most_keys=600, most_work=1 << 21)
+OF_A_QUESTION = Effort(all_orders=True, most_keys=None, most_work=None)
 _ASK = "samebits explain tells it"
+# What any order takes, besides a question for each key.
+_FEWEST_CALLS = 4
 # Of what a kernel says when it fails.
 _LONGEST_ERROR = 300
 
@@ -67,7 +72,7 @@ def explained(located: Located, executor: Executor, effort: Effort) -> Explanati
         asked = _Asked(executor.subject, executor.device, effort)
         head = located.difference.first[1]
         steps = [_step_of(side, located.request_key, position) for side in (comparison.left, comparison.right)]
-        sides = tuple(asked.side(problem, request, position, head) for problem, request in steps)
+        sides = asked.sides(steps, position, head)
     return Explanation(
         request=str(_step_of(comparison.left, located.request_key, position)[1]),
         position=position,
@@ -92,46 +97,54 @@ class _Asked:
 
     def __init__(self, implementation: Implementation[Any], device: torch.device, effort: Effort) -> None:
         self._implementation, self._device, self._effort = implementation, device, effort
-        # Of a batch before, which is a guess for the next.
-        self._values: list[Node] = []
+        # Of the batches before, which are guesses for the next.
+        self._trees: list[Node] = []
 
-    def side(self, problem: AnyProblem, request: Request, position: int, head: int) -> Side:
-        """The orders of one side.
+    def sides(self, steps: Sequence[tuple[AnyProblem, Request]], position: int, head: int) -> tuple[Side, ...]:
+        """The orders of both sides.
 
         Args:
-            problem: its batch.
-            request: of the batch.
+            steps: the batch of each, and the request of it that is asked for.
             position: of the row that is asked for, in the request's sequence.
             head: of the row.
         """
-        assert isinstance(problem, Problem), "attention computes attention"
-        batch = told_batch(problem)
-        if self._implementation.costly and not self._effort.costly:
-            costly = Order(note=f"its calls take too long for a row of a run; {_ASK}")
-            return Side(batch, costly, costly)
-        place = QueryRow(request.key, position - request.context_len, head)
-        values = self._order(problem, place, values_tree, self._values)
-        return Side(batch, values, Order())
+        places = [(problem, QueryRow(request.key, position - request.context_len, head)) for problem, request in steps]
+        values = [self._order(*place, self._values) for place in places]
+        if self._effort.all_orders or values[0].sum == values[1].sum:
+            denominators = [self._order(*place, self._denominator) for place in places]
+        else:
+            denominators = [Order(note=f"in a run it is not asked for where the values' orders differ; {_ASK}")] * 2
+        batches = [told_batch(problem) for problem, _ in steps]
+        return tuple(itertools.starmap(Side, zip(batches, values, denominators, strict=True)))
 
-    def _order(
-        self,
-        problem: Problem,
-        place: QueryRow,
-        recover: Callable[[RowCalls, Sequence[Node]], Node],
-        guesses: list[Node],
-    ) -> Order:
+    def _order(self, problem: AnyProblem, place: QueryRow, recover: Callable[[RowCalls], Order]) -> Order:
+        assert isinstance(problem, Problem), "attention computes attention"
+        effort = self._effort
+        if self._implementation.costly and not effort.all_orders:
+            return Order(note=f"its calls take too long for a row of a run; {_ASK}")
         try:
-            calls = RowCalls(self._implementation, problem, place, self._device, self._effort.most_work)
-            if self._effort.most_keys is not None and calls.num_keys > self._effort.most_keys:
+            calls = RowCalls(self._implementation, problem, place, self._device, effort.most_work)
+            if effort.most_keys is not None and calls.num_keys > effort.most_keys:
                 return Order(note=f"{calls.num_keys} keys are too many for a row of a run; {_ASK}")
-            tree = recover(calls, guesses)
-        except TooMuchWork as error:
-            return Order(note=f"{error} for a row of a run; {_ASK}")
+            if not calls.may_take(_FEWEST_CALLS + calls.num_keys // calls.width):
+                raise TooMuchWork
+            return recover(calls)
+        except TooMuchWork:
+            return Order(note=f"it takes too many calls for a row of a run; {_ASK}")
         except UnusableInput as error:
             return Order(note=str(error))
         except Exception as error:
             # A kernel may fail at what no request would ask of it, which is no finding of this cell.
             raised = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST_ERROR]
             return Order(note=f"asked for it, the kernel raised {raised}")
-        guesses.append(tree)
+
+    def _values(self, calls: RowCalls) -> Order:
+        tree = values_tree(calls, self._trees)
+        self._trees.append(tree)
         return Order(compact(tree, calls.first_position))
+
+    def _denominator(self, calls: RowCalls) -> Order:
+        tiling = self._implementation.tiling
+        sizes = [len(part.terms) for tree in self._trees for part in addends_of(tree)[0]]
+        found = denominator_order(calls, [*dict.fromkeys(sizes), tiling.kv_tile, tiling.kv_split])
+        return Order(compact(found.tree, calls.first_position), scheme=str(found.scheme))
