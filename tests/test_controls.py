@@ -41,6 +41,7 @@ TRESPASSES = {
     "slot_minus_1": "run wrote outside of its key_cache",
     "sign_of_0_lost": "run stored other bits than those of its key",
     "writes_padding": "claims to leave padding rows untouched, but output has other bits in them",
+    "plans_anything": "plan took a block table narrower than its longest request",
     "resized_workspace": "it was bound anew, not refilled",
     "reallocated_scratch": "it was bound anew, not refilled",
     "hidden_scratch": "the captured run wrote into memory that it had given back",

@@ -12,6 +12,7 @@ from samebits.backends.contract import AttentionConfig, AttentionMetadata, Claim
 from samebits.backends.problem import Mask, Strides
 from samebits.backends.support import Support
 from samebits.harness.controls.kernels import AttentionControl, Call, finite
+from samebits.harness.crossed import crossed_cases
 from samebits.harness.matrix import Flaw, Symptom
 from samebits.harness.strides import strides_of, whole_memory
 
@@ -246,7 +247,8 @@ MISREADINGS: tuple[Misreading, ...] = (
         "crossed",
         "groups of query heads are taken to be as large as the next power of two",
         lambda reading, _: replace(reading, head_map=_in_padded_groups(reading.head_map)),
-        case=42,
+        # The first of a table of options whose heads it mistakes.
+        case=next(place for place, case in enumerate(crossed_cases("default")) if case.geometry.group_size == 7),
     ),
 )
 
