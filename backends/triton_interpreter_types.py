@@ -17,6 +17,7 @@ from triton.runtime.interpreter import TensorHandle
 
 # What becomes of an operand.
 _Step = Callable[[Any], Any]
+_Operands = tuple[tl.tensor, tl.tensor]
 # Constants that are kept: a kernel has a few dozen, and each number of a loop is another.
 _KEPT_CONSTANTS = 1024
 
@@ -78,7 +79,7 @@ def comparing_names(equal: Callable[[tl.dtype, object], bool]) -> Callable[[tl.d
     return same
 
 
-def remembering_shapes(builder: Any, broadcast: Callable[..., Any]) -> Callable[..., Any]:  # noqa: ANN401 -- Triton's
+def remembering_shapes(builder: Any, broadcast: Callable[..., _Operands]) -> Callable[..., _Operands]:  # noqa: ANN401 -- Triton's
     """`TritonSemantic.broadcast_impl_value`: which of two operands is spread over the shape of the other.
 
     Args:
@@ -87,7 +88,7 @@ def remembering_shapes(builder: Any, broadcast: Callable[..., Any]) -> Callable[
     """
     known: dict[tuple[str, str], tuple[_Step, _Step]] = {}
 
-    def broadcast_once(lhs: tl.tensor, rhs: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
+    def broadcast_once(lhs: tl.tensor, rhs: tl.tensor) -> _Operands:
         key = (lhs.type.name, rhs.type.name)
         if key not in known:
             results = broadcast(lhs, rhs)
@@ -100,8 +101,8 @@ def remembering_shapes(builder: Any, broadcast: Callable[..., Any]) -> Callable[
 
 
 def remembering_operands(
-    check: Callable[..., Any], cast: Callable[..., Any], broadcast: Callable[..., Any]
-) -> Callable[..., Any]:
+    check: Callable[..., _Operands], cast: Callable[..., Any], broadcast: Callable[..., _Operands]
+) -> Callable[..., _Operands]:
     """`TritonSemantic.binary_op_type_checking_impl`: what two operands become before they are computed.
 
     Args:
@@ -112,7 +113,7 @@ def remembering_operands(
     computed_as: dict[tuple[Any, ...], tuple[_Step, _Step]] = {}
     constants: dict[tuple[Any, ...], tuple[_Step, tl.tensor]] = {}
 
-    def check_once(lhs: Any, rhs: Any, *flags: bool, **named_flags: bool) -> tuple[tl.tensor, tl.tensor]:  # noqa: ANN401
+    def check_once(lhs: Any, rhs: Any, *flags: bool, **named_flags: bool) -> _Operands:  # noqa: ANN401
         rules = (*flags, *named_flags.items())
         if isinstance(lhs, tl.tensor) and isinstance(rhs, tl.tensor):
             key = (lhs.type.name, rhs.type.name, rules)
