@@ -127,16 +127,16 @@ def remembering_operands(
         tensor, number, place = (lhs, rhs, 1) if isinstance(lhs, tl.tensor) else (rhs, lhs, 0)
         if not isinstance(tensor, tl.tensor) or not isinstance(number, int | float):
             return check(lhs, rhs, *flags, **named_flags)
-        key = (tensor.type.name, type(number), number, place, rules)
-        if key not in constants:
+        beside = (tensor.type.name, type(number), number, place, rules)
+        if beside not in constants:
             results = check(lhs, rhs, *flags, **named_flags)
             constant = results[place]
             constant.handle.data.flags.writeable = False
             if len(constants) >= _KEPT_CONSTANTS:
                 constants.clear()
-            constants[key] = (_converted(cast, tensor, results[1 - place]), constant)
+            constants[beside] = (_converted(cast, tensor, results[1 - place]), constant)
             return results
-        of_tensor, constant = constants[key]
+        of_tensor, constant = constants[beside]
         return (of_tensor(lhs), constant) if place else (constant, of_tensor(rhs))
 
     return check_once
