@@ -26,6 +26,8 @@ def test_the_request_that_both_sides_compute_is_the_victim() -> None:
     )
     assert texts.count("▶ r1") == 2
     assert "r1005" in texts
+    assert "16 q, 272 keys" in texts
+    assert "16 q, 272 positions" in parsed(str(draw_batch("[r1:q16c256]", "position"))).text
 
 
 def test_encoder_tokens_words_steps_and_what_is_left_out_are_told() -> None:

@@ -81,8 +81,13 @@ def parse_batch(told: str) -> Batch | None:
     return Batch(read, apart) if len(read) <= 2 and all(any(row.request for row in rows) for rows in read) else None
 
 
-def draw_batch(told: str) -> Markup | None:
-    """The drawing as inline SVG; None where the text cannot be read."""
+def draw_batch(told: str, unit: str = "key") -> Markup | None:
+    """The drawing as inline SVG; None where the text cannot be read.
+
+    Args:
+        told: text of a record.
+        unit: what a bar counts: keys, where something is attended to.
+    """
     batch = parse_batch(told)
     if batch is None:
         return None
@@ -94,13 +99,13 @@ def draw_batch(told: str) -> Markup | None:
         parts.append(Markup('<text class="side" x="0" y="{}">{}</text>').format(y + 13, title))
         y += _ROW
         for row in rows:
-            parts.append(_row(row, y, scale, batch.victims))
+            parts.append(_row(row, y, scale, batch.victims, unit))
             y += _ROW
         y += 6
-    parts.append(_axis(y, longest))
+    parts.append(_axis(y, text.counted(longest, unit)))
     height = y + 18
     return Markup('<svg class="batch" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
-        _WIDTH, height, _said(batch), Markup("").join(parts)
+        _WIDTH, height, _said(batch, unit), Markup("").join(parts)
     )
 
 
@@ -130,7 +135,7 @@ def _request(key: str, query_len: str, context_len: str, encoder_len: str, note:
     return DrawnRequest(int(key), int(query_len), int(context_len), int(encoder_len or 0), note.lstrip(":"))
 
 
-def _row(row: Row, y: int, scale: float, victims: frozenset[int]) -> Markup:
+def _row(row: Row, y: int, scale: float, victims: frozenset[int], unit: str) -> Markup:
     request = row.request
     if request is None:
         return Markup('<text class="aside" x="{}" y="{}">… {}</text>').format(_LEFT, y + 13, row.words)
@@ -138,7 +143,9 @@ def _row(row: Row, y: int, scale: float, victims: frozenset[int]) -> Markup:
     name = Markup('<text class="{}" x="0" y="{}">{}r{}</text>').format(
         "victim" if victim else "neighbour", y + 13, "▶ " if victim else "", request.key
     )
-    lengths = f"{request.query_len} q, {request.keys} keys" + (f" {request.note}" if request.note else "")
+    lengths = f"{request.query_len} q, {text.counted(request.keys, unit)}" + (
+        f" {request.note}" if request.note else ""
+    )
     ends = _LEFT + max(_LEAST, request.keys * scale)
     behind = Markup('<text class="aside" x="{:g}" y="{}">{}</text>').format(round(ends + 6, 1), y + 13, lengths)
     return name + _bar(request, y, scale, "victim" if victim else "neighbour") + behind
@@ -161,30 +168,30 @@ def _bar(request: DrawnRequest, y: int, scale: float, css_class: str) -> Markup:
     return Markup("").join(drawn)
 
 
-def _axis(y: int, longest: int) -> Markup:
+def _axis(y: int, longest: str) -> Markup:
     end = _WIDTH - _RIGHT
     return Markup(
         '<line class="axis" x1="{0}" x2="{1}" y1="{2}" y2="{2}"/>'
         '<text class="aside" x="{0}" y="{3}">0</text>'
-        '<text class="aside" x="{1}" y="{3}" text-anchor="end">{4} keys</text>'
-    ).format(_LEFT, end, y, y + 14, f"{longest:,}")
+        '<text class="aside" x="{1}" y="{3}" text-anchor="end">{4}</text>'
+    ).format(_LEFT, end, y, y + 14, longest)
 
 
-def _said(batch: Batch) -> str:
+def _said(batch: Batch, unit: str) -> str:
     """The drawing in words."""
     if len(batch.sides) == 1:
-        return f"The batch computes {_said_side(batch.sides[0])}."
-    left, right = (_said_side(rows) for rows in batch.sides)
+        return f"The batch computes {_said_side(batch.sides[0], unit)}."
+    left, right = (_said_side(rows, unit) for rows in batch.sides)
     victims = ", ".join(f"r{key}" for key in sorted(batch.victims)) or "no request"
     apart = f" What differs besides: {batch.apart}." if batch.apart else ""
     return f"One side computes {left}; the other {right}. On both sides, and so the victim: {victims}.{apart}"
 
 
-def _said_side(rows: Sequence[Row]) -> str:
-    told = [row.words if row.request is None else _said_request(row.request) for row in rows]
+def _said_side(rows: Sequence[Row], unit: str) -> str:
+    told = [row.words if row.request is None else _said_request(row.request, unit) for row in rows]
     return ", ".join(told)
 
 
-def _said_request(request: DrawnRequest) -> str:
+def _said_request(request: DrawnRequest, unit: str) -> str:
     queries = text.counted(request.query_len, "query token")
-    return f"request r{request.key} with {queries} over {text.counted(request.keys, 'key')}"
+    return f"request r{request.key} with {queries} over {text.counted(request.keys, unit)}"

@@ -292,7 +292,7 @@ def _failure(found: Sequence[Finding]) -> Failure | None:
         mark=_MARK_OF_FINDING[worst],
         record=example,
         link=cell_link(example.cell_id),
-        drawing=draw_batch(example.smallest_batch),
+        drawing=draw_batch(example.smallest_batch, "key" if example.operation == ATTENTION else "position"),
         repro=portable(example.repro),
         command=portable(example.command),
     )
