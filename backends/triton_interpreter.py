@@ -18,8 +18,9 @@ interpreted in the process, ours or another library's:
 * **Loop bounds.** Triton 3.6 cannot take one from memory with numpy 2.4, which refuses `int()` of an array of one
   element.
 * **Speed.** Every integer addition computes an overflow check and then drops it, every call of a device function
-  patches the language again, every operation builds its types and a table of numpy's anew, and every launch copies
-  the memory of its arguments onto itself. Without that, results are the same in a third of the time.
+  patches the language again, every operation builds its types and a table of numpy's anew and finds out what its
+  operands become (`samebits.backends.triton_interpreter_types`), and every launch copies the memory of its arguments
+  onto itself. Without that, results are the same in a quarter of the time.
 """
 
 from __future__ import annotations

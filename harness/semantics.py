@@ -240,7 +240,8 @@ _MEANINGS = (
     Meaning(
         _judging("groups", "1 to 16 query heads on one key/value head, and 71", _itself),
         (
-            *(_case(_group(size), Mask.CAUSAL, "draft", _BF16) for size in range(1, 9)),
+            *(_case(_group(size), Mask.CAUSAL, "draft", _BF16) for size in (1, 3, 4, 7)),
+            *(_later(_case(_group(size), Mask.CAUSAL, "draft", _BF16)) for size in (2, 5, 6, 8)),
             # Of more rows than a tile may have.
             *(_later(_case(geometry, Mask.CAUSAL, "draft", _BF16)) for geometry in (_group(16), _FALCON)),
         ),
@@ -255,7 +256,10 @@ _MEANINGS = (
     ),
     Meaning(
         _judging("page_size", "pages of 1 to 128 tokens", _itself),
-        tuple(_case(_page_size(size), Mask.CAUSAL, "draft", _BF16) for size in (1, 8, 32, 48, 64, 128)),
+        (
+            *(_case(_page_size(size), Mask.CAUSAL, "draft", _BF16) for size in (1, 48, 64)),
+            *(_later(_case(_page_size(size), Mask.CAUSAL, "draft", _BF16)) for size in (8, 32, 128)),
+        ),
     ),
     Meaning(
         _judging("cross", "cross-attention reads the request's encoder slots, and only them", _encoders),

@@ -54,12 +54,14 @@ _SPLITS_CASE = Case(GEOMETRIES["llama3-8b"], Mask.CAUSAL, "splits", "smoke", ("f
 _PER_REQUEST_CASE = Case(GEOMETRIES["phi-3-mini"], Mask.PER_REQUEST, "draft", "smoke", ("fp32", "bf16"))
 _DECODES_CASE = Case(GEOMETRIES["llama3-8b"], Mask.CAUSAL, "decode", "smoke", ("bf16",))
 _WINDOW_CASE = Case(GEOMETRIES["mistral-7b"], Mask.SLIDING_WINDOW, "mixed", "smoke", ("fp32",))
-# One of each kind of mask, of few heads, for what takes seconds.
+# One of each kind of mask, of few heads, for what takes seconds: `groups` and `crossed` are about heads.
+_TWO_HEADS = replace(GEOMETRIES["llama3-8b"], name="llama3-8b-two-heads", num_heads=2)
 _COSTLY_CASES = (
-    Case(GEOMETRIES["llama3-8b"], Mask.CAUSAL, "decode", "smoke", ("bf16",)),
-    Case(GEOMETRIES["llama3-8b"], Mask.CROSS, "draft", "smoke", ("bf16",)),
-    Case(GEOMETRIES["llama3-8b"], Mask.NON_CAUSAL, "draft", "smoke", ("bf16",)),
+    Case(_TWO_HEADS, Mask.CAUSAL, "decode", "smoke", ("bf16",)),
+    Case(_TWO_HEADS, Mask.CROSS, "draft", "smoke", ("bf16",)),
+    Case(_TWO_HEADS, Mask.NON_CAUSAL, "draft", "smoke", ("bf16",)),
 )
+_COSTLY_SPLITS_CASE = replace(_SPLITS_CASE, geometry=_TWO_HEADS)
 # Thirty calls of each: a few requests that cross splits, in one dtype, with and without a causal mask.
 _REPEATED_CASES = (
     Case(GEOMETRIES["llama3-8b"], Mask.CAUSAL, "splits", "smoke", ("bf16",)),
@@ -210,7 +212,7 @@ def _cases_of_data(implementation: Subject, tier: str) -> Iterator[Case]:
     elif implementation.costly:
         # Of causal masks the splits, which are decodes too.
         yield from (case for case in _COSTLY_CASES if case.mask is not Mask.CAUSAL)
-        yield _SPLITS_CASE
+        yield _COSTLY_SPLITS_CASE
     else:
         yield from cases("smoke")
         yield _SPLITS_CASE
@@ -229,7 +231,7 @@ def _with_data(implementation: Implementation[Any], check: Relation, tiered: Tie
     supported = replace(tiered, dtypes=("fp32", "bf16", *implementation.support.dtypes))
     # Every dtype merges splits. What becomes of a NaN, seen or hidden, seldom depends on it.
     of_nan = may_get_lost or check.claim is not None
-    every_dtype = not implementation.costly or (tiered.case == _SPLITS_CASE and not of_nan)
+    every_dtype = not implementation.costly or (tiered.case == _COSTLY_SPLITS_CASE and not of_nan)
     return supported if every_dtype else supported.in_bf16()
 
 

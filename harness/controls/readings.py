@@ -141,7 +141,7 @@ MISREADINGS: tuple[Misreading, ...] = (
         "groups",
         "query head h takes key/value head h modulo their number",
         lambda reading, _: replace(reading, head_map=_swapped(reading.head_map)),
-        case=3,
+        case=2,
     ),
     Misreading(
         "scale_from_padded_head_dim",

@@ -23,6 +23,31 @@ from samebits.harness.tokens.untouched import plant_easily_lost
 _BASE = 10000.0
 
 
+class LentCopy:
+    """A copy of the last cache that was asked for, lent to one call after another that leaves it as it was.
+
+    A cache of 131,072 positions is tens of megabytes, and a copy for each call as dear as the call.
+    """
+
+    def __init__(self) -> None:
+        """Has no copy yet."""
+        self._original: torch.Tensor | None = None
+        self._copy: torch.Tensor | None = None
+
+    def lent(self, original: torch.Tensor) -> torch.Tensor:
+        """A copy that nobody else has."""
+        copy = self._copy if self._original is original else None
+        self._original = self._copy = None
+        return original.clone() if copy is None else copy
+
+    def give_back(self, original: torch.Tensor, copy: torch.Tensor) -> None:
+        """Keeps a copy that has the bits of its original for the next call."""
+        self._original, self._copy = original, copy
+
+
+_COPIES = LentCopy()
+
+
 class PreparedRotary(Prepared[RotaryTensors]):
     """Queries and keys to rotate.
 
@@ -58,8 +83,7 @@ class PreparedRotary(Prepared[RotaryTensors]):
             query=query.tensor,
             key=key.tensor,
             positions=torch.cat([*positions, padding]).to(device),
-            # A copy, which no call has seen, and of which none can have kept another.
-            cos_sin_cache=self._cache.clone() if self.cache_memory is None else self.cache_memory.tensor,
+            cos_sin_cache=_COPIES.lent(self._cache) if self.cache_memory is None else self.cache_memory.tensor,
         )
         self.read = {"positions": self.tensors.positions}
         self.written = {"query": query, "key": key}
@@ -77,8 +101,10 @@ class PreparedRotary(Prepared[RotaryTensors]):
         cache = self.tensors.cos_sin_cache
         # As integers: torch compares those several times as fast.
         bits = torch.int32 if cache.element_size() == 4 else torch.int16
-        faults = [] if torch.equal(cache.view(bits), self._cache.view(bits)) else ["run changed its cos_sin_cache"]
-        return faults + [
+        unchanged = torch.equal(cache.view(bits), self._cache.view(bits))
+        if unchanged and self.cache_memory is None:
+            _COPIES.give_back(self._cache, cache)
+        return ([] if unchanged else ["run changed its cos_sin_cache"]) + [
             f"run changed bits of its {name} behind rotary_dim {self._operation.rotary_dim}"
             for name, tail in self._tails().items()
             if not same_bits(tail, self._tails_before[name])
