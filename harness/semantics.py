@@ -313,10 +313,6 @@ _MEANINGS = (
         ),
     ),
     Meaning(
-        _judging("many_keys", "a decode on more keys than 16 bits count", _many_keys, large=True),
-        (_later(_case(Geometry("one_head", 1, 1, 64), Mask.CAUSAL, "decode", _FP32)),),
-    ),
-    Meaning(
         _judging(
             "strided_interleaved",
             "queries sliced out of a projection, keys and values interleaved",
@@ -341,13 +337,17 @@ _MEANINGS = (
         (_case(GEOMETRIES["granite-3-2b"], Mask.CAUSAL, "draft", _FP32),),
     ),
     Meaning(
-        _judging("contradictions", "metadata that contradict themselves are refused", _contradictions),
-        (_case(_LLAMA, Mask.CAUSAL, "draft", _FP32),),
+        _judging("many_keys", "a decode on more keys than 16 bits count", _many_keys, large=True),
+        (_later(_case(Geometry("one_head", 1, 1, 64), Mask.CAUSAL, "decode", _FP32)),),
     ),
     Meaning(
         _judging("crossed", "any two values of masks, batches, sizes and options, and many threes", _without_lse_too),
         crossed_cases("default"),
         lambda: crossed_cases("nightly"),
+    ),
+    Meaning(
+        _judging("contradictions", "metadata that contradict themselves are refused", _contradictions),
+        (_case(_LLAMA, Mask.CAUSAL, "draft", _FP32),),
     ),
 )
 
