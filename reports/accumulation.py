@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 
 from samebits.harness.explanation import Explanation, Manner, Order, Sum
-from samebits.reports.accumulation_words import order_sentences, told_keys, told_sum
+from samebits.reports.accumulation_words import adds_runs, order_sentences, told_sum
 
 _WIDTH, _BAR, _GAP, _LINE = 1000.0, 20, 4, 20
 # Bars narrower than this, in pixels, are not drawn one by one.
@@ -91,9 +91,8 @@ def _drawn_order(what: str, order: Order, top: int, scale: _Scale) -> tuple[list
     if order.sum is None:
         return ([_text(0, top + _LINE - 6, f"{what}: {order.note}")], _LINE) if order.note else ([], 0)
     bars = [bar for _, bar in zip(range(_MOST_BARS), _bars(order.sum, order.sum.first, 0, 0, scale), strict=False)]
-    heading = f"{what}, {told_keys(order.sum)}: {order.scheme or told_sum(order.sum)}"
-    lines = [_text(0, top + _LINE - 6, heading)]
-    lines += [_drawn_bar(bar, top + _LINE, scale) for bar in bars]
+    lines = [_text(0, top + _LINE - 6, f"{what}: {order.scheme}" if order.scheme else what)]
+    lines += [_drawn_bar(bar, top + _LINE, scale, named=bool(order.scheme)) for bar in bars]
     depth = 1 + max(bar.depth for bar in bars)
     return lines, _LINE + depth * (_BAR + _GAP)
 
@@ -103,7 +102,7 @@ def _bars(whole: Sum, first: int, depth: int, ordinal: int, scale: _Scale) -> It
     yield _Bar(whole, first, depth, ordinal)
     placed = [placed for addends in whole.addends for placed in addends.placed()]
     # Bars of sums whose keys lie between one another's would hide each other: the label says what they are.
-    if not all(each.is_run for each, _ in placed):
+    if not adds_runs(whole):
         return
     for place, (each, start) in enumerate(placed, start=1):
         if each.keys > 1 and scale.place(each.last + 1) - scale.place(each.first) >= _NARROWEST:
@@ -111,14 +110,17 @@ def _bars(whole: Sum, first: int, depth: int, ordinal: int, scale: _Scale) -> It
             yield from _bars(each, first + start - whole.first, depth + 1, inner, scale)
 
 
-def _drawn_bar(bar: _Bar, top: int, scale: _Scale) -> str:
+def _drawn_bar(bar: _Bar, top: int, scale: _Scale, *, named: bool) -> str:
+    """A bar and its label, which leaves to the name of a scheme, where there is one, what lanes do."""
     end = bar.first + bar.sum.last - bar.sum.first
     left = scale.place(bar.first)
     width = max(scale.place(end + 1) - left - 1, 0.5)
     y = top + bar.depth * (_BAR + _GAP)
     in_order = bar.sum.manner is Manner.ONE_BY_ONE
     ordinal = f"#{bar.ordinal} " if bar.ordinal else ""
-    told = f"{ordinal}keys {bar.first} to {end}: {told_sum(bar.sum)}"
+    told = f"{ordinal}keys {bar.first} to {end}"
+    if not named or adds_runs(bar.sum):
+        told += f": {told_sum(bar.sum)}"
     look = 'fill-opacity="0.08"' if in_order else 'fill-opacity="0.2" stroke-dasharray="4 2"'
     labels = (told, f"{ordinal}{bar.sum.keys} keys", ordinal.strip())
     label = next((label for label in labels if len(label) * _CHARACTER + _MARGIN <= width), "")

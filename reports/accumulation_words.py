@@ -32,8 +32,8 @@ def told_explanation(explanation: Explanation, width: int) -> str:
             "",
             *_side_by_side([_side_lines(*named) for named in zip(_NAMES, explanation.sides, strict=True)], width),
         ]
-        lines += ["", *(line for sentence in order_sentences(explanation) for line in textwrap.wrap(sentence, width))]
-    return "\n".join(text.plain(line) if "  " not in line else line for line in lines)
+        lines += [line for sentence in order_sentences(explanation) for line in textwrap.wrap(sentence, width)]
+    return "\n".join(lines)
 
 
 def short_lines(explanation: Explanation) -> list[str]:
@@ -76,6 +76,11 @@ def told_sum(whole: Sum) -> str:
     return f"{number} parts of {_told_sizes(sizes)} keys, {manner}{_told_places(whole)}"
 
 
+def adds_runs(whole: Sum) -> bool:
+    """Whether the keys of each addend lie next to one another."""
+    return all(each.is_run for addends in whole.addends for each in addends.round)
+
+
 def told_keys(whole: Sum) -> str:
     """Which keys a sum is over."""
     if whole.keys == 1:
@@ -106,7 +111,7 @@ def _side_lines(name: str, side: Side) -> list[str]:
     lines = [f"{name.capitalize()}: {side.batch}"]
     for what, order in (("values", side.values), ("denominator", side.denominator)):
         lines.append(f"{what}:")
-        lines += [f"  {told}" for told in (order.note, order.scheme) if told]
+        lines += [f"  {text.plain(told)}" for told in (order.note, order.scheme) if told]
         if order.sum is not None:
             # What the lanes of a tile do, the name of the scheme says.
             lines += [f"  {line}" for line in tree_lines(order.sum, runs_alone=bool(order.scheme))]
@@ -118,7 +123,7 @@ def _side_by_side(columns: Sequence[Sequence[str]], width: int) -> list[str]:
     widest = max(len(line) for column in columns for line in column)
     if len(columns) * widest + (len(columns) - 1) * len(_GAP) <= width:
         rows = zip_longest(*columns, fillvalue="")
-        return [_GAP.join(f"{cell:<{widest}}" for cell in row).rstrip() for row in rows]
+        return [*(_GAP.join(f"{cell:<{widest}}" for cell in row).rstrip() for row in rows), ""]
     return [line for column in columns for line in _wrapped_column(column, width)]
 
 
@@ -165,7 +170,7 @@ def _largest(whole: Sum) -> Sum | None:
 
 def _lines(whole: Sum, runs_alone: bool) -> Iterator[str]:
     inner = [(each, addends) for addends in whole.addends for each in addends.round if each.keys > 1]
-    if runs_alone and not all(each.is_run for each, _ in inner):
+    if runs_alone and not adds_runs(whole):
         yield told_keys(whole)
         return
     yield f"{told_keys(whole)}: {told_sum(whole)}"

@@ -6,6 +6,7 @@ import random
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -15,16 +16,22 @@ from samebits.backends.contract import Implementation
 from samebits.backends.problem import Mask, Problem, Request
 from samebits.harness.cli import main
 from samebits.harness.comparison import ulp_counts
+from samebits.harness.controls.kernels import Call
+from samebits.harness.controls.schedules import FLAWS, ChunkedKernel, ScheduledKernel
 from samebits.harness.explain.attention import QueryRow, RowCalls
-from samebits.harness.explain.compact import compact
+from samebits.harness.explain.compact import addends_of, compact
+from samebits.harness.explain.denominator import denominator_order
 from samebits.harness.explain.order import Node, accumulation_order
+from samebits.harness.explain.schemes import Tiles, schemes
 from samebits.harness.explain.values import values_tree
 from samebits.harness.explanation import Explanation, Order, Side
 from samebits.harness.geometries import GEOMETRIES
+from samebits.harness.record_files import parse_record
 from samebits.harness.records import UnusableInput, to_json
 from samebits.harness.registry import load_registry
+from samebits.harness.session import MatrixSession, Options
 from samebits.reports.accumulation import drawn_orders
-from samebits.reports.accumulation_words import order_sentences, told_explanation, tree_lines
+from samebits.reports.accumulation_words import order_sentences, short_lines, told_explanation, tree_lines
 
 from .suite_runs import PLANTED
 
@@ -142,6 +149,99 @@ def test_the_bundled_cpu_kernel_adds_chunks_of_128_keys_whatever_its_batch(
     assert tree == chain(*chunks), shown(tree)
 
 
+LLAMA = GEOMETRIES["llama3-8b"]
+
+
+def calls_of(implementation: Implementation[Any], problem: Problem, row: int, head: int = 0) -> RowCalls:
+    return RowCalls(implementation, problem, QueryRow(1, row, head), CPU)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+def test_the_bundled_cpu_kernel_adds_weights_in_chunks_of_128_by_16_lanes(dtype: str) -> None:
+    problem = Problem(LLAMA, Mask.CAUSAL, dtype, (Request(2, 5), Request(1, 2, 198)))
+    found = denominator_order(calls_of(bundled("CPU"), problem, 1, head=2), [])
+    assert found.scheme == Tiles(keys=128, lanes=16, reduction="by_halves")
+    (lanes, last) = addends_of(found.tree)[0]
+    assert (lanes.terms, last.terms) == (tuple(range(128)), tuple(range(128, 200)))
+    assert denominator_order(calls_of(bundled("CPU"), problem, 1, head=2), []) == found, "asked again, it is another"
+
+
+def test_the_keys_of_an_encoder_are_told_apart_under_the_second_key_value_head() -> None:
+    problem = Problem(GEOMETRIES["llama3.2-11b-vision"], Mask.CROSS, "fp32", (Request(1, 2, 3, encoder_len=150),))
+    calls = calls_of(bundled("CPU"), problem, 1, head=5)
+    chunks = [chain(*range(128)), chain(*range(128, 150))]
+    assert values_tree(calls) == made(*chunks)
+    assert denominator_order(calls_of(bundled("CPU"), problem, 1, head=5), []).scheme.keys == 128
+
+
+def test_the_interpreted_triton_kernel_adds_its_tiles_into_its_chunks() -> None:
+    kernel = bundled("TRITON_ATTN")
+    problem = Problem(LLAMA, Mask.CAUSAL, "fp32", (Request(1, 1, 2 * kernel.tiling.kv_split + 11),))
+    scheme = denominator_order(calls_of(kernel, problem, 0), []).scheme
+    assert (scheme.keys, scheme.split * scheme.keys) == (kernel.tiling.kv_tile, kernel.tiling.kv_split)
+
+
+def test_a_schedule_chosen_by_the_batch_shows_in_both_orders() -> None:
+    flaw = next(flaw for flaw in FLAWS if flaw.name == "split_by_batch_size")
+    for others, chunk in (((), 8), ((Request(2, 1, 4), Request(3, 1)), 24)):
+        problem = Problem(LLAMA, Mask.CAUSAL, "fp32", (Request(1, 1, 59), *others))
+        tiles = [chain(*range(start, min(start + chunk, 60))) for start in range(0, 60, chunk)]
+        assert values_tree(calls_of(ScheduledKernel(flaw), problem, 0)) == chain(*tiles), f"beside {others}"
+        found = denominator_order(calls_of(ScheduledKernel(flaw), problem, 0), [chunk])
+        assert found.scheme == Tiles(chunk, 1, "in_order"), f"beside {others}"
+
+
+def test_pages_in_the_order_of_memory_are_no_known_order_of_a_denominator() -> None:
+    flaw = next(flaw for flaw in FLAWS if flaw.name == "physical_page_order")
+    problem = Problem(LLAMA, Mask.CAUSAL, "fp32", (Request(1, 1, 299),))
+    assert "not in the order of the keys" in shown(values_tree(calls_of(ScheduledKernel(flaw), problem, 0)))
+    with pytest.raises(UnusableInput, match="none of the orders that are known"):
+        denominator_order(calls_of(ScheduledKernel(flaw), problem, 0), [32])
+
+
+class Inexact(ChunkedKernel):
+    """Its weight of 1 is a little off."""
+
+    name = "inexact"
+
+    def compute(self, call: Call) -> None:
+        super().compute(call)
+        call.output.mul_(1.0 + 2.0**-18)
+
+
+def test_a_denominator_whose_weights_are_off_is_not_told() -> None:
+    problem = Problem(LLAMA, Mask.CAUSAL, "fp32", (Request(1, 1, 59),))
+    with pytest.raises(UnusableInput, match="too inexact"):
+        denominator_order(calls_of(Inexact(), problem, 0), [])
+
+
+def test_every_scheme_adds_each_key_once() -> None:
+    def add(left: tuple[int, ...], right: tuple[int, ...]) -> tuple[int, ...]:
+        return (*left, *right)
+
+    leaves = [(key,) for key in range(70)]
+    for scheme in schemes(70, [24]):
+        total = scheme.sum(leaves, 5, add)
+        assert total is not None
+        assert sorted(total) == list(range(70)), f"{scheme}"
+
+
+def test_a_row_that_differs_keeps_why_within_bounds() -> None:
+    cell_id = "CPU/pages-in-order:pages:llama3-8b-causal-mixed:fp32"
+    session = MatrixSession(Options(load=(PLANTED / "thresholds.py",), cells=(cell_id,)))
+    (cell,) = session.cells("batch_invariant")
+    record = session.run(cell)
+    assert parse_record(record.to_line()) == record
+    assert record.explanation is not None
+    left, right = record.explanation.sides
+    assert (left.denominator.scheme[:18], right.denominator.scheme[:18]) == ("tiles of 128 keys,", "tiles of 64 keys, ")
+    assert len(to_json(vars(record.explanation))) < 10_000
+    (ulps, values, denominator) = short_lines(record.explanation)
+    assert ulps.startswith("units in the last place apart: 0 in ")
+    assert values.startswith("values: both sides add in one order: ")
+    assert denominator.startswith("denominator: left tiles of 128 keys")
+
+
 def test_under_a_window_keys_are_told_by_their_positions() -> None:
     problem = Problem(GEOMETRIES["mistral-7b"], Mask.SLIDING_WINDOW, "fp32", (Request(1, 1, 60),))
     calls = RowCalls(bundled("CPU"), problem, QueryRow(1, 0, 0), CPU)
@@ -189,6 +289,15 @@ def test_an_order_that_does_not_show_is_refused_in_a_sentence() -> None:
                 "└─ keys 34 to 36: 3 keys, one after another (and 2 more alike, to 30)",
             ],
             id="backwards-from-a-tail",
+        ),
+        pytest.param(
+            made(made(chain(0, 2, 4), chain(1, 3, 5)), 6),
+            [
+                "keys 28 to 34: 2 parts of 6, 1 keys, in one addition, from keys 28, 34",
+                "└─ keys 28 to 33: 2 parts of 2 x 3 keys, in one addition",
+                "   └─ keys 28 to 32 in steps of 2: 3 keys, one after another (and 1 more alike, to 33)",
+            ],
+            id="lanes-and-a-tail",
         ),
         pytest.param(
             made(made(0, 2), made(1, 3)),
@@ -245,7 +354,7 @@ def test_orders_are_drawn_on_one_scale_with_labels_that_need_no_colour() -> None
     name = "{http://www.w3.org/2000/svg}"
     texts = [text.text or "" for text in root.iter(f"{name}text")]
     assert "Left: [r1:q1c39] & <alone>" in texts, f"the labels are {texts}"
-    assert "values, keys 0 to 39: 2 parts of 2 x 20 keys, in one addition, from keys 0, 20" in texts
+    assert "keys 0 to 39: 2 parts of 2 x 20 keys, in one addition, from keys 0, 20" in texts
     widths = [float(bar.attrib["width"]) for bar in root.iter(f"{name}rect")]
     assert widths == pytest.approx([999, 999, 499, 499])
     assert root.find(f"{name}desc") is not None
@@ -279,7 +388,7 @@ def test_a_cell_is_explained_with_both_orders(tmp_path: Path, capsys: pytest.Cap
     assert re.search(r"^First difference: .* ULP apart in the .* of request r1:.*$", told, re.MULTILINE), told
     for side in ("Left", "Right"):
         assert f"{side}: [r1:" in told, f"{side} is not told"
-    assert re.search(r"^values: .*keys, one after another", told, re.MULTILINE), told
+    assert re.search(r"^denominator: left tiles of 128 keys", told, re.MULTILINE), told
     ElementTree.fromstring(svg.read_text())
 
 

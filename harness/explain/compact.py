@@ -57,9 +57,10 @@ class _Writer:
 def addends_of(node: Node) -> tuple[tuple[Node, ...], Manner]:
     """What a node is the sum of, in the order in which it is added, where a chain of two at a time is one sum.
 
-    Of two parts the larger is what has been added up before, unless both are as large: those are halves. Inwards, the
-    addends of a chain become no smaller: a tail may come last, but where they do, the first addend's own sum begins.
-    Only what is no run of keys is not taken for an addend then.
+    Of two parts the larger is what has been added up before, unless both are as large: those are halves. Where a chain
+    begins does not show: a first addend that is a chain itself, and an accumulator that takes its keys one by one, are
+    one tree. It is told to begin with an addend whose keys are evenly spaced where further inwards addends become
+    smaller, which tails alone do outwards.
     """
     chain: list[Node] = []
     head = node
@@ -67,7 +68,7 @@ def addends_of(node: Node) -> tuple[tuple[Node, ...], Manner]:
         smaller, larger = sorted(head.parts, key=lambda part: len(part.terms))
         if len(smaller.terms) == len(larger.terms):
             break
-        if chain and len(smaller.terms) < len(chain[-1].terms) and _step(head.terms) == 1:
+        if chain and len(smaller.terms) < len(chain[-1].terms) and _step(head.terms):
             break
         chain.append(smaller)
         head = larger
@@ -81,10 +82,16 @@ def addends_of(node: Node) -> tuple[tuple[Node, ...], Manner]:
     return (tuple(chain), Manner.ONE_BY_ONE) if len(chain) > 2 else (node.parts, Manner.AT_ONCE)
 
 
+def _take_turns(head: Node) -> bool:
+    """Whether the keys of some parts lie between those of others."""
+    parts = sorted(head.parts, key=lambda part: part.first)
+    return any(later.first < earlier.terms[-1] for earlier, later in itertools.pairwise(parts))
+
+
 def _begins(head: Node, following: Node) -> bool:
     """Whether two parts are the first two addends of a chain, and not an addend's own."""
     sizes = sorted(len(part.terms) for part in head.parts)
-    if len(sizes) != 2:
+    if len(sizes) != 2 or _take_turns(head):
         return False
     # A tail may be what comes first, or what comes last.
     return len(following.terms) in sizes or (sizes[0] == sizes[1] and sizes[0] > len(following.terms))

@@ -60,8 +60,8 @@ _REDUCTIONS = {"in_order": in_order, "by_halves": by_halves, "by_neighbours": by
 _OF_LANES = ("by_halves", "by_neighbours", "in_order")
 _WORDS = {
     "in_order": "one after another",
-    "by_halves": "by halves, the upper onto the lower",
-    "by_neighbours": "by neighbours, in pairs",
+    "by_halves": "by halves",
+    "by_neighbours": "in pairs of neighbours",
     "in_eights": "as numpy does, in eight sums",
 }
 
