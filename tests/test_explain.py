@@ -219,7 +219,7 @@ def test_every_scheme_adds_each_key_once() -> None:
     def add(left: tuple[int, ...], right: tuple[int, ...]) -> tuple[int, ...]:
         return (*left, *right)
 
-    leaves = [(key,) for key in range(70)]
+    leaves: list[tuple[int, ...]] = [(key,) for key in range(70)]
     for scheme in schemes(70, [24]):
         total = scheme.sum(leaves, 5, add)
         assert total is not None
