@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from samebits.backends.contract import Availability, Implementation, KnownGap
@@ -39,16 +39,41 @@ def judge(
         command: reproduces the cell alone.
         options: words by which `samebits repro` loads what this session loaded.
     """
+
+    def examine() -> Findings | tuple[str, ...]:
+        reasons = computing_reasons(cell, availability)
+        return reasons or find(cell.comparisons, cell.relation, executor)
+
+    return judge_examined(cell, availability, executor, command, options, examine)
+
+
+def judge_examined(
+    cell: Cell,
+    availability: Availability,
+    executor: Executor,
+    command: str,
+    options: Sequence[str],
+    examine: Callable[[], Findings | tuple[str, ...]],
+) -> Record:
+    """Examines a cell and says what it came to. Never raises for what an implementation does.
+
+    Args:
+        cell: what to check.
+        availability: of its implementation.
+        executor: runs its implementation.
+        command: reproduces the cell alone.
+        options: words by which `samebits repro` loads what this session loaded.
+        examine: makes the findings of the cell, or says why there are none, one sentence each.
+    """
     started = time.perf_counter()
     record = unjudged(cell, availability, command)
     if not availability.available:
         verdict = Verdict.ERROR if availability.probe_failed else Verdict.UNAVAILABLE
         return replace(record, verdict=verdict, reasons=(availability.reason,))
     try:
-        reasons = computing_reasons(cell, availability)
-        if reasons:
-            return replace(record, verdict=Verdict.UNSUPPORTED, reasons=reasons)
-        findings = find(cell.comparisons, cell.relation, executor)
+        findings = examine()
+        if isinstance(findings, tuple):
+            return replace(record, verdict=Verdict.UNSUPPORTED, reasons=findings)
         if cell.relation.claim is not None and not findings.compared:
             told = f"{cell.relation.name} compared nothing on {cell.case.case_id}"
             raise RuntimeError(f"{told}; it must compare something")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import math
 import os
+import secrets
 from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -107,6 +108,10 @@ _OPTIONS = (
     ),
     _Option("cell-memory", "GIB", "what the process of a cell may hold (default: its share of the machine's memory)"),
     _Option("no-isolation", "", "run cells in this process, where a debugger reaches them", flag=True),
+    _Option(
+        "draw-seed", "N", "seed of the batches that are drawn (default: the same ones; in the nightly tier, fresh)"
+    ),
+    _Option("examples", "DIR", "where drawn batches that fail are kept, and tried first (default: none)", path=True),
     _Option("shard", "NAME", "name of the nightly job that this run is: --dtype then narrows the tier", default=""),
 )
 
@@ -182,6 +187,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):
         vars(config.option).update(config.workerinput.get(OPTIONS, {}))
         return
+    if config.option.samebits_tier == "nightly" and config.option.samebits_draw_seed is None:
+        # Here and not in each worker, which are given the options of this process.
+        config.option.samebits_draw_seed = str(secrets.randbits(32))
     log = RunLog(config, session=lambda: _session(config))
     config.pluginmanager.register(log, "samebits_run_log")
     if any(option.is_given(config) for option in _OPTIONS):
@@ -250,6 +258,7 @@ def _session(config: pytest.Config) -> MatrixSession:
     if _SESSION not in config.stash:
         # Before torch is imported. Not earlier: workers of other projects keep the GPUs that they have.
         pin_worker(os.environ)
+        from samebits.harness.properties.draws import Draws
         from samebits.harness.session import MatrixSession, Options
 
         given = {option.name: option.value(config) for option in _OPTIONS}
@@ -265,6 +274,10 @@ def _session(config: pytest.Config) -> MatrixSession:
                 threads=_whole_number("--threads", given["threads"], _THREADS),
                 seed=_whole_number("--seed", given["seed"]),
                 shard=given["shard"],
+                draws=Draws(
+                    seed=None if given["draw-seed"] is None else _whole_number("--draw-seed", given["draw-seed"]),
+                    kept=None if given["examples"] is None else config.invocation_params.dir / given["examples"],
+                ),
                 places=("--pyargs", "samebits.suites") if config.option.pyargs else (),
             )
         )

@@ -30,6 +30,7 @@ SUITE_MARKS = {
     "rope": "rotary embedding is right, invariant, and keeps the rules of its cache",
     "compile": "each Triton kernel compiles for devices that are not here, and fits them",
     "cuda_graph": "what was captured once computes every other batch of its padded sizes",
+    "properties": "every relation holds on batches that are drawn",
 }
 # How a test hands its record over: as a property of its report, which xdist carries from a worker to the controller.
 RECORD_PROPERTY = "samebits_record"

@@ -23,6 +23,9 @@ from samebits.harness.environment import environment
 from samebits.harness.executor import Executor
 from samebits.harness.judgement import judge, told_apart, unjudged
 from samebits.harness.matrix import Cell, Selection
+from samebits.harness.properties.cases import DrawnCase
+from samebits.harness.properties.draws import Draws
+from samebits.harness.properties.judgement import judge_drawn
 from samebits.harness.records import TIERS, Record, Resumable, RunHeader, UnusableInput, Verdict
 from samebits.harness.registry import is_absent, load_registry
 from samebits.harness.relation_order import merged_order
@@ -46,6 +49,7 @@ class Options:
         seed: of all data.
         shard: name of the job of the nightly matrix that this is; empty for none. It has those of the tier's cells that
             are of `dtypes`; without a name, `dtypes` take the place of the tier's.
+        draws: how the properties suite draws batches.
         places: words that tell pytest where the suites are; none in a checkout, which knows.
     """
 
@@ -59,6 +63,7 @@ class Options:
     threads: int = 1
     seed: int = 0
     shard: str = ""
+    draws: Draws = dataclasses.field(default_factory=Draws)
     places: tuple[str, ...] = ()
 
 
@@ -124,7 +129,10 @@ class MatrixSession:
         implementation, availability = cell.implementation, self._availability(cell)
         if isinstance(implementation, CompiledSubject):
             return judge_compilation(cell, availability, self._command(cell))
-        return judge(cell, availability, self.executor(cell), self._command(cell), [*self._loading(), *self._threads()])
+        command, options = self._command(cell), [*self._loading(), *self._threads()]
+        if isinstance(cell.case, DrawnCase):
+            return judge_drawn(cell, availability, self.executor(cell), command, options, self.options.draws)
+        return judge(cell, availability, self.executor(cell), command, options)
 
     def executor(self, cell: Cell) -> Executor:
         """Runs the implementation of a cell, which computes something, where it is available."""
@@ -212,6 +220,8 @@ class MatrixSession:
         words += self._threads()
         if cell.seed:
             words += ["--seed", str(cell.seed)]
+        if isinstance(cell.case, DrawnCase) and self.options.draws.seed is not None:
+            words += ["--draw-seed", str(self.options.draws.seed)]
         return shlex.join([*words, "--cell", cell.cell_id])
 
     def _loading(self) -> list[str]:

@@ -39,6 +39,7 @@ from samebits.harness.graphs.cells import cuda_graph_cells
 from samebits.harness.inputs import INPUTS, INPUTS_OF_DECODES, TOKEN_INPUTS
 from samebits.harness.matrix import AnyCase, Cell, Selection, TieredCase
 from samebits.harness.not_offered import NotOffered
+from samebits.harness.properties.cells import properties_cells
 from samebits.harness.records import TIERS
 from samebits.harness.registry import is_absent
 from samebits.harness.relations import RELATIONS, Relation
@@ -192,6 +193,7 @@ SUITES: Mapping[str, Callable[[Selection], Iterator[Cell]]] = {
     "run_to_run": run_to_run_cells,
     "compile": compile_cells,
     "cuda_graph": cuda_graph_cells,
+    "properties": properties_cells,
 }
 
 

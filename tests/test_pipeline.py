@@ -274,7 +274,7 @@ def test_a_shard_has_the_torch_and_the_libraries_of_its_kind_of_device(
     assert (tmp_path / "installed").read_text().split() == [device, ".venv", *torch]
     words = (tmp_path / "run").read_text().split()
     assert words[:4] == ["ci/shard.py", "matrix.json", "expression", "shards"]
-    assert words[4:] == ["-n", "expression", *libs]
+    assert words[4:] == ["-n", "expression", "--examples", ".cache/examples", *libs]
 
 
 def test_submitted_jobs_are_given_backends_and_libraries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

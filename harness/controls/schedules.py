@@ -153,7 +153,7 @@ FLAWS: tuple[ScheduleFlaw, ...] = (
         "split_by_max_seq_len",
         "max_seq_len",
         "the split length is chosen from the bound on the lengths",
-        lambda view: Schedule(chunk=math.ceil(view.metadata.max_seq_len / 4)),
+        lambda view: Schedule(chunk=max(1, math.ceil(view.metadata.max_seq_len / 4))),
     ),
     ScheduleFlaw(
         "split_by_padded_tokens",

@@ -8,6 +8,7 @@ from pathlib import Path
 from samebits.harness.explain.row import OF_A_QUESTION, explained
 from samebits.harness.explanation import Explanation
 from samebits.harness.findings import find
+from samebits.harness.properties.cases import DrawnCase
 from samebits.harness.records import UnusableInput, Verdict
 from samebits.harness.session import MatrixSession, Options
 from samebits.harness.shrink import describe
@@ -35,6 +36,10 @@ def explain_cell(
     """
     session = MatrixSession(Options(tier=tier, seed=seed, load=tuple(load), libs=tuple(libs), cells=(cell_id,)))
     cell = next(cell for suite in SUITES for cell in session.cells(suite) if cell.cell_id == cell_id)
+    if isinstance(cell.case, DrawnCase):
+        raise UnusableInput(
+            f"{cell_id} draws its batches; the line that its record names as repro runs the one that fails"
+        )
     record = session.run(cell)
     if record.verdict in (Verdict.UNAVAILABLE, Verdict.UNSUPPORTED, Verdict.ERROR):
         raise UnusableInput(f"{cell_id} came to {record.verdict}, so there is nothing to explain: {record.reasons[0]}")

@@ -1,0 +1,64 @@
+"""The cells of the properties suite: one for each implementation and relation, in a dtype."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+from samebits.backends.contract import Implementation
+from samebits.harness.controls.drawn import DRAWN_FLAWS
+from samebits.harness.controls.kernels import control_cell
+from samebits.harness.controls.schedules import ScheduledKernel
+from samebits.harness.matrix import Cell, Selection, TieredCase
+from samebits.harness.properties.batches import Bounds
+from samebits.harness.properties.cases import DrawnCase
+from samebits.harness.properties.relations import DRAWN_RELATIONS
+from samebits.harness.properties.search import Limits
+from samebits.harness.relations import Relation
+
+SUITE = "properties"
+# How many batches by tier, and how large; fewer and smaller for what an interpreter runs, and smaller for controls.
+_EXAMPLES = {"smoke": 2, "default": 7, "nightly": 300}
+_COSTLY_EXAMPLES = {"smoke": 2, "default": 4, "nightly": 40}
+_BOUNDS, _SMALL_BOUNDS = Bounds(requests=12, tokens=110, keys=1100), Bounds(requests=6, tokens=70, keys=400)
+_SHRINKS, _COSTLY_SHRINKS = 300, 40
+_CONTROL = DrawnCase(Limits(examples=16, shrinks=12), Bounds(requests=4, tokens=40, keys=160), finite=True)
+_DTYPES = ("fp32", "bf16")
+
+
+def properties_cells(selection: Selection) -> Iterator[Cell]:
+    """Every relation of attention, and correctness, on batches that are drawn."""
+    for flaw in DRAWN_FLAWS:
+        check = DRAWN_RELATIONS[flaw.check]
+        yield control_cell(SUITE, ScheduledKernel(flaw), check, _CONTROL, "fp32", selection.seed)
+    for implementation in selection.attention:
+        interpreted = implementation.costly or (bool(implementation.triton_kernels) and selection.platform == "cpu")
+        yield from selection.cells(SUITE, implementation, _checked(implementation, selection.tier, interpreted))
+
+
+def _checked(
+    implementation: Implementation[Any], tier: str, interpreted: bool
+) -> Iterator[tuple[Relation, TieredCase]]:
+    """The relations, each with what is drawn for it in a tier."""
+    case = DrawnCase(Limits(_EXAMPLES[tier], _SHRINKS), _BOUNDS)
+    if interpreted:
+        case = DrawnCase(Limits(_COSTLY_EXAMPLES[tier], _COSTLY_SHRINKS), _SMALL_BOUNDS)
+    for place, relation in enumerate(DRAWN_RELATIONS.values()):
+        claimed = relation.claim is None or bool(getattr(implementation.claims, relation.claim))
+        # What takes seconds is asked, below the nightly tier, for what it claims only.
+        smallest = "smoke" if claimed or not interpreted else "nightly"
+        yield relation, TieredCase(case, smallest, (_dtype(implementation, place),))
+
+
+def _dtype(implementation: Implementation[Any], place: int) -> str:
+    """The one dtype that a relation has below the nightly tier: two relations that follow one another have two.
+
+    What seldom depends on the dtype need not take twice as long. Another implementation may begin with the other. What
+    is costly, or compiled for each dtype, has one for all.
+    """
+    known = [dtype for dtype in _DTYPES if dtype in implementation.support.dtypes] or list(_DTYPES)
+    if implementation.costly or implementation.compiles_each_shape:
+        return known[0]
+    first = hashlib.blake2b(implementation.label.encode(), digest_size=1).digest()[0]
+    return known[(first + place) % len(known)]
