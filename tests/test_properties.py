@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from samebits.backends.problem import Mask
+from samebits.backends.problem import Mask, Problem
 from samebits.backends.subject import KnownGap
 from samebits.backends.support import Support
 from samebits.harness.controls.drawn import DRAWN_FLAWS
@@ -27,7 +27,6 @@ from samebits.harness.properties.relations import DRAWN_RELATIONS
 from samebits.harness.properties.search import Limits
 from samebits.harness.records import Record, Verdict
 from samebits.harness.registry import load_registry
-from samebits.harness.relations import Comparison
 from samebits.harness.repro.grammar import parsed
 from samebits.harness.session import MatrixSession, Options
 
@@ -42,11 +41,12 @@ print(session.run(cell).digest)
 """
 
 
-def drawn_cell(kernel: AttentionControl, relation: str, **case: object) -> Cell:
+def drawn_cell(kernel: AttentionControl, relation: str, limits: Limits | None = None) -> Cell:
     """A drawn cell of a kernel that is taken for an implementation."""
     cell = CONTROL_CELLS[relation]
     assert isinstance(cell.case, DrawnCase)
-    return replace(cell, implementation=kernel, flaw=None, parent=None, case=replace(cell.case, **case))
+    case = cell.case if limits is None else replace(cell.case, limits=limits)
+    return replace(cell, implementation=kernel, flaw=None, parent=None, case=case)
 
 
 def record_of(cell: Cell, draws: Draws | None = None) -> Record:
@@ -55,8 +55,10 @@ def record_of(cell: Cell, draws: Draws | None = None) -> Record:
     return judge_drawn(cell, availability, executor, "command", (), draws or Draws())
 
 
-def failing_batch(record: Record) -> Comparison:
-    return parsed(shlex.split(record.repro)[-1])
+def failing_batch(record: Record) -> tuple[Problem, ...]:
+    """Both sides, of one step each at most."""
+    comparison = parsed(shlex.split(record.repro)[-1])
+    return tuple(problem for problem in (*comparison.left, *comparison.right) if isinstance(problem, Problem))
 
 
 def test_each_implementation_has_a_cell_of_each_relation_and_every_process_the_same_ones() -> None:
@@ -64,7 +66,7 @@ def test_each_implementation_has_a_cell_of_each_relation_and_every_process_the_s
     cells = [cell for cell in properties_cells(one) if not cell.flaw]
     assert [cell.cell_id for cell in cells] == [cell.cell_id for cell in properties_cells(two) if not cell.flaw]
     of_bundled = [cell.relation.name for cell in cells if cell.implementation.label == "CPU/bundled"]
-    assert sorted(of_bundled) == sorted(DRAWN_RELATIONS), "each relation once, and correctness"
+    assert sorted(of_bundled) == sorted([*DRAWN_RELATIONS, "reference"]), "each relation once, and correctness twice"
     assert {cell.dtype for cell in cells} == {"fp32", "bf16"}
 
 
@@ -80,8 +82,7 @@ def test_another_process_draws_the_same_batches_whatever_its_hashes() -> None:
 def test_a_claim_that_breaks_is_told_by_the_smallest_batch() -> None:
     record = record_of(drawn_cell(ScheduledKernel(FLAWS["chunks_by_place"]), "position", limits=Limits(16, 200)))
     assert record.verdict is Verdict.FAIL, record.reasons
-    comparison = failing_batch(record)
-    (left,), (right,) = comparison.left, comparison.right
+    left, right = failing_batch(record)
     assert len(left.requests) == 2, f"not shrunk: {record.smallest_batch}"
     assert left.requests == right.requests[::-1]
     assert left.layout == replace(left.layout, padding_requests=0, padding_tokens=0, extra_table_columns=0)
@@ -112,7 +113,7 @@ class Raising(ChunkedKernel):
 def test_an_error_is_told_by_the_smallest_batch_that_raises() -> None:
     record = record_of(drawn_cell(Raising(), "reference", limits=Limits(16, 100)))
     assert (record.verdict, record.reasons) == (Verdict.ERROR, ("IndexError: a third request",))
-    (problem,) = failing_batch(record).left
+    (problem,) = failing_batch(record)
     assert len(problem.requests) + problem.layout.padding_requests == 3, f"not the smallest: {record.repro}"
 
 

@@ -8,16 +8,14 @@ what a process has imported. The numbers of less than 100 that stand for an entr
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from hypothesis import strategies as st
 
 from samebits.backends.contract import Implementation, Tiling
 from samebits.backends.problem import Circumstances, Geometry, Layout, Mask, Problem, Request, Strides
-
-ValueT = TypeVar("ValueT")
 
 # Query heads to a key/value head, and key/value heads.
 _HEADS = ((1, 1), (4, 1), (2, 2), (3, 1), (1, 3), (7, 1), (4, 2), (8, 1), (3, 2))
@@ -98,7 +96,7 @@ def data_of(compared: bool, finite: bool) -> tuple[str, ...]:
 
 
 @st.composite
-def batches(draw: Callable[[st.SearchStrategy[ValueT]], ValueT], drawn_from: Range) -> Problem:
+def batches(draw: st.DrawFn, drawn_from: Range) -> Problem:
     """Batches that an implementation supports, but for what only its `reasons` know.
 
     Args:

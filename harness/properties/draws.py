@@ -17,7 +17,7 @@ class Draws:
 
     Attributes:
         seed: of what is drawn, fresh for each night; None for the same batches in every run.
-        kept: directory of failing examples, which are tried first; None for none.
+        kept: directory of failing examples, which are tried before fresh batches; None for none.
     """
 
     seed: int | None = None
@@ -31,7 +31,8 @@ class Draws:
         """
         seed = "" if self.seed is None else self.seed
         drawn = f"{cell.relation.name}/{cell.case.case_id}/{cell.dtype}/{cell.seed}/{seed}"
-        kept = None if self.kept is None else self.kept / _digest(cell.cell_id).hex()
+        # Whose batches are the same in every run must not depend on what some other run left.
+        kept = None if self.kept is None or self.seed is None else self.kept / _digest(cell.cell_id).hex()
         return CellDraws(int.from_bytes(_digest(drawn), "little"), kept)
 
     def configuration(self, examples: int) -> Mapping[str, str]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeVar
 
 from hypothesis import assume
 from hypothesis import strategies as st
@@ -21,9 +20,7 @@ from samebits.harness.properties.draws import Draws
 from samebits.harness.properties.gaps import in_known_gap
 from samebits.harness.properties.search import merged, search
 from samebits.harness.records import Record
-from samebits.harness.relations import Comparison
-
-ValueT = TypeVar("ValueT")
+from samebits.harness.relations import AnyProblem, Comparison
 
 
 def judge_drawn(
@@ -69,7 +66,7 @@ def judge_drawn(
 
 
 @st.composite
-def drawn_comparisons(draw: Callable[[st.SearchStrategy[ValueT]], ValueT], cell: Cell, device: str) -> Comparison:
+def drawn_comparisons(draw: st.DrawFn, cell: Cell, device: str) -> Comparison:
     """Comparisons of a cell's relation, of batches that its implementation supports and is not known to fail on.
 
     Args:
@@ -83,9 +80,10 @@ def drawn_comparisons(draw: Callable[[st.SearchStrategy[ValueT]], ValueT], cell:
     bounds = case.bounds
     drawn_from = Range(implementation, cell.dtype, cell.seed, bounds, data_of(relation.claim is not None, case.finite))
 
-    def fits(problem: Problem) -> bool:
+    def fits(problem: AnyProblem) -> bool:
         return (
-            bounds.hold(problem)
+            isinstance(problem, Problem)
+            and bounds.hold(problem)
             and any(request.query_len for request in problem.requests)
             and not in_known_gap(implementation, problem, relation.name, device)
             and not reasons_against(implementation, problem)
