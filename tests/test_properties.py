@@ -80,7 +80,7 @@ def test_another_process_draws_the_same_batches_whatever_its_hashes() -> None:
 
 
 def test_a_claim_that_breaks_is_told_by_the_smallest_batch() -> None:
-    record = record_of(drawn_cell(ScheduledKernel(FLAWS["chunks_by_place"]), "position", limits=Limits(16, 200)))
+    record = record_of(drawn_cell(ScheduledKernel(FLAWS["chunks_by_place"]), "position", limits=Limits(16, 80)))
     assert record.verdict is Verdict.FAIL, record.reasons
     left, right = failing_batch(record)
     assert len(left.requests) == 2, f"not shrunk: {record.smallest_batch}"
@@ -93,7 +93,7 @@ def test_a_claim_that_breaks_is_told_by_the_smallest_batch() -> None:
 def test_where_nothing_is_claimed_it_varies() -> None:
     kernel = ScheduledKernel(FLAWS["chunks_of_decodes"])
     kernel.claims = replace(kernel.claims, schedule_invariant=False)
-    record = record_of(drawn_cell(kernel, "decode"))
+    record = record_of(drawn_cell(kernel, "decode", Limits(8, 0)))
     assert record.verdict is Verdict.VARIES, record.reasons
     assert record.repro, "what varies is told as a line, too"
 
@@ -158,7 +158,7 @@ def test_the_command_of_a_night_names_its_seed() -> None:
 def test_what_is_known_to_fail_is_not_drawn() -> None:
     kernel = ScheduledKernel(FLAWS["scale_too_large"])
     kernel.known_gaps = (KnownGap("an issue", relation="crossed", dtype="fp32"),)
-    record = record_of(drawn_cell(kernel, "reference"))
+    record = record_of(drawn_cell(kernel, "reference", Limits(3, 0)))
     assert (record.verdict, record.reasons) == (
         Verdict.UNSUPPORTED,
         ("it supports none of the batches that were drawn for reference",),
@@ -181,5 +181,5 @@ class Narrow(ChunkedKernel):
 
 
 def test_what_is_supported_is_drawn() -> None:
-    record = record_of(drawn_cell(Narrow(), "position"))
+    record = record_of(drawn_cell(Narrow(), "position", Limits(4, 0)))
     assert record.verdict is Verdict.PASS, f"nothing of the kind was drawn: {record.reasons}"

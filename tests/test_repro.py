@@ -59,12 +59,12 @@ def test_every_comparison_of_the_suites_is_read_back_as_it_was_told() -> None:
     own = [subject for subject in implementations() if subject.label == "CPU/bundled"]
     count = 0
     for suite in SUITES_OF_PROBLEMS:
-        for cell in SUITES[suite](Selection(tuple(own), (), "default")):
+        for cell in SUITES[suite](Selection(tuple(own), (), "smoke")):
             for comparison in cell.comparisons:
                 text = told(comparison)
                 assert parsed(text) == comparison, f"{cell.cell_id} is read back as another comparison: {text}"
                 count += 1
-    assert count > 4000, f"only {count} comparisons were told"
+    assert count > 3000, f"only {count} comparisons were told"
 
 
 def test_every_field_of_a_problem_is_a_setting() -> None:

@@ -22,7 +22,7 @@ _EXAMPLES = {"smoke": 2, "default": 6, "nightly": 300}
 _COSTLY_EXAMPLES = {"smoke": 2, "default": 4, "nightly": 40}
 _BOUNDS, _SMALL_BOUNDS = Bounds(requests=12, tokens=110, keys=1100), Bounds(requests=6, tokens=70, keys=400)
 _SHRINKS, _COSTLY_SHRINKS = 300, 40
-_CONTROL = DrawnCase(Limits(examples=16, shrinks=12), Bounds(requests=4, tokens=40, keys=160), finite=True)
+_CONTROL = DrawnCase(Limits(examples=16, shrinks=0), Bounds(requests=4, tokens=32, keys=128), finite=True)
 _DTYPES = ("fp32", "bf16")
 
 

@@ -82,6 +82,10 @@ class _Differs(_Fails):
     """Bits differ that it claims to be the same."""
 
 
+class _Enough(BaseException):
+    """Ends a search whose failure has been made smaller for long enough. Hypothesis takes no exception for such."""
+
+
 class _Property:
     """Holds or fails for a comparison; each is computed once."""
 
@@ -95,9 +99,8 @@ class _Property:
     def check(self, comparison: Comparison) -> None:
         """Raises `_Fails` where a comparison fails."""
         if self.last is not None and comparison not in self._failures:
-            # What was not tried in time passes, so that a smallest one is told soon.
             if self._left == 0:
-                return
+                raise _Enough
             self._left -= 1
         failure = self._failures.get(comparison) or self._computed(comparison)
         if failure is not None:
@@ -152,7 +155,7 @@ def search(
         deadline=None,
         # A kernel is slow, and a cell draws what its relation says something about.
         suppress_health_check=list(HealthCheck),
-        phases=(Phase.reuse, Phase.generate, Phase.shrink),
+        phases=(Phase.reuse, Phase.generate, *([Phase.shrink] if limits.shrinks else [])),
         report_multiple_bugs=False,
         print_blob=False,
         verbosity=Verbosity.quiet,
@@ -167,8 +170,8 @@ def search(
         holds()
     except _Fails as fails:
         failure = fails.failure
-    except Flaky:
-        # It failed once and not again: a finding all the same.
+    except (Flaky, _Enough):
+        # It is small enough; or it failed once and not again, which is a finding all the same.
         assert of_relation.last is not None
         failure = of_relation.last.failure
     except Unsatisfiable:
