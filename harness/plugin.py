@@ -18,6 +18,7 @@ import pytest
 
 from samebits.harness.isolation.limits import Limits, machine_memory, share_of_memory
 from samebits.harness.isolation.parent_death import end_with_parent
+from samebits.harness.progress import Progress
 from samebits.harness.records import Record, UnusableInput, Verdict
 from samebits.harness.run_log import FINISHED_CELLS, OPTIONS, RECORD_PROPERTY, SUITE_MARKS, RunLog, leave_out, or_exit
 from samebits.harness.worker_gpu import pin_worker
@@ -192,6 +193,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.samebits_draw_seed = str(secrets.randbits(32))
     log = RunLog(config, session=lambda: _session(config))
     config.pluginmanager.register(log, "samebits_run_log")
+    config.pluginmanager.register(Progress(config), "samebits_progress")
     if any(option.is_given(config) for option in _OPTIONS):
         or_exit(lambda: _limits(config))
         or_exit(log.check)
@@ -288,7 +290,7 @@ def _is_isolated(config: pytest.Config) -> bool:
     """Whether this process is one that has cells run, and in another one."""
     option = config.option
     divided = getattr(option, "dist", "no") != "no" and not hasattr(config, "workerinput")
-    debugged = option.usepdb or option.trace
+    debugged = getattr(option, "usepdb", False) or getattr(option, "trace", False)  # None with -p no:debugging.
     return not (divided or debugged or option.collectonly or option.samebits_no_isolation)
 
 
@@ -298,7 +300,7 @@ def _isolated(config: pytest.Config) -> IsolatedSession:
         from samebits.harness.isolation.isolated_session import IsolatedSession
 
         if hasattr(config, "workerinput"):
-            end_with_parent()  # It waits for its cell, and would not notice that nobody waits for it.
+            end_with_parent(os.getppid())  # It waits for its cell, and would not notice that nobody waits for it.
         config.stash[_ISOLATED] = IsolatedSession(_session(config), _limits(config))
     return config.stash[_ISOLATED]
 

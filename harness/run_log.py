@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pytest
 from _pytest.mark.expression import Expression
 
+from samebits.harness.node_ids import cell_id_of, names_cell
 from samebits.harness.record_files import RecordWriter, check_results, parse_record, read_run
 from samebits.harness.records import RunHeader, UnusableInput
 from samebits.harness.resuming import CutOffRun
@@ -60,7 +61,7 @@ def leave_out(finished: Collection[str], config: pytest.Config, items: list[pyte
     left_out: list[pytest.Item] = []
     for item in items:
         is_cell = "run_cell" in getattr(item, "fixturenames", ())
-        (left_out if is_cell and _parameter(item.nodeid) in finished else kept).append(item)
+        (left_out if is_cell and cell_id_of(item.nodeid) in finished else kept).append(item)
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = kept
@@ -128,7 +129,7 @@ class RunLog:
         handed_over = [str(value) for name, value in report.user_properties if name == RECORD_PROPERTY]
         if handed_over and report.when == "call":
             or_exit(functools.partial(self._write, handed_over[0]))
-        elif report.failed and not handed_over and _names_cell(_parameter(report.nodeid)):
+        elif report.failed and not handed_over and names_cell(cell_id_of(report.nodeid)):
             # A worker that died, or a test that failed outside of its cell: the cell leaves a row all the same.
             or_exit(functools.partial(self._write_crashed, report))
 
@@ -179,7 +180,7 @@ class RunLog:
 
     def _await(self, node_ids: Iterable[str]) -> None:
         """Notes tests that will run, of which a baseline must hold whole suites."""
-        self._collected |= {_parameter(node_id) for node_id in node_ids}
+        self._collected |= {cell_id_of(node_id) for node_id in node_ids}
         if self._resumed is not None:
             self._resumed.require_same(self._header())
         if self._collected and self._path("update_baseline") is not None and self._is_narrowed():
@@ -210,7 +211,7 @@ class RunLog:
 
     def _header(self) -> RunHeader:
         """What a run of its own would be called that sets out to do what this one does."""
-        return self._session().header(self._suites, self._is_narrowed(), set(filter(_names_cell, self._collected)))
+        return self._session().header(self._suites, self._is_narrowed(), set(filter(names_cell, self._collected)))
 
     def _finish(self, writer: RecordWriter, session: pytest.Session) -> None:
         # The exit status does not say whether all cells ran: it is still that of success where a second interrupt
@@ -275,16 +276,6 @@ class RunLog:
     def _path(self, option: str) -> Path | None:
         value = getattr(self._config.option, f"samebits_{option}")
         return None if value is None else self._config.invocation_params.dir / value
-
-
-def _parameter(node_id: str) -> str:
-    """What a test's id holds in brackets: of a cell, the cell's id."""
-    return node_id.rpartition("::")[2].partition("[")[2].removesuffix("]")
-
-
-def _names_cell(parameter: str) -> bool:
-    """Whether a test may be of a cell: a test of another project must not make this one's session."""
-    return parameter.count(":") >= 3
 
 
 def _names(mark: str) -> Callable[..., bool]:

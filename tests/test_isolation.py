@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from samebits.harness.isolation.served import Lost, Template
 from samebits.harness.records import Record, Verdict
 from samebits.harness.session import MatrixSession, Options
 
-from .suite_runs import PLANTED, run_suite
+from .suite_runs import PLANTED, SuiteRun, run_suite
 
 GIB = 1 << 30
 PATIENT = Limits(seconds=60)
@@ -66,15 +67,33 @@ TOLD: dict[str, str | None] = {
 
 
 @pytest.fixture(scope="module")
-def faults(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Record]]:
+def faults_run(tmp_path_factory: pytest.TempPathFactory) -> SuiteRun:
+    """A run of all planted faults that tells where it is after each cell."""
+    folder = tmp_path_factory.mktemp("faults")
+    (folder / "hasty.py").write_text("from samebits.harness import progress\nprogress._LOG_SECONDS = 0.0\n")
+    few = ("--cell-timeout", "8", "--cell-memory", "1", "-p", "hasty")
+    path = os.pathsep.join([str(folder), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    words = (*FAULTS_RUN, *FAULTS_CELLS, *few)
+    return run_suite("batch_invariant", folder / "results", *words, isolated=True, environment={"PYTHONPATH": path})
+
+
+@pytest.fixture
+def faults(faults_run: SuiteRun) -> dict[str, dict[str, Record]]:
     """The records of all planted faults, by implementation and relation."""
-    results = tmp_path_factory.mktemp("faults") / "results"
-    few = ("--cell-timeout", "8", "--cell-memory", "1")
-    run = run_suite("batch_invariant", results, *FAULTS_RUN, *FAULTS_CELLS, *few, isolated=True)
     found: dict[str, dict[str, Record]] = {}
-    for record in run.records:
+    for record in faults_run.records:
         found.setdefault(record.implementation, {})[record.relation] = record
     return found
+
+
+def test_a_run_tells_where_it_is_in_lines_of_their_own(faults_run: SuiteRun) -> None:
+    line = r"^samebits: batch_invariant FAULTS/(\S+): (\d+) of 36 cells, (\d+) failed, about \d+:\d\d left$"
+    told = re.findall(line, faults_run.output, re.MULTILINE)
+    # The last cell ends the run, of which the report tells.
+    assert [int(done) for _, done, _ in told] == list(range(1, 36)), f"{told}\n{faults_run.output[:2000]}"
+    red = sum(record.red for record in faults_run.records[:-1])
+    assert int(told[-1][2]) == red, "not every failure is counted"
+    assert told[0][0] == faults_run.records[0].implementation
 
 
 def test_every_fault_costs_its_own_cell_and_says_how(faults: dict[str, dict[str, Record]]) -> None:

@@ -42,10 +42,10 @@ def fork_on_demand(control: socket.socket, module: str, options: object) -> None
     # What is imported is garbage in no server, and memory that nobody looks at stays shared.
     gc.collect()
     gc.freeze()
-    template = _Template(control)
+    template, pid = _Template(control), os.getpid()
     pipes = template.wait_for_server()
     if pipes is not None:
-        _become_server(*pipes[2:])
+        _become_server(pid, *pipes[2:])
         _serve(make_server(options), *pipes[:2])
 
 
@@ -107,12 +107,13 @@ class _Template:
 
 
 def _kill_group(pid: int) -> None:
-    """Ends what a server started and left behind, too."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
+    """Ends a server, which may not have a group yet, and what it started and left behind."""
+    for kill in (os.killpg, os.kill):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            kill(pid, signal.SIGKILL)
 
 
-def _become_server(output: int, errors: int) -> None:
+def _become_server(template: int, output: int, errors: int) -> None:
     """Gives this process streams and a session of its own: an interrupt of the terminal is the asking process's."""
     os.setsid()
     with open(os.devnull, "rb") as nothing:
@@ -124,7 +125,7 @@ def _become_server(output: int, errors: int) -> None:
     # Not stderr itself, which an implementation may close. The frames of what waits are those of the calling thread.
     faulthandler.enable(errors, all_threads=False)
     faulthandler.register(STACK_SIGNAL, errors, all_threads=False)
-    end_with_parent()
+    end_with_parent(template)
     if sys.platform == "linux":
         # Where memory runs out the kernel should end this process, and not the one that keeps the records.
         with contextlib.suppress(OSError):

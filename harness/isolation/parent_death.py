@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import sys
 
 _PR_SET_PDEATHSIG = 1
 
 
-def end_with_parent() -> None:
-    """Has this process killed when the one that started it is gone; does nothing but on Linux."""
+def end_with_parent(parent: int) -> None:
+    """Has this process killed when the one that started it is gone, where the system is Linux.
+
+    Args:
+        parent: the process that started it, which may be gone already.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
