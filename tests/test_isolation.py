@@ -37,7 +37,8 @@ def make_server(options):
     def answer(question):
         found = dict(globals(), options=options)
         exec(question.decode(), found)
-        yield repr(found.get("result")).encode()
+        for result in found.get("results", [found.get("result")]):
+            yield repr(result).encode()
     return answer
 """
 # Each is right in one cell, and does to its process what its name says in the next: behind that comes another's.
@@ -139,6 +140,16 @@ def test_a_server_answers_and_shares_nothing_with_the_next(template: Template) -
     for server in (first, second):
         server.close()
         assert server.exit_code == 0, "a server that nobody asks any more did not end by itself"
+
+
+def test_messages_that_came_together_are_not_waited_for(template: Template, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = template.fork()
+    server.send(b"results = [1, 2, 3]; threading.Timer(0.05, os._exit, [0]).start()")
+    wait_until(lambda: server.exit_code is not None)
+    waited: list[float] = []
+    monkeypatch.setattr(server, "_read", lambda seconds: waited.append(seconds))
+    assert [server.receive(PATIENT) for _ in range(3)] == [b"1", b"2", b"3"]
+    assert not any(waited), "a message was waited for that had come"
 
 
 @pytest.mark.parametrize(

@@ -218,9 +218,11 @@ class ServedProcess:
             Lost: it ended, or was ended because it broke a limit.
         """
         end = time.monotonic() + limits.seconds
+        wait = 0.0  # What came together with the message before is there already.
         while True:
             # Before the clock is looked at: this process, too, may have been stopped for a while.
-            self._read(_TICK_SECONDS)
+            self._read(wait)
+            wait = _TICK_SECONDS
             try:
                 message = self._answers.next()
             except Garbled as error:
