@@ -13,6 +13,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from triton.runtime.errors import InterpreterError
 from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
 
@@ -46,6 +47,11 @@ with interpreting():
         tl.store(out + 2 * N + index, tl.fma(left, right, left))
         tl.store(out + 3 * N + index, tl.where(left < right, left * 2.5, -right))
         tl.store(out + 4 * N + index, tl.full([N], 1.5, tl.bfloat16))
+
+    @triton.jit
+    def number_kernel(x, out, NUMBER: tl.constexpr, N: tl.constexpr):
+        index = tl.arange(0, N)
+        tl.store(out + index, (tl.load(x + index) + NUMBER).to(tl.float32))
 
     @triton.jit
     def double(x):
@@ -127,6 +133,19 @@ def test_bfloat16_arithmetic_rounds_each_result_once() -> None:
         assert torch.equal(one, other), f"bfloat16 {name} gave {one}, but should give {other}"
 
 
+def test_what_is_remembered_of_operands_is_that_of_their_own_types() -> None:
+    largest, result = torch.full((16,), 2**31 - 1, dtype=torch.int32), torch.empty(16)
+    # Equal numbers, of which one makes the sum a float. Each twice, the second time from what is remembered.
+    for number, expected in ((1, -(2.0**31)), (1.0, 2.0**31), (1, -(2.0**31)), (1.0, 2.0**31)):
+        number_kernel[(1,)](largest, result, number, 16)
+        assert result.tolist() == [expected] * 16, f"{largest[0]} + {number} is {result[0]}"
+        number_kernel[(1,)](largest.long(), result, number, 16)
+        assert result.tolist() == [2.0**31] * 16, f"{largest[0]} in 64 bits + {number} is {result[0]}"
+    for _ in range(2):
+        with pytest.raises(InterpreterError, match="unsigned tensor and a negative scalar"):
+            number_kernel[(1,)](largest.to(torch.uint8), result, -1, 16)
+
+
 def test_device_functions_loops_and_tritons_own_functions_run() -> None:
     x, result = random(WIDTH), torch.empty(1)
     library_kernel[(1,)](x, torch.tensor([3], dtype=torch.int32), result, WIDTH)
@@ -134,11 +153,16 @@ def test_device_functions_loops_and_tritons_own_functions_run() -> None:
     assert result.item() == (doubled + doubled + doubled).max() + 22, f"the kernel gave {result}"
 
 
+def language() -> list[object]:
+    """What an interpreted kernel is given otherwise."""
+    functions = [vars(tl).get(name) for name in ("max", "load", "reduce", "range")]
+    return [*functions, vars(tl.tensor)["__add__"], vars(tl.dtype)["__eq__"], tl.core._unwrap_if_constexpr]
+
+
 def test_compiled_kernels_see_triton_as_it_was() -> None:
-    before = {name: vars(tl).get(name) for name in ("max", "load", "reduce", "range")}, vars(tl.tensor)["__add__"]
+    before = language()
     library_kernel[(1,)](random(WIDTH), torch.tensor([1], dtype=torch.int32), torch.empty(1), WIDTH)
-    after = {name: vars(tl).get(name) for name in ("max", "load", "reduce", "range")}, vars(tl.tensor)["__add__"]
-    assert after == before, "an interpreted launch left the language patched"
+    assert language() == before, "an interpreted launch left the language patched"
     assert not triton.knobs.runtime.interpret, "kernels defined from now on would be interpreted"
     with pytest.raises(RuntimeError, match="outside of the scope of a kernel"):
         tl.max(1, 0)
