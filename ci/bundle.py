@@ -18,6 +18,7 @@ import hashlib
 import io
 import json
 import lzma
+import reprlib
 import subprocess
 import sys
 import tarfile
@@ -26,11 +27,17 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 MANIFEST = "bundle.json"
 SCHEMA = 1
 _XZ_PRESET = 6
 _CHUNK = 1 << 20
+# Of an archive once it is open, and of what may be read of it at once, which is more than any path or manifest has. A
+# few kilobytes of xz can stand for many gigabytes.
+_MOST_BYTES, _MOST_AT_ONCE = 16 << 30, 16 << 20
+_SHORTENED = reprlib.Repr()
+_SHORTENED.maxstring = _SHORTENED.maxother = 120
 
 
 class UnusableInput(Exception):
@@ -181,8 +188,9 @@ def unpack(archive: Path, directory: Path) -> int:
         The number of files.
 
     Raises:
-        UnusableInput: the folder holds something or cannot be made, the archive cannot be read, a member is no plain
-            file inside of the folder, or the files are not those of the manifest. The folder is as it was then.
+        UnusableInput: the folder holds something or cannot be made, the archive cannot be read or says that it is
+            larger than a bundle, a member is no plain file inside of the folder or is there twice, or the files are not
+            those of the manifest. The folder is as it was then.
     """
     cannot_be_made = f"{directory} cannot be made"
     with _telling(cannot_be_made):
@@ -190,14 +198,17 @@ def unpack(archive: Path, directory: Path) -> int:
             raise UnusableInput(f"{directory} is there and holds something; name an empty folder, or one to be made")
     with (
         _telling(f"{archive} cannot be opened"),
-        lzma.open(archive) as packed,
+        lzma.open(archive) as stream,
+        _Bounded(archive, stream) as packed,
         tarfile.open(fileobj=packed, mode="r:") as opened,
     ):
-        members = opened.getmembers()
-        for member in members:
-            _require_plain_file(member)
-        if MANIFEST not in opened.getnames():
+        members = _plain_files(opened)
+        if MANIFEST not in members:
             raise UnusableInput(f"{archive} is no bundle of libraries: it holds no {MANIFEST}")
+        if members[MANIFEST].size > _MOST_AT_ONCE:
+            raise UnusableInput(
+                f"{MANIFEST} of {archive} has {members[MANIFEST].size:,} bytes; it may have {_MOST_AT_ONCE:,}"
+            )
         # Beside the folder, so that it is there as a whole or not at all.
         target = directory.resolve()
         with _telling(cannot_be_made):
@@ -206,12 +217,13 @@ def unpack(archive: Path, directory: Path) -> int:
         with scratch:
             unpacked = Path(scratch.name) / target.name
             digests = {}
-            for name, data in _read(opened, members):
-                digests[name] = _digest(data)
+            for name, member in members.items():
+                path = unpacked / name
                 with _telling(cannot_be_made):
-                    path = unpacked / name
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    path.write_bytes(data)
+                    written = path.open("xb")
+                with written:
+                    digests[name] = _copy(opened, member, written, cannot_be_made)
             # Whether an archive was cut off behind its last file shows at its end.
             while packed.read(_CHUNK):
                 pass
@@ -221,12 +233,70 @@ def unpack(archive: Path, directory: Path) -> int:
     return len(members)
 
 
-def _read(archive: tarfile.TarFile, members: Sequence[tarfile.TarInfo]) -> Iterator[tuple[str, bytes]]:
-    """The files of an archive, by path."""
-    for member in members:
-        content = archive.extractfile(member)
-        assert content is not None, "a plain file has content"
-        yield member.name, content.read()
+class _Bounded(io.BufferedIOBase):
+    """An archive's bytes, of which no more are read than a bundle has, in all and at once, whatever its headers say."""
+
+    def __init__(self, archive: Path, stream: lzma.LZMAFile) -> None:
+        self._archive, self._stream = archive, stream
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        if whence != io.SEEK_SET or not 0 <= offset <= _MOST_BYTES:
+            raise self._refusal()
+        return self._stream.seek(offset)
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or not 0 <= size <= _MOST_AT_ONCE or self.tell() + size > _MOST_BYTES:
+            raise self._refusal()
+        return self._stream.read(size)
+
+    def _refusal(self) -> UnusableInput:
+        return UnusableInput(
+            f"{self._archive} is no bundle: it says of a part that it has more bytes than a bundle may have"
+        )
+
+
+def _plain_files(archive: tarfile.TarFile) -> dict[str, tarfile.TarInfo]:
+    """The members of an archive by their names.
+
+    Raises:
+        UnusableInput: one is no plain file inside of the folder, or two have one name.
+    """
+    members: dict[str, tarfile.TarInfo] = {}
+    # One by one: a size below 0 would lead tarfile back to the same member again and again.
+    while (member := archive.next()) is not None:
+        _require_plain_file(member)
+        if member.name in members:
+            raise UnusableInput(f"the archive holds {_shown(member.name)} twice; each file may be there once")
+        members[member.name] = member
+    return members
+
+
+def _copy(archive: tarfile.TarFile, member: tarfile.TarInfo, written: IO[bytes], cannot_be_made: str) -> str:
+    """Copies a file out of an archive, and returns its checksum."""
+    content = archive.extractfile(member)
+    assert content is not None, "a plain file has content"
+    digest = hashlib.sha256()
+    while chunk := content.read(_CHUNK):
+        digest.update(chunk)
+        with _telling(cannot_be_made):
+            written.write(chunk)
+    with _telling(cannot_be_made):
+        written.flush()
+    return digest.hexdigest()
+
+
+def _shown(value: object) -> str:
+    """A value as it is shown in a message: on one line and never long."""
+    return _SHORTENED.repr(value)
 
 
 @contextlib.contextmanager
@@ -243,31 +313,34 @@ def _telling(what: str) -> Iterator[None]:
 def _require_files_of_manifest(archive: Path, manifest: bytes, digests: Mapping[str, str]) -> None:
     """Refuses an archive whose files are not those that its manifest lists, by their paths and checksums."""
     try:
-        content = json.loads(manifest)
+        content = json.loads(manifest.decode())
         listed = {
             f"{library['name']}/{path}": digest
             for library in content["libraries"]
             for path, digest in library["files"].items()
         }
         schema = content["schema"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UnusableInput(f"{MANIFEST} of {archive} is no manifest: {type(error).__name__}: {error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        told = f"{type(error).__name__}: {_shown(str(error))}"
+        raise UnusableInput(f"{MANIFEST} of {archive} is no manifest: {told}") from error
     if schema != SCHEMA:
-        raise UnusableInput(f"{MANIFEST} of {archive} has schema {schema!r}; it must be {SCHEMA}")
+        raise UnusableInput(f"{MANIFEST} of {archive} has schema {_shown(schema)}; it must be {SCHEMA}")
     for path in sorted(listed.keys() | (digests.keys() - {MANIFEST})):
         if path not in digests:
-            raise UnusableInput(f"{archive} is without {path!r}, which its {MANIFEST} lists")
+            raise UnusableInput(f"{archive} is without {_shown(path)}, which its {MANIFEST} lists")
         if path not in listed:
-            raise UnusableInput(f"{archive} holds {path!r}, which its {MANIFEST} does not list")
+            raise UnusableInput(f"{archive} holds {_shown(path)}, which its {MANIFEST} does not list")
         if digests[path] != listed[path]:
-            raise UnusableInput(f"{path!r} of {archive} differs from its checksum in {MANIFEST}")
+            raise UnusableInput(f"{_shown(path)} of {archive} differs from its checksum in {MANIFEST}")
 
 
 def _require_plain_file(member: tarfile.TarInfo) -> None:
-    parts = PurePosixPath(member.name).parts
-    inside = bool(parts) and not member.name.startswith("/") and "\\" not in member.name and ".." not in parts
-    if not inside or not member.isreg():
-        raise UnusableInput(f"the archive holds {member.name!r}, which is no plain file inside of its folder")
+    name, parts = member.name, PurePosixPath(member.name).parts
+    inside = bool(parts) and not name.startswith("/") and ".." not in parts
+    plain = name.isprintable() and "\\" not in name and str(PurePosixPath(*parts)) == name
+    # A sparse one says how many zeros it stands for.
+    if not (inside and plain and member.isreg()) or member.issparse() or member.size < 0:
+        raise UnusableInput(f"the archive holds {_shown(name)}, which is no plain file inside of its folder")
 
 
 def _files(part: Part, wheels: Path) -> Iterator[tuple[str, bytes]]:

@@ -5,12 +5,16 @@ Neither torch nor a backend is needed here; `samebits.harness.ci_jobs` makes the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from samebits.harness.decoding import shown
 from samebits.harness.record_files import JsonLines
 from samebits.harness.records import SCHEMA_VERSION, UnusableInput, to_json
+
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,13 @@ def read_matrix(path: Path) -> CiMatrix:
         UnusableInput: the file is absent, or holds anything else.
     """
     lines = JsonLines.read(path, "a matrix, as samebits matrix --json prints it")
-    return lines.header("matrix", CiMatrix)
+    matrix = lines.header("matrix", CiMatrix)
+    for job in matrix.jobs:
+        if not _PLAIN_NAME.fullmatch(job.name):
+            raise lines.lines[0].unusable(
+                f"a job is named {shown(job.name)}; it must be letters, digits, '_' and '-', as it names a directory"
+            )
+    return matrix
 
 
 def parse_runners(words: Sequence[str]) -> dict[str, tuple[str, ...]]:

@@ -19,10 +19,14 @@ if typing.TYPE_CHECKING:
 
 DataclassT = TypeVar("DataclassT", bound="DataclassInstance")
 
+# What no counter, seed or distance of ours exceeds, and every reader's number can hold.
+WHOLE_NUMBERS = range(1 - 2**64, 2**64)
+# Of one line, in bytes. Merged runs have the longest, with a header of each of their shards.
+_LONGEST = 1 << 24
 _NON_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 _WORDS: Mapping[object, str] = {
     str: "a string",
-    int: "a whole number",
+    int: "a whole number of at most 64 bits",
     float: "a number, or one of the strings inf, -inf and nan",
     bool: "true or false",
 }
@@ -45,6 +49,8 @@ def parse_object(line: bytes) -> dict[str, Any]:
     Raises:
         Malformed: the line is not strict JSON in UTF-8, or not an object.
     """
+    if len(line) > _LONGEST:
+        raise Malformed(f"it has {len(line):,} bytes; it must be one JSON object of at most {_LONGEST:,}")
     try:
         value = json.loads(line.decode(), parse_constant=_refuse_constant, object_pairs_hook=_without_duplicates)
     except Malformed:
@@ -67,6 +73,13 @@ def decode(kind: type[DataclassT], values: Mapping[str, object]) -> DataclassT:
     Raises:
         Malformed: a field is absent, unknown or of another type.
     """
+    try:
+        return _decoded(kind, values)
+    except RecursionError:  # a header with those of its shards, with those of theirs
+        raise Malformed("it holds objects within objects without end; it must be as samebits writes it") from None
+
+
+def _decoded(kind: type[DataclassT], values: Mapping[str, object]) -> DataclassT:
     known, required = _fields(kind)
     for name in values:
         if name not in known:
@@ -74,7 +87,11 @@ def decode(kind: type[DataclassT], values: Mapping[str, object]) -> DataclassT:
     for name in required:
         if name not in values:
             raise Malformed(f"field {name!r} is absent; it must be {_accepted(known[name])}")
-    return kind(**{name: _converted(known[name], value, name) for name, value in values.items()})
+    converted = {name: _converted(known[name], value, name) for name, value in values.items()}
+    try:
+        return kind(**converted)
+    except ValueError as error:  # of a dataclass that looks at its own values
+        raise Malformed(str(error)) from error
 
 
 @functools.cache
@@ -107,10 +124,12 @@ def _converted(kind: object, value: object, name: str) -> object:
     """`value` as an instance of the type `kind`; `name` is its field's."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is types.UnionType:
+        if dataclasses.is_dataclass(arguments[0]) and isinstance(value, dict):
+            return _converted(arguments[0], value, name)
         try:
             return None if value is None else _converted(arguments[0], value, name)
         except Malformed:
-            raise Malformed(f"field {name!r} is {shown(value)}; it must be {_accepted(kind)}") from None
+            raise Malformed(f"field {shown(name)} is {shown(value)}; it must be {_accepted(kind)}") from None
     if origin is tuple and isinstance(value, list):
         return tuple(_converted(arguments[0], entry, f"{name}[{i}]") for i, entry in enumerate(value))
     if origin is Mapping and isinstance(value, dict):
@@ -123,16 +142,17 @@ def _converted(kind: object, value: object, name: str) -> object:
         if kind is float:
             return _number(value, name)
         # Not isinstance: True is an int to Python and not to JSON.
-        if type(value) is kind:
+        if type(value) is kind and (kind is not int or value in WHOLE_NUMBERS):
             return value
-    raise Malformed(f"field {name!r} is {shown(value)}; it must be {_accepted(kind)}")
+    raise Malformed(f"field {shown(name)} is {shown(value)}; it must be {_accepted(kind)}")
 
 
 def _nested(kind: type[DataclassT], value: Mapping[str, object], name: str) -> DataclassT:
     try:
-        return decode(kind, value)
+        return _decoded(kind, value)
     except Malformed as error:
-        raise Malformed(f"in {name!r}, {error}") from error
+        told = str(error)
+        raise Malformed(told if told.startswith("in ") else f"in {shown(name)}, {told}") from error
 
 
 def _number(value: object, name: str) -> float:
@@ -141,7 +161,7 @@ def _number(value: object, name: str) -> float:
     # A whole number may be beyond every float, and a literal such as 1e999 is read as infinite.
     if isinstance(value, (int, float)) and type(value) is not bool and abs(value) <= sys.float_info.max:
         return float(value)
-    raise Malformed(f"field {name!r} is {shown(value)}; it must be {_accepted(float)}")
+    raise Malformed(f"field {shown(name)} is {shown(value)}; it must be {_accepted(float)}")
 
 
 def _accepted(kind: object) -> str:

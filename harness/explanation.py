@@ -10,6 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+# More than any sequence that fits on a device has keys.
+MOST_ADDENDS = 1 << 20
+
 
 class Manner(StrEnum):
     """How the addends of a sum are added.
@@ -44,6 +47,17 @@ class Sum:
     addends: tuple[Addends, ...] = ()
     left_out: int = 0
 
+    def __post_init__(self) -> None:
+        """Refuses what adds up nothing: a file may hold anything.
+
+        Raises:
+            ValueError: a number is none of a sum.
+        """
+        if self.keys < 1 or self.left_out < 0:
+            raise ValueError(
+                f"a sum has {self.keys} keys, and leaves out {self.left_out}; they must be at least 1 and 0"
+            )
+
     @property
     def num_addends(self) -> int:
         """How many there are, those that are left out among them."""
@@ -69,6 +83,18 @@ class Addends:
     times: int
     spacing: int
     round: tuple[Sum, ...]
+
+    def __post_init__(self) -> None:
+        """Refuses what is none, or so many that to go through them has no end: a file may hold anything.
+
+        Raises:
+            ValueError: a number is out of its bounds.
+        """
+        if not 1 <= self.times * len(self.round) <= MOST_ADDENDS:
+            raise ValueError(
+                f"there are {self.times} rounds of {len(self.round)} addends; there must be from 1 to {MOST_ADDENDS:,} "
+                "addends"
+            )
 
     @property
     def number(self) -> int:
@@ -129,3 +155,15 @@ class Explanation:
     difference: str
     ulps: Mapping[str, int] = field(default_factory=dict)
     sides: tuple[Side, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuses one side alone, and distances of no element: a file may hold anything.
+
+        Raises:
+            ValueError: there are neither two sides nor none, or a count is below 1.
+        """
+        if len(self.sides) not in (0, 2):
+            raise ValueError(f"an explanation has {len(self.sides)} sides; it must have two, or none")
+        least = min(self.ulps.values(), default=1)
+        if least < 1:
+            raise ValueError(f"an explanation has {least} elements of one distance; there must be 1 at least")

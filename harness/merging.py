@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from samebits.harness.ci_matrix import CiMatrix
+from samebits.harness.decoding import shown
 from samebits.harness.record_files import RecordWriter, read_run
 from samebits.harness.records import Record, Run, RunHeader, UnusableInput, Verdict
 from samebits.harness.relation_order import merged_order
 from samebits.reports.baseline import environment_of
 
+# A kind of device names a directory of what is merged, and comes from a file.
+_KIND_OF_DEVICE = re.compile(r"[a-z][a-z0-9_]*")
 _DID_NOT_RUN = (Verdict.UNSUPPORTED, Verdict.UNAVAILABLE)
 
 
@@ -35,7 +39,7 @@ class Shard:
     @property
     def device(self) -> str:
         """Kind of device that it ran on."""
-        return self.header.environment.device.split()[0]
+        return self.header.environment.device.partition(" ")[0]
 
     @property
     def seeds(self) -> frozenset[int]:
@@ -85,6 +89,10 @@ def _devices(shards: Iterable[Shard]) -> list[str]:
 
 def _complaints(shards: Sequence[Shard], matrix: CiMatrix | None) -> Iterator[str]:
     """What is wrong with the shards, one sentence each; what may come of another follows it."""
+    for shard in shards:
+        if not _KIND_OF_DEVICE.fullmatch(shard.device):
+            device = shown(shard.header.environment.device)
+            yield f"{shard} ran on device {device}; it must begin with its kind, small letters such as cpu"
     yield from _duplicates(shards)
     if matrix is not None:
         yield from _strangers(shards, matrix)

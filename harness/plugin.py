@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from samebits.harness.decoding import WHOLE_NUMBERS, shown
 from samebits.harness.isolation.limits import Limits, machine_memory, share_of_memory
 from samebits.harness.isolation.parent_death import end_with_parent
 from samebits.harness.progress import Progress
@@ -97,9 +98,13 @@ _OPTIONS = (
     ),
     _Option("baseline", "FILE|DIR", "what to compare with (default: the baselines that come with samebits)", path=True),
     _Option("update-baseline", "FILE", "write this run's results as a baseline", path=True),
-    _Option("load", "FILE", "run a Python file that defines a backend", repeatable=True, path=True),
+    _Option("load", "FILE", "a Python file that defines a backend: its code is run", repeatable=True, path=True),
     _Option(
-        "libs", "DIR", "run vendors' libraries that are not installed from this bundle", repeatable=True, path=True
+        "libs",
+        "DIR",
+        "a bundle of vendors' libraries for what is not installed: its code is run",
+        repeatable=True,
+        path=True,
     ),
     _Option("cell", "ID", "only the cell of this id", repeatable=True),
     _Option("threads", "N", "threads within one operation (default: 1)", default="1"),
@@ -274,7 +279,7 @@ def _session(config: pytest.Config) -> MatrixSession:
                 libs=tuple(config.invocation_params.dir / path for path in given["libs"]),
                 cells=tuple(given["cell"]),
                 threads=_whole_number("--threads", given["threads"], _THREADS),
-                seed=_whole_number("--seed", given["seed"]),
+                seed=_whole_number("--seed", given["seed"], WHOLE_NUMBERS),
                 shard=given["shard"],
                 draws=Draws(
                     seed=None if given["draw-seed"] is None else _whole_number("--draw-seed", given["draw-seed"]),
@@ -325,14 +330,14 @@ def _positive(option: str, text: str, unit: str) -> float:
     return number
 
 
-def _whole_number(option: str, text: str, limits: range | None = None) -> int:
-    accepted = "a whole number" + (f" from {limits[0]} to {limits[-1]}" if limits else "")
+def _whole_number(option: str, text: str, limits: range) -> int:
+    accepted = f"a whole number from {limits[0]} to {limits[-1]}"
     try:
         number = int(text)
     except ValueError:
-        raise UnusableInput(f"{option} is {text!r}; it must be {accepted}") from None
-    if limits and number not in limits:
-        raise UnusableInput(f"{option} is {text}; it must be {accepted}")
+        raise UnusableInput(f"{option} is {shown(text)}; it must be {accepted}") from None
+    if number not in limits:
+        raise UnusableInput(f"{option} is {shown(number)}; it must be {accepted}")
     return number
 
 

@@ -258,7 +258,21 @@ class Run:
 
 
 class UnusableInput(ValueError):
-    """Input a command cannot use, told in one sentence."""
+    """Input a command cannot use, told in one sentence.
+
+    A sentence may quote what a file holds, so characters that a terminal acts on, or cannot write, are escaped.
+    """
+
+    def __init__(self, sentence: str) -> None:
+        """Takes the sentence, which becomes one line."""
+        super().__init__(sentence if sentence.isprintable() else _printable(" ".join(sentence.split())))
+
+
+def _printable(line: str) -> str:
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
+        for character in line
+    )
 
 
 def to_json(values: Mapping[str, Any], *, sort_keys: bool = True) -> str:

@@ -27,7 +27,7 @@ def run_here(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> Callable[...,
     monkeypatch.chdir(ROOT)
     # Which GPU this process has is not for the session inside of it to choose.
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
-    options = (*WITHOUT_PLUGINS, "-q", "--baseline", NO_BASELINES)
+    options = (*WITHOUT_PLUGINS, "-q", "--no-isolation", "--baseline", NO_BASELINES)
     return lambda *words: int(pytest.main([str(word) for word in (*options, *words)]))
 
 

@@ -101,7 +101,21 @@ def test_a_wheel_that_is_missing_or_without_a_file_is_told(
     assert "vllm 0.20.2 holds no vllm/v1/attention/ops/triton_unified_attention.py" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["../out.py", "/tmp/out.py", "vllm/../../out.py", "vllm\\..\\out.py"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../out.py",
+        "/tmp/out.py",
+        "vllm/../../out.py",
+        "vllm\\..\\out.py",
+        "..",
+        ".",
+        "./a.py",
+        "a//b.py",
+        "a\x1b[31m",
+        "\udc80",
+    ],
+)
 def test_a_member_that_would_leave_the_folder_is_refused(
     tmp_path: Path, bundle: ModuleType, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
@@ -111,12 +125,83 @@ def test_a_member_that_would_leave_the_folder_is_refused(
     assert not (tmp_path / "in").exists(), "something was written before all names were looked at"
 
 
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.CHRTYPE])
+@pytest.mark.parametrize(
+    "kind",
+    [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE],
+)
 def test_a_member_that_is_no_plain_file_is_refused(tmp_path: Path, bundle: ModuleType, kind: bytes) -> None:
     member = tarfile.TarInfo("vllm/link.py")
     member.type, member.linkname = kind, "/etc/passwd"
     with pytest.raises(bundle.UnusableInput, match="no plain file"):
         bundle.unpack(archive_of(tmp_path, member), tmp_path / "libs")
+
+
+def test_a_file_that_is_there_twice_is_refused(tmp_path: Path, bundle: ModuleType) -> None:
+    with pytest.raises(bundle.UnusableInput, match=r"holds 'a\.py' twice; each file may be there once"):
+        bundle.unpack(archive_of(tmp_path, tarfile.TarInfo("a.py"), tarfile.TarInfo("a.py")), tmp_path / "libs")
+
+
+def test_what_the_archive_says_of_modes_and_owners_is_not_followed(tmp_path: Path, bundle: ModuleType) -> None:
+    whole = made_bundle(tmp_path, bundle)
+    with tarfile.open(whole) as opened, tarfile.open(tmp_path / "changed.tar.xz", "w:xz") as written:
+        for member in opened:
+            member.mode, member.uid, member.gid, member.mtime = 0o6777, 12345, 12345, 1
+            written.addfile(member, opened.extractfile(member))
+    bundle.unpack(tmp_path / "changed.tar.xz", tmp_path / "libs")
+    (tmp_path / "plain").touch()
+    plain = (tmp_path / "plain").stat()
+    for path in (path for path in (tmp_path / "libs").rglob("*") if path.is_file()):
+        found = path.stat()
+        assert (found.st_mode, found.st_uid) == (plain.st_mode, plain.st_uid), f"{path} is not as any new file"
+        assert found.st_mtime > 1, f"{path} is as old as the archive says"
+
+
+def tar_header(name: str, size: bytes, kind: bytes = tarfile.REGTYPE) -> bytes:
+    """The header of a member that says of itself whatever it likes."""
+    header = bytearray(tarfile.TarInfo(name).tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = size
+    header[156:157] = kind
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
+
+
+HUGE, BELOW_ZERO = b"\x80" + b"\x00" * 3 + b"\x7f" + b"\xff" * 7, b"\xff" * 10 + b"\xfe\x00"
+SPARSE = tarfile.GNUTYPE_SPARSE
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        tar_header("a.py", HUGE),
+        tar_header("a.py", BELOW_ZERO),
+        tar_header("a.py", HUGE, tarfile.XHDTYPE),
+        tar_header("a.py", BELOW_ZERO, tarfile.XHDTYPE),
+        tar_header("a.py", HUGE, tarfile.GNUTYPE_LONGNAME),
+        tar_header("a.py", b"00000000000\0", SPARSE),
+    ],
+    ids=["huge", "below 0", "a huge name", "a name below 0", "a huge long name", "sparse"],
+)
+def test_a_size_that_no_bundle_has_is_refused_at_once(tmp_path: Path, bundle: ModuleType, content: bytes) -> None:
+    path = tmp_path / "made.tar.xz"
+    path.write_bytes(lzma.compress(content + bytes(20 * 512)))
+    with pytest.raises(bundle.UnusableInput, match=r"no bundle: it says|no plain file|cannot be opened"):
+        bundle.unpack(path, tmp_path / "in" / "libs")
+    assert not (tmp_path / "in").exists(), "something was written before all sizes were looked at"
+
+
+def test_an_archive_that_unpacks_to_more_than_a_bundle_has_is_refused(
+    tmp_path: Path, bundle: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundle, "_MOST_BYTES", 1 << 20)
+    member = tarfile.TarInfo("zeros")
+    member.size = 1 << 22
+    with tarfile.open(tmp_path / "made.tar.xz", "w:xz") as archive:
+        archive.addfile(member, io.BytesIO(bytes(member.size)))
+    assert (tmp_path / "made.tar.xz").stat().st_size < 4096, "this test needs an archive that is small"
+    with pytest.raises(bundle.UnusableInput, match="more bytes than a bundle may have"):
+        bundle.unpack(tmp_path / "made.tar.xz", tmp_path / "in" / "libs")
+    assert not (tmp_path / "in").exists()
 
 
 def archive_of(folder: Path, *members: tarfile.TarInfo) -> Path:
@@ -177,6 +262,8 @@ UNIFIED = "vllm/vllm/v1/attention/ops/triton_unified_attention.py"
         ({"bundle.json": None}, "is no bundle of libraries: it holds no bundle.json"),
         ({"bundle.json": b"{"}, "is no manifest: JSONDecodeError"),
         ({"bundle.json": b"[]"}, "is no manifest: TypeError"),
+        ({"bundle.json": b"[" * 100_000}, "is no manifest: RecursionError"),
+        ({"bundle.json": b"\xff"}, "is no manifest: UnicodeDecodeError"),
         ({"bundle.json": b'{"schema": 2, "libraries": []}'}, "has schema 2; it must be 1"),
         ({UNIFIED: None}, f"is without '{UNIFIED}', which its bundle.json lists"),
         ({"vllm/more.py": b""}, "holds 'vllm/more.py', which its bundle.json does not list"),

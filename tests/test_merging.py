@@ -123,6 +123,10 @@ def _threads(a: Path, b: Path) -> list[Path]:
     return [a, shard(b.parent / "threads", "bf16", BF16, environment=replace(CPU, threads=2))]
 
 
+def _outside(a: Path, b: Path) -> list[Path]:
+    return [a, shard(b.parent / "outside", "bf16", BF16, environment=replace(CPU, device="../../cpu x86_64"))]
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [
@@ -137,6 +141,7 @@ def _threads(a: Path, b: Path) -> list[Path]:
         (_nameless, "is of no shard; it must be of CPU-cpu-fp32"),
         (_elsewhere, "of shard 'CPU-cpu-bf16' ran on cuda; the matrix announces it for cpu"),
         (_threads, "all must have as many"),
+        (_outside, "ran on device '../../cpu x86_64'; it must begin with its kind, small letters such as cpu"),
     ],
 )
 def test_what_is_wrong_with_a_shard_is_told_in_one_sentence(

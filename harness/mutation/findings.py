@@ -66,7 +66,7 @@ def read_findings(path: Path) -> list[Finding]:
         return []
     try:
         return [_finding(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UnusableInput(f"{path} holds no findings of mutants: {error}; give another file") from error
 
 
