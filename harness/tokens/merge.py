@@ -8,7 +8,7 @@ import math
 import torch
 
 from samebits.backends.operations import MergeTensors
-from samebits.backends.problem import Request
+from samebits.backends.problem import Request, Strides
 from samebits.backends.token_problem import MergeStates, TokenProblem
 from samebits.harness.batch import poison_value
 from samebits.harness.comparison import same_bits
@@ -42,10 +42,12 @@ class PreparedMerge(Prepared[MergeTensors]):
             # The output of a side that saw no key may be anything.
             values = values.masked_fill(own.unsqueeze(2), poison_value(layout.poison))
             outputs.append(place(values, problem, second=role is Role.OTHER_INPUT).tensor)
+        # A kernel that stores by the strides of what it reads is wrong where what it reads is interleaved.
+        compact = layout.strides is Strides.INTERLEAVED
         empty = torch.full((num_rows, *shape), poison_value(layout.poison), dtype=outputs[0].dtype)
-        output = place(empty.to(device), problem)
+        output = place(empty.to(device), problem, contiguous=compact)
         empty_lse = torch.full((operation.num_heads, num_rows), poison_value(layout.poison), dtype=torch.float32)
-        lse = place(empty_lse.to(device), problem)
+        lse = place(empty_lse.to(device), problem, contiguous=compact)
         self.tensors = MergeTensors(
             prefix_output=outputs[0],
             prefix_lse=lses[0],
