@@ -52,7 +52,7 @@ def place(values: torch.Tensor, problem: TokenProblem, *, second: bool = False, 
     strides = strides_of(values.shape, kind, second=second)
     before = _MARGIN + problem.circumstances.shift // values.element_size()
     allocation = torch.full(
-        (before + span(values.shape, kind) + _MARGIN,),
+        (before + span(values.shape, problem.layout.strides) + _MARGIN,),
         poison_value(problem.layout.poison),
         dtype=values.dtype,
         device=values.device,
