@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
 import os
 import resource
+import signal
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 _GRACE_SECONDS = 5
+# Seconds by the clock for each that a process may compute: the machine may have other work.
+_WAITED = 30
 
 
 class Crashed(RuntimeError):
@@ -21,7 +25,7 @@ class Crashed(RuntimeError):
 
 
 class Hung(RuntimeError):
-    """The process said nothing for longer than it may."""
+    """The process computed, or waited, for longer than it may."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Working:
 
     Attributes:
         on: what it is.
-        seconds: that it may take.
+        seconds: that it may compute. A loaded machine changes nothing of them.
     """
 
     on: str
@@ -55,26 +59,28 @@ def answers(work: Callable[[Say], None], seconds: float, memory: int | None = No
 
     Args:
         work: called there with a function by which it says what can be pickled.
-        seconds: that may pass before it says the first thing.
+        seconds: that it may compute before it says the first thing.
         memory: bytes that it may map on top of what this process has; None for any number.
 
     Raises:
         Crashed: `work` raised, or the process ended before it had returned; the message names what it was working on.
-        Hung: it said nothing for longer than it may.
+        Hung: it computed, or said nothing, for longer than it may.
     """
     receiver, sender = multiprocessing.Pipe(duplex=False)
-    process = multiprocessing.get_context("fork").Process(target=_work, args=(work, sender, memory))
+    process = multiprocessing.get_context("fork").Process(target=_work, args=(work, sender, seconds, memory))
     process.start()
     sender.close()
     working = Working("starting", seconds)
     try:
         while True:
-            if not receiver.poll(working.seconds):
-                raise Hung(f"{working.on}: nothing for {working.seconds:.0f} s")
+            if not receiver.poll(_WAITED * working.seconds):
+                raise Hung(f"{working.on}: waits")
             try:
                 said = receiver.recv()
             except EOFError:
                 process.join(_GRACE_SECONDS)
+                if process.exitcode == -signal.SIGXCPU:
+                    raise Hung(f"{working.on}: no end") from None
                 raise Crashed(f"{working.on}: ended with {process.exitcode}") from None
             if said is None:
                 return
@@ -90,8 +96,14 @@ def answers(work: Callable[[Say], None], seconds: float, memory: int | None = No
         process.join()
 
 
-def _work(work: Callable[[Say], None], sender: Connection, memory: int | None) -> None:
+def _work(work: Callable[[Say], None], sender: Connection, seconds: float, memory: int | None) -> None:
+    def say(what: object) -> None:
+        if isinstance(what, Working):
+            _limit_computing(what.seconds)
+        sender.send(what)
+
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _limit_computing(seconds)
     if memory is not None:
         # Where the system does not say how much is mapped, nothing is limited.
         with contextlib.suppress(OSError):
@@ -103,9 +115,16 @@ def _work(work: Callable[[Say], None], sender: Connection, memory: int | None) -
     os.dup2(nowhere, 2)
     last = None
     try:
-        work(sender.send)
+        work(say)
     except BaseException as error:
         last = _Raised("".join(traceback.format_exception_only(error)).strip())
     sender.send(last)
     # Nothing of the process that was forked is to be tidied up here.
     os._exit(0)
+
+
+def _limit_computing(seconds: float) -> None:
+    """Ends this process when it has computed for so long from now on."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    _, most = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(used.ru_utime + used.ru_stime + seconds), most))

@@ -21,7 +21,7 @@ $ {command}
 ```
 
 made this page. `samebits mutants --only merge.cpp` tries the mutants of one source; `--sample N --seed S` draws as many
-of each.
+of each; with `--results FILE` a run that was cut off goes on where it was.
 """
 _HOW = """## How a mutant is tried
 
@@ -31,9 +31,9 @@ _HOW = """## How a mutant is tried
   out, a narrower type, a guard taken for true or false, one side of a choice, constants, signs, calls left out. What
   an implementation declares of itself, its claims and what it supports, is not changed: the suites take it at its
   word. Nor are whole numbers of C++ made narrower: nothing overflows at the sizes that a processor's cells have.
-* **Run.** Each is compiled or imported from a copy, in a process of its own with a limit on its time and its memory.
-  It goes through the cells of the default tier of its implementation and operation, the cheapest of each case first,
-  up to the first that is red. Cells of a second process are left out, which would compute with the unchanged source.
+* **Run.** Each is compiled or imported from a copy, in a process of its own with limits on what it
+  computes and maps. It goes through the cells of the default tier of its implementation and operation, the cheapest
+  of each case first, up to the first that is red. Cells of a second process are left out, which would compute with the unchanged source.
 * **Killed.** A cell is red, or the process crashed or hung, which its user would see as well. Bits alone kill
   nothing.
 * **No output changed.** In all cells every verdict and every bit is that of the unchanged kernel, or the mutant

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from samebits.harness.matrix import Cell
 from samebits.harness.mutation.cells import (
     CellName,
     Outcome,
@@ -25,14 +26,17 @@ from samebits.harness.mutation.mutants import Mutant
 from samebits.harness.mutation.planting import DoesNotCompile, compiled, plant, same_code
 from samebits.harness.mutation.sources import CPP_SOURCES, SOURCES, Group, Source
 from samebits.harness.records import UnusableInput
+from samebits.harness.session import MatrixSession
 from samebits.reports.regression import RULES, State
 
-# A compiler's, or that of a registry's first import.
-_STARTING_SECONDS = 120.0
-# A cell may take so much longer than that of the unchanged kernel: the machine may have other work.
-_CELL_SECONDS, _CELL_FACTOR = 10.0, 20.0
+# Seconds that may be computed: by a compiler, or for a registry's first import.
+_STARTING_SECONDS = 60.0
+# For a cell, beside those that the unchanged kernel takes so many times.
+_CELL_SECONDS, _CELL_FACTOR = 5.0, 20.0
 _MEMORY = 4 << 30
-# All cells of one group, the slowest of which are interpreted.
+# Cells that the unchanged kernel and all mutants go through before any other: enough for nearly all to be killed.
+_FIRST_CELLS = 100
+# For all cells of one group, the slowest of which are interpreted.
 _PARENT_SECONDS = 1800.0
 
 
@@ -53,7 +57,7 @@ def tried(tasks: Sequence[tuple[Source, Mutant]]) -> Iterator[Finding]:
         try:
             for found in answers(functools.partial(_try_all, group, ours), _PARENT_SECONDS):
                 name = found.mutant.name
-                sofar[name] = _together(sofar.get(name), found)
+                sofar[name] = _together(sofar.get(name, Finding(found.mutant, Fate.UNCHANGED)), found)
                 if sofar[name].fate in (Fate.KILLED, Fate.INVALID) or name in last:
                     done.add(name)
                     yield sofar[name]
@@ -70,11 +74,9 @@ def _groups_of(tasks: Iterable[tuple[Source, Mutant]]) -> list[Group]:
     return [group for group in ordered if group in asked]
 
 
-def _together(before: Finding | None, found: Finding) -> Finding:
-    """What became of a mutant in this group and in those before it, where it was not killed."""
-    if before is None or found.fate is Fate.KILLED:
-        return found
-    first = before if before.fate is Fate.SURVIVED else found
+def _together(before: Finding, found: Finding) -> Finding:
+    """What became of a mutant in some cells and in those before them, where it was not killed."""
+    first = before if before.fate is Fate.SURVIVED and found.fate is not Fate.KILLED else found
     return replace(
         first,
         ran=before.ran + found.ran,
@@ -84,36 +86,55 @@ def _together(before: Finding | None, found: Finding) -> Finding:
 
 
 def _try_all(group: Group, tasks: Sequence[tuple[Source, Mutant]], say: Say) -> None:
-    """Runs the unchanged kernel, and from there each mutant in a process of its own."""
-    expected = _expected(group)
+    """Runs the unchanged kernel, and from there each mutant in a process of its own; says what became of each.
+
+    The cheapest cells come first, for all of them: the few that are left need the others.
+    """
+    session = session_of(group)
+    cells = cheapest_first(cells_of(session, group))
+    library = _unchanged_library(group, tasks)
+    left = {mutant.name: (source, Finding(mutant, Fate.UNCHANGED)) for source, mutant in tasks}
+    for part in (cells[:_FIRST_CELLS], cells[_FIRST_CELLS:]):
+        if not (left and part):
+            break
+        say(Working(f"{len(part)} cells without any mutant", _PARENT_SECONDS))
+        expected = _expected(session, part)
+        gc.collect()
+        gc.freeze()
+        for name, (source, before) in list(left.items()):
+            say(Working(name, _PARENT_SECONDS))
+            finding = _together(before, _tried(group, source, before.mutant, expected, library))
+            left[name] = (source, finding)
+            if finding.fate in (Fate.KILLED, Fate.INVALID) or not finding.ran:
+                del left[name]
+                say(finding)
+    for _, finding in left.values():
+        say(finding)
+
+
+def _unchanged_library(group: Group, tasks: Iterable[tuple[Source, Mutant]]) -> str:
+    """A digest of what the C++ sources compile to, if there are any: see `compiled`."""
+    source = next((source for source, _ in tasks if not source.is_module), None)
+    if source is None:
+        return ""
     with tempfile.TemporaryDirectory(prefix="samebits-mutants-") as directory:
-        whole = [source for source, _ in tasks if not source.is_module][:1]
-        library = (
-            next(answers(functools.partial(_compile, group, whole[0], Path(directory)), _STARTING_SECONDS))
-            if whole
-            else ""
-        )
-    gc.collect()
-    gc.freeze()
-    for source, mutant in tasks:
-        say(Working(mutant.name, _PARENT_SECONDS))
-        say(_tried(group, source, mutant, expected, library))
+        (digest,) = answers(functools.partial(_compile, group, source, Path(directory)), _STARTING_SECONDS)
+    return str(digest)
 
 
-def _expected(group: Group) -> dict[CellName, Outcome]:
-    """What the unchanged kernel comes to, in the order of trials.
+def _expected(session: MatrixSession, cells: Sequence[Cell]) -> dict[CellName, Outcome]:
+    """What the unchanged kernel comes to in some cells, in their order.
 
     References and judgements are kept in this process, and so in all that are forked from it.
 
     Raises:
         UnusableInput: a cell is red.
     """
-    session = session_of(group)
-    cells = cheapest_first(cells_of(session, group))
     threaded = [cell for cell in cells if starts_threads(cell)]
     found = outcomes(session, [cell for cell in cells if cell not in threaded])
     if threaded:
-        found |= next(answers(lambda say: say(outcomes(session, threaded)), _PARENT_SECONDS))
+        (of_threaded,) = answers(lambda say: say(outcomes(session, threaded)), _PARENT_SECONDS)
+        found |= of_threaded
     for name, outcome in found.items():
         if outcome.red:
             raise UnusableInput(f"{name[1]} is red without any mutant: {outcome.told}")
@@ -174,9 +195,12 @@ def _attempt(
     finding = untried
     for name, before in expected.items():
         say(Working(name[1], _CELL_SECONDS + _CELL_FACTOR * before.seconds))
-        cell = cells[name]
-        after = Outcome.of(session.run(cell))
         finding = replace(finding, ran=finding.ran + 1)
+        if name not in cells:
+            # A tile of another size may leave a relation nothing to say. A report tells of a cell that is missing.
+            finding = replace(finding, fate=Fate.SURVIVED, changed=finding.changed + 1, regressed=True)
+            continue
+        cell, after = cells[name], Outcome.of(session.run(cells[name]))
         state = RULES.state(before, after)
         if state is State.SAME:
             continue
@@ -188,9 +212,8 @@ def _attempt(
             regressed=finding.regressed or state is State.REGRESSED,
         )
         if first or after.red:
-            finding = replace(
-                finding, suite=cell.suite, relation=cell.relation.name, cell=cell.cell_id, told=after.told
-            )
+            told = {"suite": cell.suite, "relation": cell.relation.name, "cell": cell.cell_id, "told": after.told}
+            finding = replace(finding, **told)
         if after.red:
             break
     say(finding)
