@@ -33,7 +33,8 @@ _HOW = """## How a mutant is tried
   word. Nor are whole numbers of C++ made narrower: nothing overflows at the sizes that a processor's cells have.
 * **Run.** Each is compiled or imported from a copy, in a process of its own with limits on what it
   computes and maps. It goes through the cells of the default tier of its implementation and operation, the cheapest
-  of each case first, up to the first that is red. Cells of a second process are left out, which would compute with the unchanged source.
+  of each case first, up to the first that is red. Cells of a second process are left out, which would compute with
+  the unchanged source.
 * **Killed.** A cell is red, or the process crashed or hung, which its user would see as well. Bits alone kill
   nothing.
 * **No output changed.** In all cells every verdict and every bit is that of the unchanged kernel, or the mutant
