@@ -153,9 +153,10 @@ def compute(say):
     while True:
         pass
 
-for what in (lambda say: time.sleep(60), compute):
+for what, waited in ((lambda say: time.sleep(60), 1), (compute, 1000)):
+    fork._WAITED = waited
     try:
-        list(fork.answers(what, seconds=0.01))
+        list(fork.answers(what, seconds=0.5))
     except fork.Hung as error:
         print(error)
 """
