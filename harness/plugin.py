@@ -282,7 +282,9 @@ def _session(config: pytest.Config) -> MatrixSession:
                 seed=_whole_number("--seed", given["seed"], WHOLE_NUMBERS),
                 shard=given["shard"],
                 draws=Draws(
-                    seed=None if given["draw-seed"] is None else _whole_number("--draw-seed", given["draw-seed"]),
+                    seed=_whole_number("--draw-seed", given["draw-seed"], WHOLE_NUMBERS)
+                    if given["draw-seed"]
+                    else None,
                     kept=None if given["examples"] is None else config.invocation_params.dir / given["examples"],
                 ),
                 places=("--pyargs", "samebits.suites") if config.option.pyargs else (),

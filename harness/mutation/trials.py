@@ -212,8 +212,9 @@ def _attempt(
             regressed=finding.regressed or state is State.REGRESSED,
         )
         if first or after.red:
-            told = {"suite": cell.suite, "relation": cell.relation.name, "cell": cell.cell_id, "told": after.told}
-            finding = replace(finding, **told)
+            finding = replace(
+                finding, suite=cell.suite, relation=cell.relation.name, cell=cell.cell_id, told=after.told
+            )
         if after.red:
             break
     say(finding)
