@@ -157,13 +157,15 @@ class Explanation:
     sides: tuple[Side, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuses one side alone, and distances of no element: a file may hold anything.
+        """Refuses one side alone, and distances that no element has: a file may hold anything.
 
         Raises:
-            ValueError: there are neither two sides nor none, or a count is below 1.
+            ValueError: there are neither two sides nor none, or a count is below 0, or all are 0.
         """
         if len(self.sides) not in (0, 2):
             raise ValueError(f"an explanation has {len(self.sides)} sides; it must have two, or none")
-        least = min(self.ulps.values(), default=1)
-        if least < 1:
-            raise ValueError(f"an explanation has {least} elements of one distance; there must be 1 at least")
+        least, most = min(self.ulps.values(), default=0), max(self.ulps.values(), default=1)
+        if least < 0:
+            raise ValueError(f"an explanation has {least} elements of one distance; there cannot be fewer than none")
+        if most == 0:
+            raise ValueError("an explanation has no element of any distance; there must be one")

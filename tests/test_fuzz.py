@@ -205,14 +205,15 @@ def test_a_job_whose_name_leads_out_of_the_shards_is_refused(folder: Path) -> No
     ("explanation", "told_of_it"),
     [
         ({"sides": [SIDE]}, "an explanation has 1 sides; it must have two, or none"),
-        ({"ulps": {"1": 0}}, "an explanation has 0 elements of one distance; there must be 1 at least"),
+        ({"ulps": {"1": 0, "2": -1}}, "an explanation has -1 elements of one distance; there cannot be fewer than none"),
+        ({"ulps": {"1": 0}}, "an explanation has no element of any distance; there must be one"),
         (of_sum({"keys": 0}), "a sum has 0 keys"),
         (
             of_sum({"addends": [{"times": 10**18, "spacing": 0, "round": [SUM]}]}),
             "there are 1000000000000000000 rounds of 1 addends; there must be from 1 to 1,048,576 addends",
         ),
     ],
-    ids=["one side", "no element", "no key", "a sum without end"],
+    ids=["one side", "fewer than none", "no element", "no key", "a sum without end"],
 )
 def test_an_explanation_that_cannot_be_drawn_is_refused(explanation: dict[str, object], told_of_it: str) -> None:
     told = {"request": "r1", "position": 0, "place": "", "difference": ""} | explanation
