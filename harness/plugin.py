@@ -193,13 +193,14 @@ def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):
         vars(config.option).update(config.workerinput.get(OPTIONS, {}))
         return
-    if config.option.samebits_tier == "nightly" and config.option.samebits_draw_seed is None:
+    option = config.option
+    if option.samebits_tier == "nightly" and option.samebits_draw_seed is option.samebits_resume is None:
         # Here and not in each worker, which are given the options of this process.
-        config.option.samebits_draw_seed = str(secrets.randbits(32))
+        option.samebits_draw_seed = str(secrets.randbits(32))
     log = RunLog(config, session=lambda: _session(config))
     config.pluginmanager.register(log, "samebits_run_log")
     config.pluginmanager.register(Progress(config), "samebits_progress")
-    if any(option.is_given(config) for option in _OPTIONS):
+    if any(each.is_given(config) for each in _OPTIONS):
         or_exit(lambda: _limits(config))
         or_exit(log.check)
 

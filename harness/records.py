@@ -155,6 +155,7 @@ class Resumable:
         cells: how many cells the run set out to run, controls among them.
         cells_digest: of their ids.
         code_digest: of the code that runs them: samebits' own, and what the user had it run besides.
+        draw_seed: of the batches that are drawn; None for the same ones in every run.
     """
 
     dtypes: tuple[str, ...]
@@ -163,6 +164,7 @@ class Resumable:
     cells: int
     cells_digest: str
     code_digest: str
+    draw_seed: int | None = None
 
 
 @dataclass(frozen=True)

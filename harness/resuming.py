@@ -67,9 +67,10 @@ class CutOffRun:
             "samebits_implementation": [name for name in header.asked if "/" in name],
             "samebits_dtype": list(self._wanted.dtypes),
             "samebits_cell": list(self._wanted.cell_ids),
+            "samebits_draw_seed": "" if self._wanted.draw_seed is None else str(self._wanted.draw_seed),
             "markexpr": " or ".join(header.suites),
         }
-        return {name: value for name, value in values.items() if not getattr(option, name)}
+        return {name: value for name, value in values.items() if value and not getattr(option, name)}
 
     def require_same(self, header: RunHeader) -> None:
         """Refuses to go on with the run in a process that would have begun another one.
@@ -132,6 +133,7 @@ class CutOffRun:
         for what, before, now in (
             ("tier", old.tier, new.tier),
             ("seed", wanted.seed, here.seed),
+            ("draw-seed", wanted.draw_seed, here.draw_seed),
             ("shard", old.shard, new.shard),
             ("suite", old.suites, new.suites),
             ("dtype", wanted.dtypes, here.dtypes),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -35,7 +35,8 @@ SUITE_MARKS = {
 }
 # How a test hands its record over: as a property of its report, which xdist carries from a worker to the controller.
 RECORD_PROPERTY = "samebits_record"
-# How a worker of xdist, which parses the command line for itself, is told what a run that is resumed had before.
+# How a worker of xdist, which parses the command line for itself, is told what became of its options here, and which
+# cells of a run that is resumed are finished.
 FINISHED_CELLS, OPTIONS = "samebits_finished_cells", "samebits_options"
 # What a shell expects of input that cannot be used.
 EXIT_UNUSABLE = 2
@@ -83,7 +84,6 @@ class RunLog:
         self._writer: RecordWriter | None = None
         self._written: set[str] = set()
         self._resumed: CutOffRun | None = None
-        self._adopted: Mapping[str, str | list[str]] = {}
         self._report: Report | None = None
         self._complaint = ""
 
@@ -111,9 +111,11 @@ class RunLog:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:  # noqa: ANN401 -- xdist's
-        """Tells a worker which cells to leave out: the same all along, as all workers must have the same tests."""
-        if self._resumed is not None:
-            node.workerinput |= {FINISHED_CELLS: sorted(self._resumed.done), OPTIONS: self._adopted}
+        """Tells a worker its options, and which cells to leave out: all must have the same tests."""
+        every = vars(self._config.option)
+        own = {name: value for name, value in every.items() if name.startswith("samebits_") or name == "markexpr"}
+        done = sorted(self._resumed.done) if self._resumed is not None else []
+        node.workerinput |= {FINISHED_CELLS: done, OPTIONS: own}
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Notes the tests that will run in this process."""
@@ -173,8 +175,7 @@ class RunLog:
         if self._path("results") is not None:
             raise UnusableInput("--resume DIR goes on with the records in DIR; leave --results out")
         self._resumed = CutOffRun(directory)
-        self._adopted = self._resumed.left_out(self._config.option)
-        vars(self._config.option).update(self._adopted)
+        vars(self._config.option).update(self._resumed.left_out(self._config.option))
         self._collected |= self._resumed.done
         self._written |= self._resumed.done
 

@@ -201,6 +201,7 @@ class MatrixSession:
                 cells=len(cell_ids),
                 cells_digest=digest_of(cell_id.encode(errors="surrogatepass") for cell_id in sorted(cell_ids)),
                 code_digest=code_digest(self.options.load, self.options.libs),
+                draw_seed=self.options.draws.seed,
             ),
         )
 

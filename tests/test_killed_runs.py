@@ -24,7 +24,8 @@ from .suite_runs import NO_BASELINES, PYTEST, ROOT, WITHOUT_PLUGINS
 
 KILLS = int(os.environ.get("SAMEBITS_KILLS", "2"))
 SELECTION = ("-m", "rope", "--implementation", "CPU/torch", "--tier", "smoke")
-FEW = ("--dtype", "fp32", "-k", "large_values")
+# Of all cells, so that a run that is killed twice takes no longer than it must.
+FEW, KEYWORD = ("--dtype", "fp32"), ("-k", "large_values")
 # Started from scratch, a run that is killed again and again would never end.
 KILLS_OF_ONE_RUN = 5
 # For a process to go: a worker whose controller is dead finishes its cell first.
@@ -52,9 +53,9 @@ class Sitting:
 class DisturbedRun:
     """A run into one directory, by one process after another."""
 
-    def __init__(self, folder: Path, selection: Sequence[str]) -> None:
+    def __init__(self, folder: Path, options: Sequence[str], keyword: Sequence[str]) -> None:
         self.results = folder / "results"
-        self._folder, self._selection = folder, selection
+        self._folder, self._options, self._keyword = folder, options, keyword
         folder.mkdir()
         (folder / "cell_starts.py").write_text(CELL_STARTS)
 
@@ -66,8 +67,9 @@ class DisturbedRun:
         if not began:
             # What a user is told to do where a process was killed before it wrote anything.
             (self.results / RECORDS_FILE).unlink(missing_ok=True)
-        where = ("--resume" if began else "--results", self.results)
-        words = [*PYTEST, *WITHOUT_PLUGINS, "-p", "cell_starts", *self._selection, *workers, *where]
+        # The records know the options, workers among those who are told of them.
+        where = ("--resume", self.results) if began else (*self._options, "--results", self.results)
+        words = [*PYTEST, *WITHOUT_PLUGINS, "-p", "cell_starts", *self._keyword, *workers, *where]
         output = self._folder / "output"
         with output.open("w") as stream:
             process = subprocess.Popen(
@@ -136,8 +138,8 @@ def rendered(run: Run, directory: Path) -> dict[str, str]:
 
 
 def test_a_run_that_is_killed_at_random_moments_loses_and_repeats_nothing(tmp_path: Path) -> None:
-    selection = SELECTION if KILLS > 10 else (*SELECTION, *FEW)
-    undisturbed = DisturbedRun(tmp_path / "undisturbed", selection)
+    selection = (SELECTION, ()) if KILLS > 10 else ((*SELECTION, *FEW), KEYWORD)
+    undisturbed = DisturbedRun(tmp_path / "undisturbed", *selection)
     whole_sitting = undisturbed.sit((), None, random.Random(0))
     whole = read_run(undisturbed.results)
     wanted, pages = undisturbed.finished(), rendered(whole, tmp_path / "undisturbed" / "pages")
@@ -145,7 +147,7 @@ def test_a_run_that_is_killed_at_random_moments_loses_and_repeats_nothing(tmp_pa
     kills = runs = lost = doubled = 0
     while kills < KILLS:
         rng = random.Random(runs)
-        disturbed = DisturbedRun(tmp_path / f"run{runs}", selection)
+        disturbed = DisturbedRun(tmp_path / f"run{runs}", *selection)
         of_this_run, sitting = 0, None
         while sitting is None or sitting.killed:
             # From before the header to the report that follows the last line.

@@ -177,6 +177,7 @@ def test_what_cannot_be_resumed_is_told_in_one_sentence(
         ({"asked": ("CPU",)}, "was of backend or implementation none by name, and this one is of .* CPU"),
         ({"shard": "CPU-cpu-fp32"}, "was of shard '', and this one is of shard 'CPU-cpu-fp32'"),
         ({"seed": 7}, "was of seed 0, and this one is of seed 7"),
+        ({"draw_seed": 7}, "was of draw-seed None, and this one is of draw-seed 7"),
         ({"dtypes": ("fp16",)}, "was of dtype none by name, and this one is of dtype fp16"),
         ({"cell_ids": ("a:b:c:d",)}, "was of cell none by name, and this one is of cell a:b:c:d"),
         ({"environment": replace(CPU, device="cuda Z9")}, "was on 'cpu x86_64.avx512', and this one is on 'cuda Z9'"),
