@@ -205,7 +205,10 @@ def test_a_job_whose_name_leads_out_of_the_shards_is_refused(folder: Path) -> No
     ("explanation", "told_of_it"),
     [
         ({"sides": [SIDE]}, "an explanation has 1 sides; it must have two, or none"),
-        ({"ulps": {"1": 0, "2": -1}}, "an explanation has -1 elements of one distance; there cannot be fewer than none"),
+        (
+            {"ulps": {"1": 0, "2": -1}},
+            "an explanation has -1 elements of one distance; there cannot be fewer than none",
+        ),
         ({"ulps": {"1": 0}}, "an explanation has no element of any distance; there must be one"),
         (of_sum({"keys": 0}), "a sum has 0 keys"),
         (
