@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from samebits.harness.explanation import Explanation
 from samebits.harness.record_files import read_run, records_file
 from samebits.harness.records import RECORDS_FILE, UnusableInput
 from samebits.reports.accumulation import drawn_orders, has_orders
@@ -131,6 +132,8 @@ def _parser() -> argparse.ArgumentParser:
     repro.add_argument(
         "--threads", metavar="N", type=_whole_number(1, _MOST_THREADS), default=1, help="threads within one operation"
     )
+    repro.add_argument("--explain", action="store_true", help="say why both sides differ, as samebits explain does")
+    repro.add_argument("--svg", metavar="FILE", type=Path, help="explain, and draw both orders into this file")
     repro.set_defaults(run=_repro)
 
     explaining = commands.add_parser(
@@ -258,8 +261,11 @@ def _repro(options: argparse.Namespace) -> int:
             options.load,
             options.libs,
             options.threads,
+            explain=options.explain or options.svg is not None,
         )
     print(replayed.to_text())
+    if replayed.explanation is not None:
+        _print_explanation(replayed.explanation, options.svg)
     return _EXIT_RED if replayed.fails else _EXIT_GREEN
 
 
@@ -286,13 +292,18 @@ def _explain(options: argparse.Namespace) -> int:
         return _EXIT_GREEN
     smallest_batch, explanation = found
     print(f"{options.cell}\nSmallest batch that differs: {smallest_batch}")
-    print(told_explanation(explanation, shutil.get_terminal_size().columns))
-    if options.svg is not None:
-        if not has_orders(explanation):
-            raise UnusableInput(f"no order of additions is known of {options.cell}, so there is nothing to draw")
-        replace_file(options.svg, drawn_orders(explanation))
-        print(f"written: {options.svg}")
+    _print_explanation(explanation, options.svg)
     return _EXIT_GREEN
+
+
+def _print_explanation(explanation: Explanation, drawing: Path | None) -> None:
+    """Prints why two sides differ, and draws both orders where that is asked for."""
+    print(told_explanation(explanation, shutil.get_terminal_size().columns))
+    if drawing is not None:
+        if not has_orders(explanation):
+            raise UnusableInput("no order of additions is known of either side, so there is nothing to draw")
+        replace_file(drawing, drawn_orders(explanation))
+        print(f"written: {drawing}")
 
 
 def _museum(options: argparse.Namespace) -> int:

@@ -14,6 +14,8 @@ from samebits.harness.shrink import shrink
 # Smaller batches to try for each failure: enough for the pairs of a case's requests, few enough for an interpreter.
 _ATTEMPTS = 12
 _COSTLY_ATTEMPTS = 4
+# Where somebody asks for one cell.
+_PATIENT_ATTEMPTS = 100
 
 
 def smallest_failure(cell: Cell, findings: Findings, executor: Executor, *, expected: bool) -> Comparison | None:
@@ -37,19 +39,20 @@ def smallest_failure(cell: Cell, findings: Findings, executor: Executor, *, expe
     return None if findings.first is None else smallest_difference(cell, findings.first, executor).comparison
 
 
-def smallest_difference(cell: Cell, first: Located, executor: Executor) -> Located:
+def smallest_difference(cell: Cell, first: Located, executor: Executor, *, patient: bool = False) -> Located:
     """The first difference of the smallest comparison found that shows one.
 
     Args:
         cell: what was checked.
         first: a difference.
         executor: runs its implementation.
+        patient: whether to try more smaller comparisons than a cell of a run is worth.
     """
 
     def differs(comparison: Comparison) -> bool:
         return first_difference(comparison, executor) is not None
 
-    attempts = _attempts(cell, executor)
+    attempts = _PATIENT_ATTEMPTS if patient else _attempts(cell, executor)
     smallest = shrink(first.comparison, _computable(differs, executor), attempts, first.request_key)
     return first_difference(smallest, executor) or first
 

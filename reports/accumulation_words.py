@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterator, Sequence
 from itertools import groupby, zip_longest
@@ -43,7 +44,17 @@ def short_lines(explanation: Explanation) -> list[str]:
 
 def told_distribution(explanation: Explanation) -> str:
     """How many elements are how far apart, in a line."""
-    return ", ".join(f"{distance} in {number:,}" for distance, number in explanation.ulps.items() if number)
+    return ", ".join(f"{distance} in {number:,}" for distance, number in distances(explanation) if number)
+
+
+def distances(explanation: Explanation) -> list[tuple[str, int]]:
+    """Distances and how many elements are so far apart, the smallest first: a file may have them in any order."""
+
+    def smallest(entry: tuple[str, int]) -> float:
+        low = entry[0].partition(" ")[0]
+        return int(low) if low.isdecimal() else math.inf
+
+    return sorted(explanation.ulps.items(), key=smallest)
 
 
 def order_sentences(explanation: Explanation) -> list[str]:
@@ -104,7 +115,7 @@ def tree_lines(whole: Sum, *, runs_alone: bool = False) -> list[str]:
 
 def _distribution(explanation: Explanation) -> Iterator[str]:
     width = max(map(len, explanation.ulps), default=0)
-    yield from (f"  {distance:>{width}}  {number:,}" for distance, number in explanation.ulps.items())
+    yield from (f"  {distance:>{width}}  {number:,}" for distance, number in distances(explanation))
 
 
 def _side_lines(name: str, side: Side) -> list[str]:

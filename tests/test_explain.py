@@ -31,7 +31,14 @@ from samebits.harness.records import UnusableInput, to_json
 from samebits.harness.registry import load_registry
 from samebits.harness.session import MatrixSession, Options
 from samebits.reports.accumulation import drawn_orders
-from samebits.reports.accumulation_words import order_sentences, short_lines, told_explanation, tree_lines
+from samebits.reports.accumulation_words import (
+    distances,
+    order_sentences,
+    short_lines,
+    told_distribution,
+    told_explanation,
+    tree_lines,
+)
 
 from .suite_runs import PLANTED
 
@@ -378,7 +385,12 @@ def test_both_sides_stand_next_to_each_other_where_they_fit() -> None:
 def test_distances_are_counted_by_powers_of_two() -> None:
     left = torch.tensor([1.0, 1.0, 1.0, 0.0, float("nan")])
     right = torch.tensor([1.0, 1.0 + 2.0**-23, 1.0 + 5 * 2.0**-23, -0.0, 1.0])
-    assert ulp_counts(left, right) == {"0": 1, "1": 2, "2 to 3": 0, "4 to 7": 1, "not a number": 1}
+    counts = ulp_counts(left, right)
+    assert counts == {"0": 1, "1": 2, "2 to 3": 0, "4 to 7": 1, "not a number": 1}
+    # A file has its keys in the order of the alphabet.
+    kept = Explanation("r1", 0, "", "", dict(sorted(counts.items())))
+    assert told_distribution(kept) == "0 in 1, 1 in 2, 4 to 7 in 1, not a number in 1"
+    assert [distance for distance, _ in distances(kept)] == list(counts)
 
 
 def test_a_cell_is_explained_with_both_orders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

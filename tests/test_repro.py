@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shlex
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -365,6 +366,24 @@ def test_the_exit_code_tells_whether_it_still_fails(
     assert main(["repro", label, relation, text]) == code, "".join(capsys.readouterr())
     captured = capsys.readouterr()
     assert told_of_it in (captured.err if code == 2 else captured.out)
+
+
+def test_a_line_explains_why_its_sides_differ_and_draws_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "attention name=phi-3-mini num_heads=1 num_kv_heads=1 head_dim=64 mask=causal dtype=fp32 [r1:q200c0] against"
+    drawing = tmp_path / "orders.svg"
+    code = main(["repro", "CPU/torch", "decode", f"{text} [r1:q1c199]", "--svg", str(drawing)])
+    told = capsys.readouterr().out
+    assert code == 1, told
+    assert "First difference: " in told, told
+    assert drawing.read_text().startswith("<svg"), "both orders are not drawn"
+
+
+def test_sides_that_share_nothing_cannot_be_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (
+        "attention name=one num_heads=1 num_kv_heads=1 head_dim=64 mask=causal dtype=fp32 [r1:q3c0] against [r2:q3c0]"
+    )
+    assert main(["repro", "CPU/torch", "decode", text]) == 2
+    assert "have no position of one request in common" in capsys.readouterr().err
 
 
 def test_a_record_without_a_line_is_read() -> None:

@@ -38,7 +38,8 @@ def explain_cell(
     cell = next(cell for suite in SUITES for cell in session.cells(suite) if cell.cell_id == cell_id)
     if isinstance(cell.case, DrawnCase):
         raise UnusableInput(
-            f"{cell_id} draws its batches; the line that its record names as repro runs the one that fails"
+            f"{cell_id} draws its batches; the line that its record names as repro explains the one that fails, with "
+            "--explain"
         )
     record = session.run(cell)
     if record.verdict in (Verdict.UNAVAILABLE, Verdict.UNSUPPORTED, Verdict.ERROR):
@@ -47,5 +48,5 @@ def explain_cell(
     first = find(cell.comparisons, cell.relation, executor).first
     if first is None:
         return None
-    located = smallest_difference(cell, first, executor)
+    located = smallest_difference(cell, first, executor, patient=True)
     return describe(located.comparison), explained(located, executor, OF_A_QUESTION)

@@ -44,7 +44,7 @@ class Effort:
 # What a row of a run is worth, of which there may be hundreds, and what a question about one is.
 OF_A_ROW = Effort(all_orders=False, most_keys=600, most_work=1 << 21)
 OF_A_QUESTION = Effort(all_orders=True, most_keys=None, most_work=None)
-_ASK = "samebits explain tells it"
+_ASK = "samebits explain tells it, or the line of repro with --explain"
 # What any order takes, besides a question for each key.
 _FEWEST_CALLS = 4
 # Of what a kernel says when it fails.

@@ -9,6 +9,8 @@ from pathlib import Path
 from samebits.backends.subject import Subject
 from samebits.harness.cases import GivenCase
 from samebits.harness.declarations import CONTROL_BACKEND
+from samebits.harness.explain.row import OF_A_QUESTION, explained
+from samebits.harness.explanation import Explanation
 from samebits.harness.findings import ComputationFailed, Findings, find
 from samebits.harness.judgement import computing_reasons
 from samebits.harness.matrix import Cell
@@ -31,6 +33,7 @@ class Replay:
         comparison: what was run.
         findings: what it came to; None where the implementation raised something.
         raised: what it raised; empty where it did not.
+        explanation: of its first difference, where it was asked for and there is one.
     """
 
     label: str
@@ -38,6 +41,7 @@ class Replay:
     comparison: Comparison
     findings: Findings | None
     raised: str = ""
+    explanation: Explanation | None = None
 
     @property
     def fails(self) -> bool:
@@ -68,7 +72,14 @@ class Replay:
 
 
 def replay(
-    label: str, relation: str, text: str, load: Sequence[Path], libs: Sequence[Path], threads: int = 1
+    label: str,
+    relation: str,
+    text: str,
+    load: Sequence[Path],
+    libs: Sequence[Path],
+    threads: int = 1,
+    *,
+    explain: bool = False,
 ) -> Replay:
     """Runs a comparison again.
 
@@ -79,10 +90,11 @@ def replay(
         load: Python files of further backends.
         libs: folders of vendors' libraries.
         threads: intra-operation threads.
+        explain: whether to say why its sides differ, where they do.
 
     Raises:
-        UnusableInput: the text is no comparison, something of that name is unknown, or the implementation cannot
-            compute it here.
+        UnusableInput: the text is no comparison, its sides have nothing in common, something of that name is unknown,
+            or the implementation cannot compute it here.
     """
     comparison = parsed(text)
     problem = comparison.left[0]
@@ -100,12 +112,18 @@ def replay(
     reasons = (availability.reason,) if availability.reason else computing_reasons(cell, availability)
     if reasons:
         raise UnusableInput(f"{label} cannot compute this here: {'; '.join(reasons)}")
+    executor = session.executor(cell)
     try:
-        findings = find(cell.comparisons, asked, session.executor(cell))
+        findings = find(cell.comparisons, asked, executor)
     except ComputationFailed as error:
         cause = error.__cause__
         return Replay(label, relation, comparison, None, f"{type(cause).__name__}: {' '.join(str(cause).split())}")
-    return Replay(label, relation, comparison, findings)
+    if comparison.right and not findings.compared:
+        raise UnusableInput("both sides have no position of one request in common; they must share one to be compared")
+    explanation = None
+    if explain and findings.first is not None:
+        explanation = explained(findings.first, executor, OF_A_QUESTION)
+    return Replay(label, relation, comparison, findings, explanation=explanation)
 
 
 def _subject(cells: Sequence[Cell], label: str, operation: str) -> Subject:

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from samebits.harness.records import Record, Verdict
 from samebits.reports import text
 from samebits.reports.accumulation import drawn_orders, has_orders
-from samebits.reports.accumulation_words import short_lines
+from samebits.reports.accumulation_words import distances, short_lines
 from samebits.reports.audit_words import ordered_dtypes
 from samebits.reports.audits import ATTENTION, Audit, AuditedOperation, audited_operations
 from samebits.reports.commands import portable
@@ -311,7 +311,7 @@ def _explained(found: Sequence[Finding]) -> Explained | None:
                 cell_id=example.cell_id,
                 link=cell_link(example.cell_id),
                 why=tuple(short_lines(example.explanation)),
-                elements=element_distances(example.explanation.ulps) if example.explanation.ulps else None,
+                elements=element_distances(dict(distances(example.explanation))) if example.explanation.ulps else None,
                 orders=Markup(drawn_orders(example.explanation)),
             )
     return None
