@@ -87,7 +87,7 @@ def judge_examined(
         # Whatever ends the process, or a test of pytest's, costs its own cell alone.
         failed = error.problem if isinstance(error, ComputationFailed) else None
         raised = error.__cause__ or error if failed else error
-        reason = f"{type(raised).__name__}: {' '.join(str(raised).split())[:2000]}"
+        reason = told_error(raised)
         verdict, reasons = _excused(cell, availability.device, Verdict.ERROR, (reason,), type(raised).__name__)
         again = _told_again(cell, Comparison((failed,), ()), options) if failed else ""
         return replace(record, verdict=verdict, reasons=reasons, repro=again, seconds=time.perf_counter() - started)
@@ -105,6 +105,15 @@ def judge_examined(
         explanation=explanation,
         seconds=time.perf_counter() - started,
     )
+
+
+def told_error(error: BaseException) -> str:
+    """What was raised, in one line; its own way to tell of itself may raise, too."""
+    try:
+        message = " ".join(str(error).split())[:2000]
+    except BaseException:
+        message = "its message cannot be told"
+    return f"{type(error).__name__}: {message}"
 
 
 def _told_again(cell: Cell, comparison: Comparison, options: Sequence[str]) -> str:

@@ -104,7 +104,7 @@ class Registry:
         for backend in backends:
             if backend not in self.backends:
                 raise UnusableInput(f"unknown backend {backend!r}; known are {', '.join(self.backends)}")
-        known = [implementation.label for implementation in self.implementations]
+        known = dict.fromkeys(implementation.label for implementation in self.implementations)
         for name in names:
             if not any(_is_named(implementation, name) for implementation in self.implementations):
                 raise UnusableInput(f"unknown implementation {name!r}; known are {', '.join(known)}")

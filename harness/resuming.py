@@ -143,7 +143,10 @@ class CutOffRun:
             if before != now:
                 yield f"was of {what} {_told(before)}, and this one is of {what} {_told(now)}"
         if wanted.code_digest != here.code_digest:
-            yield "was of other code: samebits itself, or what --load and --libs name, is not what it was"
+            yield (
+                "was of other code: samebits itself, or what --load and --libs name, which must be given again, is not "
+                "what it was"
+            )
         if wanted.cells_digest != here.cells_digest:
             yield (
                 f"set out to run {wanted.cells:,} cells, and this one runs others, {here.cells:,} with those that are "

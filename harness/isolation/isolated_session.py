@@ -20,8 +20,8 @@ from samebits.harness.session import MatrixSession
 _MODULE = "samebits.harness.isolation.cell_server"
 # At least for a new process until its first cell begins, whatever a cell may take: it imports.
 _START_SECONDS = 300.0
-# Who hangs in as many cells one after another hangs in the next, too; all of them would take days.
-_HANGS_IN_A_ROW = 3
+# Who hangs or eats all memory in as many cells one after another does so in the next, too; all would take days.
+_BREACHES_IN_A_ROW = 3
 
 
 class IsolatedSession:
@@ -40,8 +40,8 @@ class IsolatedSession:
         self._process: ServedProcess | None = None
         # Ids of the cells that the process has run.
         self._before: list[str] = []
-        # How many cells of an implementation hung, one after another.
-        self._hangs: dict[tuple[str, str], int] = {}
+        # How many cells of an implementation broke a limit, one after another.
+        self._breaches: dict[tuple[str, str], int] = {}
 
     def start(self) -> None:
         """Begins to import what cells need, and does not wait for it."""
@@ -51,18 +51,18 @@ class IsolatedSession:
         """Runs one cell in the other process, which is replaced where it cannot go on."""
         started = time.perf_counter()
         subject = (cell.implementation.operation, cell.implementation.label)
-        if self._hangs.get(subject, 0) >= _HANGS_IN_A_ROW:
-            reason = f"not run: {_HANGS_IN_A_ROW} cells of {cell.implementation.label} before it did not answer"
+        if self._breaches.get(subject, 0) >= _BREACHES_IN_A_ROW:
+            reason = f"not run: {_BREACHES_IN_A_ROW} cells of {cell.implementation.label} before it broke their limits"
             return _error(self._session.not_probed(cell), reason)
         begun: list[bytes] = []
         try:
             record = self._answer(cell, begun)
         except Lost as lost:
-            self._hangs[subject] = self._hangs.get(subject, 0) + 1 if lost.hung else 0
+            self._breaches[subject] = self._breaches.get(subject, 0) + 1 if lost.broke_limit else 0
             record = parse_record(begun[0].decode()) if begun else self._session.not_probed(cell)
             record = replace(_error(record, self._told(lost)), seconds=time.perf_counter() - started)
         else:
-            self._hangs[subject] = 0
+            self._breaches[subject] = 0
         return record
 
     def close(self) -> None:

@@ -58,7 +58,8 @@ def last_words(text: str) -> str:
     Args:
         text: the end of what it wrote.
     """
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    # Not what only underlines a piece of the line above it.
+    lines = [line.strip() for line in text.splitlines() if line.strip("\t ^~")]
     dump = lines.index(_FRAMES_BEGIN) if _FRAMES_BEGIN in lines else len(lines)
     told = lines[:dump][-_LINES:] + lines[dump + 1 :][:_FRAMES]
     return " / ".join(told) or "it wrote nothing"

@@ -39,19 +39,19 @@ class Lost(RuntimeError):
     """A server that does not serve any more.
 
     Attributes:
-        hung: whether it was ended because it took too long.
+        broke_limit: whether it was ended because it took too long or too much memory.
     """
 
-    def __init__(self, how: str, words: str, hung: bool = False) -> None:
+    def __init__(self, how: str, words: str, broke_limit: bool = False) -> None:
         """Puts what is known into one clause, without its subject.
 
         Args:
             how: it ended.
             words: that it wrote last.
-            hung: whether it was ended because it took too long.
+            broke_limit: whether it was ended because it took too long or too much memory.
         """
         super().__init__(f"{how}: {words}")
-        self.hung = hung
+        self.broke_limit = broke_limit
 
 
 class Template:
@@ -233,10 +233,11 @@ class ServedProcess:
                 raise self._lost(self._how_it_ended())
             held = held_memory(self.pid)
             if held > limits.nbytes:
-                raise self._lost(f"held {held / 2**30:.1f} GiB of memory, and may hold {limits.nbytes / 2**30:.1f}")
+                told = f"held {held / 2**30:.1f} GiB of memory, and may hold {limits.nbytes / 2**30:.1f}"
+                raise self._lost(told, broke_limit=True)
             if time.monotonic() > end:
                 self._ask_for_stack()
-                raise self._lost(f"did not answer in full for {limits.seconds:g} s", hung=True)
+                raise self._lost(f"did not answer in full for {limits.seconds:g} s", broke_limit=True)
 
     def take_output(self) -> tuple[str, str]:
         """What it wrote to stdout and to stderr since this was asked last, or the end of it."""
@@ -265,9 +266,9 @@ class ServedProcess:
         code = self._template.exit_code(self.pid)
         return "closed the pipe of its answers" if code is None else ending(code)
 
-    def _lost(self, how: str, hung: bool = False) -> Lost:
+    def _lost(self, how: str, broke_limit: bool = False) -> Lost:
         self.kill()
-        return Lost(how, last_words(self._errors.peek()), hung)
+        return Lost(how, last_words(self._errors.peek()), broke_limit)
 
     def _ask_for_stack(self) -> None:
         """Has it write the frames that it is in, and waits until it has."""

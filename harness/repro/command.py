@@ -12,7 +12,7 @@ from samebits.harness.declarations import CONTROL_BACKEND
 from samebits.harness.explain.row import OF_A_QUESTION, explained
 from samebits.harness.explanation import Explanation
 from samebits.harness.findings import ComputationFailed, Findings, find
-from samebits.harness.judgement import computing_reasons
+from samebits.harness.judgement import computing_reasons, told_error
 from samebits.harness.matrix import Cell
 from samebits.harness.records import UnusableInput
 from samebits.harness.relations import Comparison
@@ -116,8 +116,7 @@ def replay(
     try:
         findings = find(cell.comparisons, asked, executor)
     except ComputationFailed as error:
-        cause = error.__cause__
-        return Replay(label, relation, comparison, None, f"{type(cause).__name__}: {' '.join(str(cause).split())}")
+        return Replay(label, relation, comparison, None, told_error(error.__cause__ or error))
     if comparison.right and not findings.compared:
         raise UnusableInput("both sides have no position of one request in common; they must share one to be compared")
     explanation = None
