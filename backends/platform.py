@@ -122,7 +122,7 @@ def import_or_reason(module_name: str) -> tuple[ModuleType | None, str]:
     """
     try:
         return importlib.import_module(module_name), ""
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return None, f"importing {module_name} raised {summary_of(error)}"
 
 

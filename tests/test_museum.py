@@ -66,7 +66,7 @@ def test_a_bug_that_nobody_sees_ends_the_run_red(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # What sees it does not get to see anything.
-    monkeypatch.setattr("samebits.harness.museum.visit._is_searched", lambda cell, search: is_plain(cell))
+    monkeypatch.setattr("samebits.harness.museum.visit.is_searched", lambda cell, search: is_plain(cell))
     assert main(["museum", "--only", "B26"]) == 1
     told = capsys.readouterr().out
     assert "**missed**" in told
@@ -102,7 +102,8 @@ def test_the_kernels_without_a_bug_are_run_under_several_seeds(capsys: pytest.Ca
     told = capsys.readouterr().out
     searched = sum(int(count) for count in re.findall(r"(\d+) pass +\|", told))
     (passed,) = re.findall(r"^Without a bug, under 2 seeds, the same cells come to: (\d+) pass; ", told, re.MULTILINE)
-    assert int(passed) == 2 * searched, f"{passed} cells of 2 seeds passed, and the parent has {searched}:\n{told}"
+    # Of those in which the bug is looked for, and of those that its own implementation does not have.
+    assert int(passed) >= 2 * searched > 0, f"{passed} cells of 2 seeds passed, and the parent has {searched}:\n{told}"
 
 
 @pytest.mark.parametrize(("piece", "count"), [("a line that is gone", 0), ("return", None)])

@@ -327,7 +327,9 @@ def test_a_bug_of_options_that_meet_is_seen_where_all_are_crossed(meeting: str) 
 
 def test_a_kernel_without_bugs_passes_where_all_are_crossed() -> None:
     records = records_of_check("semantics", Crossing(lambda reading, config, metadata: reading), "crossed")
-    assert {record.verdict for record in records.values()} == {Verdict.PASS}, f"red are {red(records)}"
+    assert not red(records), f"red are {red(records)}"
+    verdicts = {name: record.verdict for name, record in records.items() if not name.endswith(":fp16")}
+    assert set(verdicts.values()) == {Verdict.PASS}, f"not all pass: {verdicts}"
 
 
 class ScoresFromMinus10000(BundledAttention):

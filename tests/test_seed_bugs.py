@@ -91,7 +91,8 @@ def run_file(tmp_path_factory: pytest.TempPathFactory, broken_flash_attn: Path) 
             for name in dict.fromkeys(name for bug in BUGS if bug.file == file for name in (bug.name, bug.parent)):
                 words += ["--implementation", name]
             path = {"PYTHONPATH": broken_flash_attn}
-            done[file] = run_suite(suite, tmp_path_factory.mktemp(file), *words, environment=path)
+            # What a bug reads on some batch may be nobody's memory.
+            done[file] = run_suite(suite, tmp_path_factory.mktemp(file), *words, environment=path, isolated=True)
         return done[file]
 
     return run
@@ -119,6 +120,8 @@ def test_the_parent_passes_the_same_cells(bug: Bug, run_file: Callable[[str], Su
     run = run_file(bug.file)
     parent = {cell_of(record): record for record in run.of(bug.parent)}
     for record in run.of(bug.name):
+        if record.verdict is Verdict.UNSUPPORTED:
+            continue  # by both, as a claim that the kernel does not make
         correct = parent[cell_of(record)]
         assert correct.verdict is Verdict.PASS, f"{correct.cell_id} came to {correct.verdict}: {correct.reasons}"
 
