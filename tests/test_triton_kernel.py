@@ -13,8 +13,9 @@ import torch
 from samebits.backends.contract import AttentionConfig, AttentionMetadata
 from samebits.backends.problem import Geometry, Layout, Mask, Problem, Request
 from samebits.backends.triton_attn import INTERPRETED, KernelConfiguration, TritonAttention, TritonPlan
-from samebits.harness.batch import NULL_PAGE, Batch, make_batch, sinks_of
+from samebits.harness.batch import Batch, make_batch, sinks_of
 from samebits.harness.execution import Execution, execute
+from samebits.harness.placement import NULL_PAGE
 from samebits.harness.reference import visible_keys
 
 GEOMETRY = Geometry("grouped", num_heads=4, num_kv_heads=2, head_dim=32, page_size=16, window=37)

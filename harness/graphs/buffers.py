@@ -10,7 +10,8 @@ from samebits.backends.contract import AttentionConfig, AttentionMetadata
 from samebits.backends.graph_use import GraphUse
 from samebits.backends.persistent_copy import copy_to_persistent
 from samebits.backends.problem import Mask, Problem
-from samebits.harness.batch import NULL_PAGE, Batch, guarded, poison_value
+from samebits.harness.batch import Batch, guarded, poison_value
+from samebits.harness.placement import NULL_PAGE
 
 # The buffers are for batches of this many times the sizes of the graph: a graph sees slices of them.
 SIZES_BEYOND = 2
