@@ -15,7 +15,7 @@ Tensors carry the field's names and layouts. Their last stride is 1; the others 
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -218,6 +218,23 @@ class Implementation(Subject, Generic[PlanT]):
         Writes every row of every request, and may leave padding rows as they are. Launches only: no allocation that
         depends on lengths, no synchronisation with the host. `lse` is None unless `support.lse` is True.
         """
+
+    def launch(
+        self,
+        plan: PlanT,
+        query: torch.Tensor,
+        key_cache: torch.Tensor,
+        value_cache: torch.Tensor,
+        output: torch.Tensor,
+    ) -> Callable[[], None]:
+        """What computes a planned batch again and again on the same tensors, as a benchmark times it.
+
+        By default it calls `run`. A library that keeps a cache in a layout of its own, which engines fill as they store
+        keys, and whose `run` has to convert ours each time, converts it here, once.
+
+        What the tensors hold does not change between its calls. They are those of `run`, without a log-sum-exp.
+        """
+        return lambda: self.run(plan, query, key_cache, value_cache, output, None)
 
     def plan_for_graph(self, config: AttentionConfig, metadata: AttentionMetadata, num_pages: int) -> PlanT:
         """Prepares a batch whose `run` a CUDA graph may capture, as far as `claims.cuda_graph` goes.

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import platform as host
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -207,22 +208,29 @@ class VllmCpuAttention(Implementation[CpuPlan]):
         lse: torch.Tensor | None,
     ) -> None:
         """Copies the cache into the library's layout, and computes the batch."""
-        config, operators = plan.config, _library().loaded.operators
-        rows = slice(plan.num_rows)
+        self._attend(plan, query, *_packed(plan, key_cache, value_cache), output)
+
+    def launch(
+        self,
+        plan: CpuPlan,
+        query: torch.Tensor,
+        key_cache: torch.Tensor,
+        value_cache: torch.Tensor,
+        output: torch.Tensor,
+    ) -> Callable[[], None]:
+        """Copies the cache into the library's layout once, where vLLM has it from the beginning."""
+        keys, values = _packed(plan, key_cache, value_cache)
+        return lambda: self._attend(plan, query, keys, values, output)
+
+    def _attend(
+        self, plan: CpuPlan, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, output: torch.Tensor
+    ) -> None:
+        """Computes the batch from a cache in the library's layout."""
+        config, rows = plan.config, slice(plan.num_rows)
         # Whatever its strides, the kernel writes a contiguous output, as vLLM's is.
-        results = output[rows] if output[rows].is_contiguous() else torch.empty(query[rows].shape, dtype=query.dtype)
-        num_pages, page_size, num_kv_heads, head_dim = key_cache.shape
-        packed = torch.zeros(num_pages, num_kv_heads, 2 * page_size, head_dim, dtype=config.dtype)
-        keys, values = packed.chunk(2, dim=2)
-        operators["cpu_attn_reshape_and_cache"](
-            key=key_cache.reshape(-1, num_kv_heads, head_dim),
-            value=value_cache.reshape(-1, num_kv_heads, head_dim),
-            key_cache=keys,
-            value_cache=values,
-            slot_mapping=torch.arange(num_pages * page_size),
-            isa=plan.instruction_set,
-        )
-        operators["cpu_attention_with_kv_cache"](
+        in_place = output[rows].is_contiguous()
+        results = output[rows] if in_place else torch.empty(query[rows].shape, dtype=query.dtype)
+        _library().loaded.operators["cpu_attention_with_kv_cache"](
             query=query[rows],
             key_cache=keys,
             value_cache=values,
@@ -238,12 +246,29 @@ class VllmCpuAttention(Implementation[CpuPlan]):
             s_aux=config.sinks,
             dynamic_causal=plan.causal_requests,
         )
-        output[rows] = results
+        if not in_place:
+            output[rows] = results
 
 
 def vllm_cpu_attention() -> list[VllmCpuAttention]:
     """The kernel as vLLM runs it, and without sharing keys among threads."""
     return [VllmCpuAttention(split_keys=True), VllmCpuAttention(split_keys=False)]
+
+
+def _packed(plan: CpuPlan, key_cache: torch.Tensor, value_cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Copies of all pages as the kernel reads them: `[num_pages, num_kv_heads, page_size, head_dim]` each."""
+    num_pages, page_size, num_kv_heads, head_dim = key_cache.shape
+    packed = torch.zeros(num_pages, num_kv_heads, 2 * page_size, head_dim, dtype=plan.config.dtype)
+    keys, values = packed.chunk(2, dim=2)
+    _library().loaded.operators["cpu_attn_reshape_and_cache"](
+        key=key_cache.reshape(-1, num_kv_heads, head_dim),
+        value=value_cache.reshape(-1, num_kv_heads, head_dim),
+        key_cache=keys,
+        value_cache=values,
+        slot_mapping=torch.arange(num_pages * page_size),
+        isa=plan.instruction_set,
+    )
+    return keys, values
 
 
 def _library() -> CompiledLibrary:

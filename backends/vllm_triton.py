@@ -123,6 +123,7 @@ class VllmTritonAttention(Implementation[UnifiedPlan]):
     def __init__(self, batch_invariant: bool) -> None:
         self.batch_invariant = batch_invariant
         self.variant = "2d" if batch_invariant else "3d"
+        self.interpreted = accelerator().device == "cpu"
         self.claims = Claims(
             batch_invariant=batch_invariant,
             cuda_graph=GraphSupport.ALWAYS,

@@ -15,13 +15,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from samebits.harness.bench.records import read_bench
 from samebits.harness.explanation import Explanation
 from samebits.harness.record_files import read_run, records_file
 from samebits.harness.records import RECORDS_FILE, UnusableInput
 from samebits.reports.accumulation import drawn_orders, has_orders
 from samebits.reports.accumulation_words import told_explanation
 from samebits.reports.baseline_files import read_baseline
-from samebits.reports.files import replace_file
+from samebits.reports.bench.page import as_summary, write_bench
+from samebits.reports.files import check_replaceable, replace_file
 from samebits.reports.report import Report, require_common_suite, write_report
 
 _EXIT_GREEN, _EXIT_RED, _EXIT_UNUSABLE = 0, 1, 2
@@ -154,6 +156,23 @@ def _parser() -> argparse.ArgumentParser:
     museum.add_argument("--write", metavar="FILE", type=Path, help="where a page of all of them goes")
     museum.set_defaults(run=_museum)
 
+    bench = commands.add_parser("bench", help="how fast each implementation is, and what invariance costs")
+    bench.add_argument("--list", action="store_true", help="print the problems, and time nothing")
+    bench.add_argument("--report", metavar="DIR", type=Path, help="make the page again, from the records there alone")
+    bench.add_argument("--problem", metavar="NAME", nargs="+", action="extend", default=[], help="only these problems")
+    for what in ("backend", "implementation", "dtype"):
+        bench.add_argument(
+            f"--{what}", metavar="NAME", action="append", default=[], help=f"only this {what}; repeatable"
+        )
+    bench.add_argument("--quick", action="store_true", help="a few problems and runs, in less than a minute")
+    bench.add_argument("--rounds", metavar="N", type=_whole_number(1, 10_000), help=_ROUNDS_HELP)
+    bench.add_argument("--threads", metavar="N", type=_whole_number(1, _MOST_THREADS), help=_BENCH_THREADS_HELP)
+    bench.add_argument("--results", metavar="DIR", type=Path, help="where all goes (default: reports/out/<run id>)")
+    bench.add_argument("--write", metavar="FILE", type=Path, help="where the page goes besides, with its drawing")
+    bench.add_argument("--load", metavar="FILE", type=Path, action="append", default=[], help=_LOAD_HELP)
+    bench.add_argument("--libs", metavar="DIR", type=Path, action="append", default=[], help=_LIBS_HELP)
+    bench.set_defaults(run=_bench)
+
     mutants = commands.add_parser("mutants", help="small changes of the bundled kernels, and which the suites see")
     mutants.add_argument("--only", metavar="FILE", action="append", default=[], help="only this source; repeatable")
     mutants.add_argument("--sample", metavar="N", type=int, help="as many of each source, drawn at random")
@@ -166,6 +185,8 @@ def _parser() -> argparse.ArgumentParser:
 
 _MERGED_HELP = "where the merged runs go: a directory for each kind of device"
 _RUNNER_HELP = "labels of the runners with a kind of device; a job without a runner becomes rows that say so"
+_ROUNDS_HELP = "runs of each call (default: as many as there is time for)"
+_BENCH_THREADS_HELP = "threads within one operation of a processor (default: one on each)"
 _MUSEUM_SEEDS_HELP = "run the implementations without a bug under this many seeds besides"
 _FINDINGS_HELP = "add findings to this file as they are made, and go on behind those that it holds"
 _LOAD_HELP = "a Python file that defines a backend: its code is run; repeatable"
@@ -314,6 +335,40 @@ def _museum(options: argparse.Namespace) -> int:
         told, all_caught = look_at(options.only, smoke=options.smoke, seeds=options.seeds, page=options.write)
     print(told)
     return _EXIT_GREEN if all_caught else _EXIT_RED
+
+
+def _bench(options: argparse.Namespace) -> int:
+    if options.write is not None:
+        check_replaceable(options.write)
+    directory = options.report
+    if directory is None:
+        # A library may print while it is imported or run.
+        with contextlib.redirect_stdout(sys.stderr):
+            from samebits.harness.bench.command import BenchSession, Options, tell_on_stderr, told_list
+
+            session = BenchSession(
+                Options(
+                    problems=tuple(options.problem),
+                    dtypes=tuple(options.dtype),
+                    backends=tuple(options.backend),
+                    implementations=tuple(options.implementation),
+                    quick=options.quick,
+                    rounds=options.rounds,
+                    threads=options.threads,
+                    load=tuple(options.load),
+                    libs=tuple(options.libs),
+                )
+            )
+            if not options.list:
+                directory = session.run(options.results, tell_on_stderr)
+    if directory is None:
+        print(told_list(session.problems))
+        return _EXIT_GREEN
+    bench = read_bench(directory)
+    print(as_summary(bench), end="\n\n")
+    for path in write_bench(bench, directory, options.write):
+        print(f"written: {path}")
+    return _EXIT_RED if bench.failed else _EXIT_GREEN
 
 
 def _mutants(options: argparse.Namespace) -> int:

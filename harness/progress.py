@@ -14,6 +14,7 @@ import pytest
 
 from samebits.harness.node_ids import cell_id_of, names_cell
 from samebits.harness.run_log import RECORD_PROPERTY
+from samebits.reports import text
 
 # Who watches wants to see that it goes on; who reads a log wants to see where it stopped.
 _TERMINAL_SECONDS, _LOG_SECONDS = 10.0, 60.0
@@ -70,7 +71,7 @@ class Progress:
     def _numbers(self, now: float) -> str:
         done, total = len(self._done), len(self._cells)
         left = (now - self._began) / done * (total - done)
-        return f"{done:,} of {total:,} cells, {len(self._failed):,} failed, about {_duration(left)} left"
+        return f"{done:,} of {total:,} cells, {len(self._failed):,} failed, about {text.duration(left)} left"
 
 
 def _tell(terminal: pytest.TerminalReporter, line: str) -> None:
@@ -89,10 +90,3 @@ def _place(report: pytest.TestReport) -> str:
             record = json.loads(str(value))
             return f"{record['suite']} {record['backend']}/{record['implementation']}"
     return ""
-
-
-def _duration(seconds: float) -> str:
-    """Hours, minutes and seconds as far as there are any: 3:07, 1:00:07."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, TextIO
+from typing import IO, Any, Protocol, TextIO
 
 from samebits.harness.decoding import DataclassT, Malformed, decode, parse_object, shown
 from samebits.harness.records import (
@@ -26,6 +26,13 @@ from samebits.harness.records import (
 )
 
 
+class Written(Protocol):
+    """What a file of records holds: something that makes a line of itself."""
+
+    def to_line(self) -> str:
+        """One line of JSON, without its line break."""
+
+
 class RecordWriter:
     """Writes a run's records, one line as each cell finishes, so that a run that dies leaves what it did.
 
@@ -35,13 +42,18 @@ class RecordWriter:
         path: of the file.
     """
 
-    def __init__(self, directory: Path, header: RunHeader) -> None:
+    def __init__(self, directory: Path, header: Written, name: str = RECORDS_FILE) -> None:
         """Creates the directory where it is absent, and the file with its header.
+
+        Args:
+            directory: of the file.
+            header: its first line.
+            name: of the file.
 
         Raises:
             UnusableInput: the directory cannot be written, or already holds the records of a run.
         """
-        self.path = directory / RECORDS_FILE
+        self.path = directory / name
         self._cells = 0
         self._stream = _create(self.path)
         self._write(header.to_line())
@@ -79,8 +91,8 @@ class RecordWriter:
             raise unwritable(path, error) from error
         return writer
 
-    def write(self, record: Record) -> None:
-        """Adds a finished cell.
+    def write(self, record: Written) -> None:
+        """Adds a finished cell, or whatever else the file holds.
 
         Raises:
             UnusableInput: the file cannot be written any more, for example because the disk is full.
@@ -127,13 +139,17 @@ class RecordWriter:
             raise unwritable(self.path, error) from error
 
 
-def check_results(directory: Path) -> None:
+def check_results(directory: Path, name: str = RECORDS_FILE) -> None:
     """Finds out before a run whether its records can go into a directory, which is created where it is absent.
+
+    Args:
+        directory: for the records.
+        name: of their file.
 
     Raises:
         UnusableInput: the directory cannot be written, or already holds the records of a run.
     """
-    path = directory / RECORDS_FILE
+    path = directory / name
     _create(path).close()
     path.unlink()
 

@@ -103,6 +103,13 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds as far as there are any: 3:07, 1:00:07."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
 def joined(words: Iterable[str]) -> str:
     """Words in order of first mention, with commas."""
     return ", ".join(dict.fromkeys(words))

@@ -121,7 +121,7 @@ def run(implementation: Implementation[Any], plan: object, arguments: Arguments,
     )
 
 
-def captured_in_graph(action: Launch, device: torch.device) -> Launch:
+def captured_in_graph(action: Callable[[], object], device: torch.device) -> Launch:
     """Warms an action up on a stream of its own, captures it, and returns what replays it on the current stream.
 
     Args:

@@ -1,0 +1,278 @@
+"""A benchmark as data: one JSON line for each thing that was timed, between a first and a last one.
+
+As in `harness.records`, nothing here needs torch, so that a page can be made on any machine.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from samebits.harness.record_files import JsonLines
+from samebits.harness.records import SCHEMA_VERSION, Environment, RunEnd, to_json
+
+BENCH_FILE = "bench.jsonl"
+
+
+class Group(StrEnum):
+    """Which table of the page a problem belongs to.
+
+    * `TABLE`: attention of one model on the batches that serving has.
+    * `OFF_TABLE`: other geometries, lengths and batches, on which nothing was tuned.
+    * `PRICE`: decodes of which only the price of invariance is told.
+    * `LINEAR`, `NORM`: operations on tokens.
+    """
+
+    TABLE = "table"
+    OFF_TABLE = "off_table"
+    PRICE = "price"
+    LINEAR = "linear"
+    NORM = "norm"
+
+
+class Role(StrEnum):
+    """What a measurement stands for.
+
+    * `IMPLEMENTATION`: one of the registry's, at one of its settings.
+    * `YARDSTICK`: what users would call if they wanted speed alone; it keeps no contract of ours.
+    """
+
+    IMPLEMENTATION = "implementation"
+    YARDSTICK = "yardstick"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one call.
+
+    Attributes:
+        median, lower, upper: the middle run, and the quartiles, between which half of all runs lie.
+        runs: how many there were.
+    """
+
+    median: float
+    lower: float
+    upper: float
+    runs: int
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Timing:
+        """The timing of some runs, one at least."""
+        if len(seconds) == 1:
+            return cls(seconds[0], seconds[0], seconds[0], 1)
+        lower, median, upper = statistics.quantiles(seconds, n=4, method="inclusive")
+        return cls(median, lower, upper, len(seconds))
+
+    @property
+    def spread(self) -> float:
+        """The distance of the quartiles as a share of the median."""
+        return (self.upper - self.lower) / self.median if self.median else 0.0
+
+
+@dataclass(frozen=True)
+class Rate:
+    """What the machine does at most, as measured in the same run.
+
+    Attributes:
+        name: `read` or `copy`, in bytes a second, or `matrix` and a dtype, in operations a second.
+        value: at the median time of its best size.
+        what: what was run, in words.
+        timing: of that.
+    """
+
+    name: str
+    value: float
+    what: str
+    timing: Timing
+
+    def to_line(self) -> str:
+        """The rate as one line of JSON, without its line break."""
+        return to_json({"kind": "rate", **vars(self)})
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one implementation, at one of its settings, took for one problem.
+
+    Attributes:
+        problem: its name.
+        group: the table it belongs to.
+        told: the problem in words.
+        operation, dtype: of the problem.
+        batch, query_len, kv_len: requests, and the most query tokens and keys that one of them has.
+        nbytes, flops: what the problem costs at the least, see `harness.bench.work`.
+        role: what it stands for.
+        backend, implementation, variant, version, configuration: who computed it.
+        batch_invariant: whether it claims to be.
+        reason: why there are no times, as one sentence; empty where there are.
+        eager: times of `run` on the device, with the launches hidden where there are any; None where `reason` says why.
+        replayed: of a CUDA graph that captured it; None where none could.
+        not_replayed: why not, as one sentence; empty where it was, and on a processor.
+        launching: of the host, until `run` returns; None on a processor.
+        planning: of `plan`; None for what has no plan.
+        first_call: seconds of the first `plan` and `run`, in which kernels are compiled; None where there was none.
+    """
+
+    problem: str
+    group: Group
+    told: str
+    operation: str
+    dtype: str
+    batch: int
+    query_len: int
+    kv_len: int
+    nbytes: int
+    flops: int
+    role: Role
+    backend: str
+    implementation: str
+    variant: str
+    version: str
+    batch_invariant: bool
+    configuration: Mapping[str, str] = field(default_factory=dict)
+    reason: str = ""
+    eager: Timing | None = None
+    replayed: Timing | None = None
+    not_replayed: str = ""
+    launching: Timing | None = None
+    planning: Timing | None = None
+    first_call: float | None = None
+
+    @property
+    def label(self) -> str:
+        """`BACKEND/implementation`, with `[variant]` where there is one."""
+        return self.library + (f"[{self.variant}]" if self.variant else "")
+
+    @property
+    def library(self) -> str:
+        """`BACKEND/implementation`, which stands for all of its settings."""
+        return f"{self.backend}/{self.implementation}"
+
+    @property
+    def is_peer(self) -> bool:
+        """Whether it is somebody else's implementation, with which ours is compared."""
+        return self.role is Role.IMPLEMENTATION and self.implementation != "bundled"
+
+    def to_line(self) -> str:
+        """The measurement as one line of JSON, without its line break."""
+        return to_json({"kind": "measurement", **vars(self)})
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What was asked for and not timed.
+
+    Attributes:
+        label: of an implementation.
+        operation: of it.
+        reason: why, as one sentence.
+        problem, dtype: what it was not timed on; empty for all.
+    """
+
+    label: str
+    operation: str
+    reason: str
+    problem: str = ""
+    dtype: str = ""
+
+    def to_line(self) -> str:
+        """What was left out as one line of JSON, without its line break."""
+        return to_json({"kind": "left_out", **vars(self)})
+
+
+@dataclass(frozen=True)
+class BenchHeader:
+    """What a benchmark set out to do: the first line of its records.
+
+    Attributes:
+        run_id: name of the run.
+        started: time of its start, ISO 8601 in UTC.
+        environment: of what is timed.
+        problems: names of the problems, each with its dtype, in the order of the tables.
+        asked: words of the command that narrowed the run; empty for a whole one.
+        rounds: most runs of each call.
+        evicted: bytes that are read before each run, so that no cache holds its inputs.
+        schema_version: of the file.
+    """
+
+    run_id: str
+    started: str
+    environment: Environment
+    problems: tuple[str, ...]
+    asked: tuple[str, ...]
+    rounds: int
+    evicted: int
+    schema_version: int = SCHEMA_VERSION
+
+    def to_line(self) -> str:
+        """The header as one line of JSON, without its line break."""
+        return to_json({"kind": "bench", **vars(self)})
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A benchmark as it was recorded.
+
+    Attributes:
+        header: what it set out to do.
+        rates: what the machine does at most, by name.
+        measurements: in the order in which they were made.
+        left_out: what was not timed.
+        truncated: whether it was cut off.
+    """
+
+    header: BenchHeader
+    rates: Mapping[str, Rate]
+    measurements: tuple[Measurement, ...]
+    left_out: tuple[LeftOut, ...]
+    truncated: bool = False
+
+    def bandwidth(self, group: Group) -> float | None:
+        """Bytes a second that memory moves at most: copied for a norm, which writes as much as it reads.
+
+        For the others the faster of reading and copying. None where it was not measured.
+        """
+        names = ("copy",) if group is Group.NORM else ("read", "copy")
+        return max((self.rates[name].value for name in names if name in self.rates), default=None)
+
+    @property
+    def failed(self) -> tuple[Measurement, ...]:
+        """What should have been timed and was not, because it raised or computed something else."""
+        return tuple(measurement for measurement in self.measurements if measurement.eager is None)
+
+
+def read_bench(path: Path) -> Bench:
+    """Reads the records of a benchmark.
+
+    Args:
+        path: the file, or the directory that holds it as `bench.jsonl`.
+
+    Raises:
+        UnusableInput: there is no such file, or a line of it is not what a benchmark writes.
+    """
+    file = path / BENCH_FILE if os.path.isdir(path) else path
+    lines = JsonLines.read(file, "the records of a benchmark", f"a directory with {BENCH_FILE}, or that file")
+    header = lines.header("bench", BenchHeader)
+    rates: dict[str, Rate] = {}
+    measurements: list[Measurement] = []
+    left_out: list[LeftOut] = []
+    finished = False
+    for line in lines.body():
+        if finished:
+            raise line.unusable("it stands behind the end, which must be the last line")
+        kind = line.values.get("kind")
+        if kind == "rate":
+            rate = line.decode("rate", Rate)
+            rates[rate.name] = rate
+        elif kind == "left_out":
+            left_out.append(line.decode("left_out", LeftOut))
+        elif kind == "end":
+            line.decode("end", RunEnd)
+            finished = True
+        else:
+            measurements.append(line.decode("measurement", Measurement))
+    return Bench(header, rates, tuple(measurements), tuple(left_out), truncated=not finished or lines.truncated)

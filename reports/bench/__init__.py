@@ -1,0 +1,1 @@
+"""The page of a benchmark, made from its records alone."""
