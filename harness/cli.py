@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from samebits.harness.bench.options import Options as BenchOptions
 from samebits.harness.bench.records import read_bench
 from samebits.harness.explanation import Explanation
 from samebits.harness.record_files import read_run, records_file
@@ -344,25 +345,23 @@ def _bench(options: argparse.Namespace) -> int:
     if directory is None:
         # A library may print while it is imported or run.
         with contextlib.redirect_stdout(sys.stderr):
-            from samebits.harness.bench.command import BenchSession, Options, tell_on_stderr, told_list
+            from samebits.harness.bench.command import run_bench, tell_on_stderr, told_list
 
-            session = BenchSession(
-                Options(
-                    problems=tuple(options.problem),
-                    dtypes=tuple(options.dtype),
-                    backends=tuple(options.backend),
-                    implementations=tuple(options.implementation),
-                    quick=options.quick,
-                    rounds=options.rounds,
-                    threads=options.threads,
-                    load=tuple(options.load),
-                    libs=tuple(options.libs),
-                )
+            asked = BenchOptions(
+                problems=tuple(options.problem),
+                dtypes=tuple(options.dtype),
+                backends=tuple(options.backend),
+                implementations=tuple(options.implementation),
+                quick=options.quick,
+                rounds=options.rounds,
+                threads=options.threads,
+                load=tuple(options.load),
+                libs=tuple(options.libs),
             )
-            if not options.list:
-                directory = session.run(options.results, tell_on_stderr)
+            listed = told_list(asked) if options.list else ""
+            directory = None if options.list else run_bench(asked, options.results, tell_on_stderr)
     if directory is None:
-        print(told_list(session.problems))
+        print(listed)
         return _EXIT_GREEN
     bench = read_bench(directory)
     print(as_summary(bench), end="\n\n")

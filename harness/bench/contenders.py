@@ -86,7 +86,7 @@ class RegisteredContender(Contender):
     def __init__(self, subject: Subject, version: str) -> None:
         self._subject, self.version = subject, version
         self.backend, self.implementation, self.variant = subject.backend, subject.name, subject.variant
-        self.configuration = subject.configuration
+        self.configuration = dict(subject.configuration)
         self.batch_invariant = subject.claims.batch_invariant
 
     def prepare(self, inputs: Inputs) -> Prepared:

@@ -20,6 +20,21 @@ from samebits.harness.bench.work import work_of
 from samebits.harness.graphs.capture import captured_in_graph
 
 
+class DeviceLost(RuntimeError):
+    """Nothing can be computed on the device in this process any more; its text is a clause that says why."""
+
+
+@dataclass(frozen=True)
+class Trying:
+    """Who is about to be tried.
+
+    Attributes:
+        label: of the contender; empty where all take turns.
+    """
+
+    label: str
+
+
 @dataclass
 class _Entry:
     """A contender that was found right, and what is timed of it.
@@ -42,8 +57,7 @@ def measure(
     stopwatch: Stopwatch,
     device: torch.device,
     budget: Budget,
-    trying: Callable[[str], None] = lambda label: None,
-) -> Iterator[Measurement]:
+) -> Iterator[Trying | Measurement]:
     """Times a problem.
 
     Args:
@@ -52,21 +66,25 @@ def measure(
         stopwatch: that times it.
         device: where all of them compute.
         budget: how much time goes into it.
-        trying: is told who is about to be prepared, by label.
 
     Yields:
-        A measurement of each contender, in their order.
+        Who is about to be tried, by turns nobody, and then a measurement of each contender, in their order.
+
+    Raises:
+        DeviceLost: a contender left the device so that nothing can be computed in this process any more.
     """
     trial = _Trial(make_inputs(problem.problem, device), stopwatch, device, budget)
     entries: list[_Entry] = []
     for contender in contenders:
         measurement = untimed(problem, contender)
-        trying(measurement.label)
+        yield Trying(measurement.label)
         try:
             entries.append(trial.admitted(contender, measurement))
         except (Exception, SystemExit) as error:
-            entries.append(_Entry(replace(measurement, reason=f"it raised {summary_of(error)}")))
-    trying("")
+            reason = f"it raised {summary_of(error)}"
+            _require_device(stopwatch, reason)
+            entries.append(_Entry(replace(measurement, reason=reason)))
+    yield Trying("")
     yield from _timed(entries, stopwatch, budget)
 
 
@@ -102,6 +120,14 @@ def untimed(problem: BenchProblem, contender: Contender, reason: str = "") -> Me
     )
 
 
+def _require_device(stopwatch: Stopwatch, reason: str) -> None:
+    """Looks whether the device still answers after a contender raised, which on a GPU may be the end of its context."""
+    try:
+        stopwatch.synchronize()
+    except RuntimeError as error:
+        raise DeviceLost(reason) from error
+
+
 class _Trial:
     """What each contender goes through before it is timed.
 
@@ -116,7 +142,7 @@ class _Trial:
 
     def admitted(self, contender: Contender, measurement: Measurement) -> _Entry:
         """Plans, runs once, looks at what came of it, warms up and captures."""
-        on_processor = self._device.type == "cpu"
+        launches = self._stopwatch.launches
         prepared = contender.prepare(self._inputs)
         first, wrong = self._run_once(contender, prepared, prepared.action)
         if wrong:
@@ -127,11 +153,11 @@ class _Trial:
             measurement,
             planning=prepared.planning,
             first_call=max(first.seconds, first.launching),
-            not_replayed="" if on_processor else prepared.not_replayed,
+            not_replayed=prepared.not_replayed if launches else "",
         )
         entry = _Entry(measurement)
         self._add(entry, prepared.action)
-        if not on_processor and prepared.for_graph is not None:
+        if launches and prepared.for_graph is not None:
             refused = self._add_replay(entry, contender, prepared, prepared.for_graph)
             entry.measurement = replace(measurement, not_replayed=refused)
         return entry

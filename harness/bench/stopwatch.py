@@ -85,7 +85,7 @@ class ProcessorStopwatch:
     launches = False
 
     def __init__(self, evicted: int | None = None, clock: Callable[[], float] = time.perf_counter) -> None:
-        self.evicted = _evicted_bytes(_largest_processor_cache()) if evicted is None else evicted
+        self.evicted = evicted_bytes(torch.device("cpu")) if evicted is None else evicted
         self._clock = clock
         self._memory = torch.zeros(self.evicted // 4, dtype=torch.float32)
         self._memory.sum()
@@ -121,8 +121,7 @@ class GpuStopwatch:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        cache = getattr(torch.cuda.get_device_properties(device), "L2_cache_size", _USUAL_CACHE)
-        self.evicted = _evicted_bytes(int(cache))
+        self.evicted = evicted_bytes(device)
         self._memory = torch.zeros(self.evicted // 4, dtype=torch.float32, device=device)
         self._sum = torch.zeros((), dtype=torch.float32, device=device)
         self._evict()
@@ -173,12 +172,13 @@ def _event() -> torch.cuda.Event:
     return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
-def _evicted_bytes(cache: int) -> int:
+def evicted_bytes(device: torch.device) -> int:
+    """How much must be read on a device so that its caches hold nothing else."""
+    if device.type == "cpu":
+        cache = max(_processor_caches(), default=_USUAL_CACHE)
+    else:
+        cache = getattr(torch.cuda.get_device_properties(device), "L2_cache_size", _USUAL_CACHE)
     return min(max(_CACHE_MULTIPLE * cache, _LEAST_EVICTED), _MOST_EVICTED)
-
-
-def _largest_processor_cache() -> int:
-    return max(_processor_caches(), default=_USUAL_CACHE)
 
 
 def _processor_caches() -> Iterator[int]:

@@ -17,6 +17,8 @@ from samebits.reports.files import replace_file
 from samebits.reports.markdown_table import markdown_table
 
 PAGE, CURVE = "bench.md", "bench.svg"
+# Of the page. The records have all of it, frames of a process that died among them.
+_LONGEST_REASON = 200
 _TABLES = (
     ((Group.TABLE,), "Attention"),
     ((Group.OFF_TABLE,), "Other geometries, lengths and batches"),
@@ -275,7 +277,7 @@ def _left_out(entries: Iterable[LeftOut]) -> Iterator[list[str]]:
         problems.setdefault((entry.label, entry.operation, entry.reason), []).append(named)
     for (label, operation, reason), names in problems.items():
         told = ", ".join(name for name in names if name)
-        yield [text.markdown(label), told or operation, text.markdown(reason)]
+        yield [text.markdown(label), told or operation, text.markdown(text.shortened(reason, _LONGEST_REASON))]
 
 
 def _failed(rows: Iterable[Measurement]) -> Iterator[list[str]]:
@@ -291,4 +293,4 @@ def _by_reason(rows: Iterable[tuple[Measurement, str]], what: str) -> Iterator[l
     for row, reason in rows:
         problems.setdefault((row.label, reason), []).append(f"{row.problem} {row.dtype}")
     for (label, reason), names in problems.items():
-        yield [text.markdown(label), what + ", ".join(names), text.markdown(reason)]
+        yield [text.markdown(label), what + ", ".join(names), text.markdown(text.shortened(reason, _LONGEST_REASON))]
