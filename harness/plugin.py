@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from samebits.harness.bench import mark
+from samebits.harness.bench.marked import MarkedBench
+from samebits.harness.bench.options import Options as BenchOptions
 from samebits.harness.decoding import WHOLE_NUMBERS, shown
 from samebits.harness.isolation.limits import Limits, machine_memory, share_of_memory
 from samebits.harness.isolation.parent_death import end_with_parent
@@ -190,8 +193,15 @@ def pytest_configure(config: pytest.Config) -> None:
     """Declares the marks; tells unusable options before anything is collected."""
     for name, description in SUITE_MARKS.items():
         config.addinivalue_line("markers", f"{name}: {description}")
+    config.addinivalue_line("markers", f"{mark.MARK}: {mark.DESCRIPTION}")
     if hasattr(config, "workerinput"):
         vars(config.option).update(config.workerinput.get(OPTIONS, {}))
+    results = config.option.samebits_results
+    bench = MarkedBench(
+        lambda: _bench_options(config), None if results is None else config.invocation_params.dir / results
+    )
+    config.pluginmanager.register(bench, "samebits_bench")
+    if hasattr(config, "workerinput"):
         return
     option = config.option
     if option.samebits_tier == "nightly" and option.samebits_draw_seed is option.samebits_resume is None:
@@ -292,6 +302,21 @@ def _session(config: pytest.Config) -> MatrixSession:
             )
         )
     return config.stash[_SESSION]
+
+
+def _bench_options(config: pytest.Config) -> BenchOptions:
+    """What the options of the matrix mean to the benchmark, which has a thread on each processor unless told else."""
+    given = {option.name: option.value(config) for option in _OPTIONS}
+    threads = _whole_number("--threads", given["threads"], _THREADS)
+    return BenchOptions(
+        dtypes=tuple(given["dtype"]),
+        backends=tuple(given["backend"]),
+        implementations=tuple(given["implementation"]),
+        quick=given["tier"] == "smoke",
+        threads=None if config.option.samebits_threads is None else threads,
+        load=tuple(config.invocation_params.dir / path for path in given["load"]),
+        libs=tuple(config.invocation_params.dir / path for path in given["libs"]),
+    )
 
 
 def _is_isolated(config: pytest.Config) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pytest
 from _pytest.mark.expression import Expression
 
+from samebits.harness.bench.mark import is_asked_for
 from samebits.harness.node_ids import cell_id_of, names_cell
 from samebits.harness.record_files import RecordWriter, check_results, parse_record, read_run
 from samebits.harness.records import RunHeader, UnusableInput
@@ -93,6 +94,8 @@ class RunLog:
         Raises:
             UnusableInput: an option cannot be used.
         """
+        if not self._suites and is_asked_for(self._config.option.markexpr):
+            return
         self._take_over()
         self._check_selection()
         require_device(self._baseline, self._session().devices)
