@@ -155,7 +155,7 @@ def test_the_page_and_its_curve_are_made_from_records_alone_without_torch(tmp_pa
     svg = drawing.read_text()
     assert svg == (results / CURVE).read_text()
     texts = [element.text for element in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
-    assert {"batch 8, over the fastest setting of the same library", OURS, "16k", "2x"} <= set(texts)
+    assert {"Invariant over the fastest setting of the same library", "batch 8", OURS, "16k", "2x"} <= set(texts)
     assert "@media(prefers-color-scheme:dark)" in svg
 
 

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from samebits.reports.bench.price import Price
 from samebits.reports.html.palette import DAY, NIGHT, Palette
 
-_PANEL_WIDTH, _PANEL_HEIGHT, _GAP, _LEFT, _TOP = 230, 150, 34, 52, 44
+_PANEL_WIDTH, _PANEL_HEIGHT, _GAP, _LEFT, _TOP = 220, 150, 48, 52, 62
 _LEGEND_ROW, _BOTTOM = 18, 40
 # Lines are told apart by their tone, and where tones come again by their dashes.
 _TONES = ("link", "bad", "good", "varies", "known")
@@ -44,10 +44,16 @@ def price_curve(prices: Sequence[Price], title: str) -> str:
             libraries,
             measure,
             (_LEFT + column * (_PANEL_WIDTH + _GAP), row * row_height + _TOP),
-            f"batch {batch}, {told}" if column == 0 else f"batch {batch}",
+            f"batch {batch}",
         )
-        for row, (told, measure) in enumerate(_MEASURES)
+        for row, (_, measure) in enumerate(_MEASURES)
         for column, batch in enumerate(batches)
+    ]
+    headings = [
+        Markup('<text class="heading" x="{}" y="{}">{}</text>').format(
+            _LEFT, row * row_height + 22, f"Invariant {told}"
+        )
+        for row, (told, _) in enumerate(_MEASURES)
     ]
     legend = [
         _legend_entry(library, place, _LEFT, legend_top + place * _LEGEND_ROW)
@@ -57,15 +63,15 @@ def price_curve(prices: Sequence[Price], title: str) -> str:
         Markup(
             '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {0} {1}" width="{0}" height="{1}" role="img" '
             'aria-label="{2}"><title>{2}</title><style>{3}</style><rect class="surface" width="{0}" height="{1}"/>'
-            "{4}{5}</svg>\n"
-        ).format(width, height, title, Markup(_style()), Markup("").join(panels), Markup("").join(legend))
+            "{4}</svg>\n"
+        ).format(width, height, title, Markup(_style()), Markup("").join([*headings, *panels, *legend]))
     )
 
 
 def _style() -> str:
     """The colours of both palettes: a browser chooses by what its user prefers."""
     return (
-        "text{font:12px system-ui,sans-serif}path{fill:none;stroke-width:2}"
+        "text{font:12px system-ui,sans-serif}text.heading{font-weight:600}path{fill:none;stroke-width:2}"
         f"{_colours(DAY)}@media(prefers-color-scheme:dark){{{_colours(NIGHT)}}}"
     )
 
@@ -101,7 +107,7 @@ def _panel(
     def y(value: float) -> float:
         return top + _PANEL_HEIGHT * (high - math.log2(value)) / (high - low)
 
-    drawn = [Markup('<text x="{:g}" y="{:g}">{}</text>').format(left, top - 14, heading)]
+    drawn = [Markup('<text x="{:g}" y="{:g}">{}</text>').format(left, top - 12, heading)]
     for value in _PRICES:
         if low <= math.log2(value) <= high:
             drawn.append(
