@@ -196,4 +196,6 @@ def _short(value: float | None) -> float | str | None:
     if not math.isfinite(value):
         return str(value)
     rounded = float(f"{value:.{_SIGNIFICANT_DIGITS}g}")
+    if not math.isfinite(rounded):
+        return value  # The largest numbers that there are have nothing to be rounded up to.
     return int(rounded) if rounded.is_integer() else rounded

@@ -25,7 +25,7 @@ def own_cells(comparison: Comparison) -> list[ComparedCell]:
 def suites_of(comparison: Comparison) -> list[str]:
     """The suites that the cells are of, in the order of the run."""
     found = {cell.known.suite for cell in comparison.cells}
-    told = [suite for suite in comparison.run.header.suites if suite in found]
+    told = [suite for suite in dict.fromkeys(comparison.run.header.suites) if suite in found]
     return told + sorted(found - set(told))
 
 

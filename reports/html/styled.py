@@ -33,9 +33,11 @@ def styled_table(
         classes: class names of each value, spaces between them, in the frame's shape.
         row_head: the same for the index.
     """
-    styler = _Styler(frame)
+    # By their places: two columns may have one name, as a suite may have that of a figure.
+    heads, places = list(frame.columns), range(len(frame.columns))
+    styler = _Styler(frame.set_axis(places, axis="columns"))
     styler.format(lambda value: str(escape(shown(value))))
     styler.format_index(lambda value: str(escape(row_head(value))), axis="index")
-    styler.format_index(lambda value: str(escape(str(value))), axis="columns")
-    styler.set_td_classes(classes).set_caption(str(escape(caption)))
+    styler.format_index(lambda place: str(escape(str(heads[place]))), axis="columns")
+    styler.set_td_classes(classes.set_axis(places, axis="columns")).set_caption(str(escape(caption)))
     return Markup(styler.to_html(table_uuid="", sparse_index=True))
