@@ -21,14 +21,21 @@ from samebits.harness.records import Record, Verdict
 from samebits.harness.relations import AnyProblem, Comparison
 from samebits.harness.repro.line import repro_line
 from samebits.harness.shrink import describe
-from samebits.harness.smallest import smallest_failure
+from samebits.harness.smallest import failing_comparison, smallest_failure
 
+# Takes the record of a cell that did not hold, before its batch is made smaller.
+TakeFound = Callable[[Record], None]
 # A row of these that shows a difference says why.
 _EXPLAINED = (Verdict.FAIL, Verdict.VARIES)
 
 
 def judge(
-    cell: Cell, availability: Availability, executor: Executor, command: str, options: Sequence[str] = ()
+    cell: Cell,
+    availability: Availability,
+    executor: Executor,
+    command: str,
+    options: Sequence[str] = (),
+    take_found: TakeFound | None = None,
 ) -> Record:
     """Runs a cell and says what it came to. Never raises for what an implementation does.
 
@@ -38,13 +45,15 @@ def judge(
         executor: runs its implementation.
         command: reproduces the cell alone.
         options: words by which `samebits repro` loads what this session loaded.
+        take_found: is given the record of a cell that did not hold before its batch is made smaller, which may end the
+            process; None for nobody.
     """
 
-    def examine() -> Findings | tuple[str, ...]:
+    def examine(_: Callable[[Findings], None]) -> Findings | tuple[str, ...]:
         reasons = computing_reasons(cell, availability)
         return reasons or find(cell.comparisons, cell.relation, executor)
 
-    return judge_examined(cell, availability, executor, command, options, examine)
+    return judge_examined(cell, availability, executor, command, options, examine, take_found)
 
 
 def judge_examined(
@@ -53,7 +62,8 @@ def judge_examined(
     executor: Executor,
     command: str,
     options: Sequence[str],
-    examine: Callable[[], Findings | tuple[str, ...]],
+    examine: Callable[[Callable[[Findings], None]], Findings | tuple[str, ...]],
+    take_found: TakeFound | None = None,
 ) -> Record:
     """Examines a cell and says what it came to. Never raises for what an implementation does.
 
@@ -63,24 +73,47 @@ def judge_examined(
         executor: runs its implementation.
         command: reproduces the cell alone.
         options: words by which `samebits repro` loads what this session loaded.
-        examine: makes the findings of the cell, or says why there are none, one sentence each.
+        examine: makes the findings of the cell, or says why there are none, one sentence each. Hands on those of a
+            batch that fails before it makes it smaller by itself.
+        take_found: as of `judge`.
     """
     started = time.perf_counter()
     record = unjudged(cell, availability, command)
+
+    def concluded(findings: Findings) -> Record:
+        verdict, reasons = _conclude(cell, findings, bool(record.claimed), availability.device)
+        return replace(
+            record,
+            verdict=verdict,
+            reasons=reasons,
+            compared=findings.compared,
+            mismatches=findings.mismatches,
+            max_ulp=findings.max_ulp,
+            error_budget=findings.error_budget,
+            digest=findings.digest,
+            seconds=time.perf_counter() - started,
+        )
+
+    def shown_by(found: Record, batch: Comparison) -> Record:
+        return replace(found, smallest_batch=describe(batch), repro=_told_again(cell, batch, options))
+
+    def hand_on(findings: Findings) -> None:
+        batch = failing_comparison(findings)
+        # A control that is not held against its parent yet says nothing.
+        if take_found is not None and batch is not None and cell.flaw is None:
+            take_found(shown_by(concluded(findings), batch))
+
     if not availability.available:
         verdict = Verdict.ERROR if availability.probe_failed else Verdict.UNAVAILABLE
         return replace(record, verdict=verdict, reasons=(availability.reason,))
     try:
-        findings = examine()
+        findings = examine(hand_on)
         if isinstance(findings, tuple):
             return replace(record, verdict=Verdict.UNSUPPORTED, reasons=findings)
         if cell.relation.claim is not None and not findings.compared:
             told = f"{cell.relation.name} compared nothing on {cell.case.case_id}"
             raise RuntimeError(f"{told}; it must compare something")
-        verdict, reasons = _conclude(cell, findings, bool(record.claimed), availability.device)
-        expected = cell.flaw is not None or verdict is Verdict.KNOWN
-        smallest = smallest_failure(cell, findings, executor, expected=expected)
-        explanation = _explanation(cell, verdict, findings, smallest, executor)
+        found = concluded(findings)
     except KeyboardInterrupt:
         raise
     except BaseException as error:
@@ -91,20 +124,32 @@ def judge_examined(
         verdict, reasons = _excused(cell, availability.device, Verdict.ERROR, (reason,), type(raised).__name__)
         again = _told_again(cell, Comparison((failed,), ()), options) if failed else ""
         return replace(record, verdict=verdict, reasons=reasons, repro=again, seconds=time.perf_counter() - started)
-    return replace(
-        record,
-        verdict=verdict,
-        reasons=reasons,
-        compared=findings.compared,
-        mismatches=findings.mismatches,
-        max_ulp=findings.max_ulp,
-        error_budget=findings.error_budget,
-        digest=findings.digest,
-        smallest_batch="" if smallest is None else describe(smallest),
-        repro="" if smallest is None else _told_again(cell, smallest, options),
-        explanation=explanation,
-        seconds=time.perf_counter() - started,
-    )
+    try:
+        hand_on(findings)
+        expected = cell.flaw is not None or found.verdict is Verdict.KNOWN
+        smallest = smallest_failure(cell, findings, executor, expected=expected)
+        found = found if smallest is None else shown_by(found, smallest)
+        explanation = _explanation(cell, found.verdict, findings, smallest, executor)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        found, explanation = cut_short(found, told_error(error)), None
+    return replace(found, explanation=explanation, seconds=time.perf_counter() - started)
+
+
+def cut_short(found: Record, reason: str) -> Record:
+    """The record of a cell that did not hold, when what ended the search for a smaller batch is known.
+
+    A failure is one, whatever a smaller batch does. What would not be red is an error: the implementation broke.
+
+    Args:
+        found: as it was before.
+        reason: what ended the search, as a clause.
+    """
+    if found.verdict is Verdict.FAIL:
+        return replace(found, reasons=(*found.reasons, f"no smaller batch was found: {reason}"))
+    told = f"when a batch that shows {found.verdict} was made smaller: {reason}"
+    return replace(found, verdict=Verdict.ERROR, reasons=(told, *found.reasons))
 
 
 def told_error(error: BaseException) -> str:

@@ -209,7 +209,7 @@ def pytest_configure(config: pytest.Config) -> None:
         option.samebits_draw_seed = str(secrets.randbits(32))
     log = RunLog(config, session=lambda: _session(config))
     config.pluginmanager.register(log, "samebits_run_log")
-    config.pluginmanager.register(Progress(config), "samebits_progress")
+    config.pluginmanager.register(Progress(config, done_before=lambda: log.done_before), "samebits_progress")
     if any(each.is_given(config) for each in _OPTIONS):
         or_exit(lambda: _limits(config))
         or_exit(log.check)

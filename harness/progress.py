@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import pytest
 
 from samebits.harness.node_ids import cell_id_of, names_cell
+from samebits.harness.records import Record
 from samebits.harness.run_log import RECORD_PROPERTY
 from samebits.reports import text
 
@@ -25,15 +26,22 @@ _SILENT = -2
 class Progress:
     """Tells how far the cells of a run are, in the process that prints. It does nothing in a run without cells."""
 
-    def __init__(self, config: pytest.Config, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        config: pytest.Config,
+        clock: Callable[[], float] = time.monotonic,
+        done_before: Callable[[], Sequence[Record]] = tuple,
+    ) -> None:
         """Has seen no cell yet.
 
         Args:
             config: of the pytest run.
             clock: seconds since some moment.
+            done_before: cells that others had finished, of a run that is resumed.
         """
         self._config = config
         self._clock = clock
+        self._done_before = done_before
         self._cells: set[str] = set()
         self._done: set[str] = set()
         self._failed: set[str] = set()
@@ -71,7 +79,16 @@ class Progress:
     def _numbers(self, now: float) -> str:
         done, total = len(self._done), len(self._cells)
         left = (now - self._began) / done * (total - done)
+<<<<<<< HEAD
         return f"{done:,} of {total:,} cells, {len(self._failed):,} failed, about {text.duration(left)} left"
+=======
+        told = f"{done:,} of {total:,} cells, {len(self._failed):,} failed, about {_duration(left)} left"
+        before = self._done_before()
+        if not before:
+            return told
+        red = sum(record.red for record in before)
+        return f"{told}; resumed: {len(before):,} of {len(before) + total:,} done before, {red:,} failed"
+>>>>>>> f2b7149 (A failure that was found outlives the process that looked for a smaller batch; a resumed run tells what was done before)
 
 
 def _tell(terminal: pytest.TerminalReporter, line: str) -> None:

@@ -13,7 +13,7 @@ from _pytest.mark.expression import Expression
 from samebits.harness.bench.mark import is_asked_for
 from samebits.harness.node_ids import cell_id_of, names_cell
 from samebits.harness.record_files import RecordWriter, check_results, parse_record, read_run
-from samebits.harness.records import RunHeader, UnusableInput
+from samebits.harness.records import Record, RunHeader, UnusableInput
 from samebits.harness.resuming import CutOffRun
 from samebits.reports.baseline import Baseline, require_device
 from samebits.reports.baseline_files import check_update, read_baseline, write_baseline
@@ -87,6 +87,11 @@ class RunLog:
         self._resumed: CutOffRun | None = None
         self._report: Report | None = None
         self._complaint = ""
+
+    @property
+    def done_before(self) -> tuple[Record, ...]:
+        """The cells that were finished when this process went on with their run; none in a run of its own."""
+        return () if self._resumed is None else self._resumed.run.records
 
     def check(self) -> None:
         """Finds out before anything runs whether the options can be used.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -11,7 +10,7 @@ import torch
 from samebits.backends.subject import Subject
 from samebits.harness.execution import Execution, RequestResult
 from samebits.harness.executor import Executor
-from samebits.harness.isolation.forked import Answer
+from samebits.harness.isolation.forked import Answer, Send
 from samebits.harness.second_process import Failed, Task
 from samebits.harness.session import MatrixSession, Options
 from samebits.harness.suite_cells import SUITES
@@ -25,8 +24,8 @@ def make_server(options: Options) -> Answer:
     """
     runner = TaskRunner(options)
 
-    def answer(question: bytes) -> Iterator[bytes]:
-        yield pickle.dumps(runner.answer(pickle.loads(question)))
+    def answer(question: bytes, send: Send) -> None:
+        send(pickle.dumps(runner.answer(pickle.loads(question))))
 
     return answer
 

@@ -21,7 +21,7 @@ from samebits.harness.compilation.cases import CompiledSubject
 from samebits.harness.compilation.judgement import judge_compilation
 from samebits.harness.environment import environment
 from samebits.harness.executor import Executor
-from samebits.harness.judgement import judge, told_apart, unjudged
+from samebits.harness.judgement import TakeFound, judge, told_apart, unjudged
 from samebits.harness.matrix import Cell, Selection
 from samebits.harness.properties.cases import DrawnCase
 from samebits.harness.properties.draws import Draws
@@ -115,9 +115,14 @@ class MatrixSession:
             self._cells[suite] = tuple(chosen)
         return self._cells[suite]
 
-    def run(self, cell: Cell) -> Record:
-        """Runs one cell; of a control that of its parent, too, which several controls may share."""
-        record, of_parent = self._judged(cell), cell.of_parent
+    def run(self, cell: Cell, take_found: TakeFound | None = None) -> Record:
+        """Runs one cell; of a control that of its parent, too, which several controls may share.
+
+        Args:
+            cell: of this session.
+            take_found: is given its record when it did not hold, before its batch is made smaller; None for nobody.
+        """
+        record, of_parent = self._judged(cell, take_found), cell.of_parent
         if of_parent is None:
             return record
         name = (of_parent.suite, of_parent.cell_id)
@@ -125,14 +130,15 @@ class MatrixSession:
             self._parents[name] = self._judged(of_parent)
         return told_apart(record, self._parents[name])
 
-    def _judged(self, cell: Cell) -> Record:
+    def _judged(self, cell: Cell, take_found: TakeFound | None = None) -> Record:
         implementation, availability = cell.implementation, self._availability(cell)
         if isinstance(implementation, CompiledSubject):
             return judge_compilation(cell, availability, self._command(cell))
         command, options = self._command(cell), [*self._loading(), *self._threads()]
         if isinstance(cell.case, DrawnCase):
-            return judge_drawn(cell, availability, self.executor(cell), command, options, self.options.draws)
-        return judge(cell, availability, self.executor(cell), command, options)
+            draws = self.options.draws
+            return judge_drawn(cell, availability, self.executor(cell), command, options, draws, take_found)
+        return judge(cell, availability, self.executor(cell), command, options, take_found)
 
     def executor(self, cell: Cell) -> Executor:
         """Runs the implementation of a cell, which computes something, where it is available."""

@@ -18,6 +18,14 @@ _COSTLY_ATTEMPTS = 4
 _PATIENT_ATTEMPTS = 100
 
 
+def failing_comparison(findings: Findings) -> Comparison | None:
+    """The comparison that failed as it was found, before anything smaller is tried; None where nothing failed."""
+    for problem in (findings.faulty_problem, findings.worst_problem if findings.wrong else None):
+        if problem is not None:
+            return Comparison((problem,), ())
+    return None if findings.first is None else findings.first.comparison
+
+
 def smallest_failure(cell: Cell, findings: Findings, executor: Executor, *, expected: bool) -> Comparison | None:
     """The smallest comparison found that fails as a cell did; None where nothing failed.
 

@@ -34,11 +34,11 @@ import ctypes, os, signal, subprocess, sys, threading, time
 KEPT = []
 
 def make_server(options):
-    def answer(question):
+    def answer(question, send):
         found = dict(globals(), options=options)
         exec(question.decode(), found)
         for result in found.get("results", [found.get("result")]):
-            yield repr(result).encode()
+            send(repr(result).encode())
     return answer
 """
 # Each is right in one cell, and does to its process what its name says in the next: behind that comes another's.
@@ -67,6 +67,11 @@ TOLD: dict[str, str | None] = {
 }
 
 
+# What is wrong in a larger batch already, and dies of a smaller one that is tried then: what each comes to.
+DYING_OF_LESS = {"dies-failing": Verdict.FAIL, "dies-varying": Verdict.ERROR}
+CELLS = 2 * len({*TOLD, *DYING_OF_LESS})
+
+
 @pytest.fixture(scope="module")
 def faults_run(tmp_path_factory: pytest.TempPathFactory) -> SuiteRun:
     """A run of all planted faults that tells where it is after each cell."""
@@ -88,22 +93,39 @@ def faults(faults_run: SuiteRun) -> dict[str, dict[str, Record]]:
 
 
 def test_a_run_tells_where_it_is_in_lines_of_their_own(faults_run: SuiteRun) -> None:
-    line = r"^samebits: batch_invariant FAULTS/(\S+): (\d+) of 36 cells, (\d+) failed, about \d+:\d\d left$"
+    line = rf"^samebits: batch_invariant FAULTS/(\S+): (\d+) of {CELLS} cells, (\d+) failed, about \d+:\d\d left$"
     told = re.findall(line, faults_run.output, re.MULTILINE)
     # The last cell ends the run, of which the report tells.
-    assert [int(done) for _, done, _ in told] == list(range(1, 36)), f"{told}\n{faults_run.output[:2000]}"
+    assert [int(done) for _, done, _ in told] == list(range(1, CELLS)), f"{told}\n{faults_run.output[:2000]}"
     red = sum(record.red for record in faults_run.records[:-1])
     assert int(told[-1][2]) == red, "not every failure is counted"
     assert told[0][0] == faults_run.records[0].implementation
 
 
 def test_every_fault_costs_its_own_cell_and_says_how(faults: dict[str, dict[str, Record]]) -> None:
-    assert faults.keys() == TOLD.keys(), "an implementation left no row"
+    assert faults.keys() == TOLD.keys() | DYING_OF_LESS.keys(), "an implementation left no row"
     for name, told in TOLD.items():
         record = faults[name]["max_seq_len"]
         reason = "; ".join(record.reasons)
         assert record.verdict is (Verdict.ERROR if told else Verdict.PASS), f"{name}: {record.verdict}: {reason}"
         assert told is None or told in reason, f"{name} is told as {reason}"
+
+
+def test_a_failure_that_was_found_outlives_the_process_that_looked_for_a_smaller_batch(
+    faults: dict[str, dict[str, Record]],
+) -> None:
+    ended = r"its process was ended by SIGSEGV \(Segmentation fault\): the last line before / .*in segfaults"
+    for name, verdict in DYING_OF_LESS.items():
+        record = faults[name]["max_seq_len"]
+        told = "; ".join(record.reasons)
+        assert record.verdict is verdict, f"{name}: {record.verdict}: {told}"
+        assert "elements differ" in told, f"what {name} was found to do is lost: {told}"
+        assert re.search(ended, told), f"how the process of {name} ended is lost: {told}"
+        assert record.mismatches > 0, name
+        assert record.smallest_batch.count("r") > 2, f"{name} leaves no batch: {record.smallest_batch}"
+        assert "max_seq_len_slack" in record.repro, f"{name} leaves no command for its batch: {record.repro}"
+    assert "no smaller batch was found: " in faults["dies-failing"]["max_seq_len"].reasons[-1]
+    assert faults["dies-varying"]["max_seq_len"].reasons[0].startswith("when a batch that shows varies was made")
 
 
 def test_cells_beside_a_fault_are_what_they_are_without_it(faults: dict[str, dict[str, Record]]) -> None:
@@ -224,7 +246,7 @@ def test_who_hangs_again_and_again_is_not_waited_for_in_every_cell(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The name of each cell that was begun, and no end of it.
-    hangs = "import time\ndef make_server(options):\n    def answer(question):\n        yield b'begun {}'\n"
+    hangs = "import time\ndef make_server(options):\n    def answer(question, send):\n        send(b'begun {}')\n"
     (tmp_path / "hanging_server.py").write_text(hangs + "        time.sleep(1000)\n    return answer\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(isolated_session, "_MODULE", "hanging_server")

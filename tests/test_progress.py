@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 
 from samebits.harness.progress import Progress
+from samebits.harness.records import Record
 from samebits.harness.run_log import RECORD_PROPERTY
+
+from .samples import FAILS, cell
 
 RECORD = '{"suite": "dtype", "backend": "CPU", "implementation": "torch"}'
 
@@ -31,14 +34,20 @@ class Terminal:
 
 
 def lines_of(
-    terminal: Terminal | None, seconds: float, cells: int = 100, *, verbose: int = 0, ours: bool = True
+    terminal: Terminal | None,
+    seconds: float,
+    cells: int = 100,
+    *,
+    verbose: int = 0,
+    ours: bool = True,
+    before: tuple[Record, ...] = (),
 ) -> None:
     """Runs cells that take some seconds each and fail every tenth time."""
     clock = iter(seconds * step for step in range(2 * cells + 9))
     config: Any = SimpleNamespace(
         option=SimpleNamespace(verbose=verbose), pluginmanager=SimpleNamespace(get_plugin=lambda _: terminal)
     )
-    progress = Progress(config, lambda: next(clock))
+    progress = Progress(config, lambda: next(clock), lambda: before)
     node_ids = [
         f"suites/test_dtype.py::test_dtype[CPU/torch:large_values:case-{number}:fp32]" for number in range(cells)
     ]
@@ -63,6 +72,16 @@ def test_a_terminal_is_told_more_often_than_a_log() -> None:
     assert log.lines[:1] == ["samebits: dtype CPU/torch: 12 of 100 cells, 1 failed, about 7:20 left"]
     assert len(terminal.lines) == 49
     assert len(log.lines) == 8
+
+
+def test_a_resumed_run_tells_what_was_done_before() -> None:
+    terminal = Terminal(isatty=True)
+    before = (*(cell(relation=f"relation_{number}") for number in range(1_199)), cell(relation="decode", **FAILS))
+    lines_of(terminal, 5.0, before=before)
+    assert terminal.lines[0] == (
+        "samebits: dtype CPU/torch: 2 of 100 cells, 0 failed, about 8:10 left; "
+        "resumed: 1,200 of 1,300 done before, 1 failed"
+    )
 
 
 def test_hours_are_told_as_such() -> None:

@@ -6,19 +6,18 @@ import gc
 import json
 import os
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
 
-from samebits.harness.isolation.forked import Answer
+from samebits.harness.isolation.forked import Answer, Send
 from samebits.harness.matrix import Cell
-from samebits.harness.records import Verdict
+from samebits.harness.records import Record, Verdict
 from samebits.harness.session import MatrixSession, Options
 
-# First words of its messages: the record of a cell that is about to run; that of one that did; and that of one after
-# which this process is not fit for others.
-BEGUN, DONE, SPOILT = b"begun", b"done", b"spoilt"
+# First words of its messages: the record of a cell that is about to run; that of one that did not hold, as long as its
+# batch is still made smaller; that of one that ran; and that of one after which this process is not fit for others.
+BEGUN, FOUND, DONE, SPOILT = b"begun", b"found", b"done", b"spoilt"
 
 
 def make_server(options: Options) -> Answer:
@@ -36,21 +35,22 @@ class _CellServer:
         self._cells: dict[str, dict[str, Cell]] = {}
         self._streams = _open_streams()
 
-    def answer(self, question: bytes) -> Iterator[bytes]:
-        """Runs a cell, after it has told what the cell's record is if that is the end.
+    def answer(self, question: bytes, send: Send) -> None:
+        """Runs a cell, and tells before each step what the cell's record is if that is the end.
 
         Args:
             question: names of a suite and of a cell of it, as JSON.
+            send: takes each message.
         """
         suite, cell_id = json.loads(question)
         cell = self._cell(suite, cell_id)
-        yield BEGUN + b" " + self._session.not_run(cell).to_line().encode()
-        record = self._session.run(cell)
+        send(_message(BEGUN, self._session.not_run(cell)))
+        record = self._session.run(cell, lambda found: send(_message(FOUND, found)))
         lost = _lost_device()
         if lost and record.verdict in (Verdict.PASS, Verdict.VARIES):
             record = replace(record, verdict=Verdict.ERROR, reasons=(f"left its device unusable: {lost}",))
         word = SPOILT if lost or _open_streams() != self._streams else DONE
-        yield word + b" " + record.to_line().encode()
+        send(_message(word, record))
 
     def _cell(self, suite: str, cell_id: str) -> Cell:
         if suite not in self._cells:
@@ -58,6 +58,10 @@ class _CellServer:
             # There are thousands, which the garbage collector need not look at again and again.
             gc.freeze()
         return self._cells[suite][cell_id]
+
+
+def _message(word: bytes, record: Record) -> bytes:
+    return word + b" " + record.to_line().encode()
 
 
 def _lost_device() -> str:

@@ -15,14 +15,16 @@ import select
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 from samebits.harness.isolation.frames import FrameReader, read_frame, write_frame
 from samebits.harness.isolation.parent_death import end_with_parent
 
+# Sends a message to who asked.
+Send = Callable[[bytes], None]
 # What answers a question, in one message or several.
-Answer = Callable[[bytes], Iterable[bytes]]
+Answer = Callable[[bytes, Send], None]
 # Asks a server for the frames that it is in.
 STACK_SIGNAL = signal.SIGUSR1
 # Pipes of a server: its questions, its answers, its stdout and its stderr.
@@ -134,11 +136,17 @@ def _become_server(template: int, output: int, errors: int) -> None:
 
 def _serve(answer: Answer, questions: int, answers: int) -> None:
     server, reader = os.getpid(), FrameReader()
+
+    def send(message: bytes) -> None:
+        if os.getpid() != server:
+            os._exit(0)  # A copy that an implementation made of this process must not answer as well.
+        try:
+            write_frame(answers, message)
+        except OSError as error:
+            # Not by an exception, which would be taken for one of the implementation.
+            with contextlib.suppress(OSError):
+                os.write(2, f"the pipe of its answers cannot be written: {error}\n".encode())
+            os._exit(1)
+
     while (question := read_frame(questions, reader)) is not None:
-        for part in answer(question):
-            if os.getpid() != server:
-                os._exit(0)  # A copy that an implementation made of this process must not answer as well.
-            try:
-                write_frame(answers, part)
-            except OSError as error:
-                sys.exit(f"the pipe of its answers cannot be written: {error}")
+        answer(question, send)

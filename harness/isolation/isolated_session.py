@@ -8,10 +8,11 @@ import time
 import warnings
 from dataclasses import replace
 
-from samebits.harness.isolation.cell_server import BEGUN, SPOILT
+from samebits.harness.isolation.cell_server import DONE, FOUND, SPOILT
 from samebits.harness.isolation.last_words import ending
 from samebits.harness.isolation.limits import Limits, held_memory
 from samebits.harness.isolation.served import Lost, ServedProcess, Template
+from samebits.harness.judgement import cut_short
 from samebits.harness.matrix import Cell
 from samebits.harness.record_files import parse_record
 from samebits.harness.records import Record, Verdict
@@ -54,13 +55,13 @@ class IsolatedSession:
         if self._breaches.get(subject, 0) >= _BREACHES_IN_A_ROW:
             reason = f"not run: {_BREACHES_IN_A_ROW} cells of {cell.implementation.label} before it broke their limits"
             return _error(self._session.not_probed(cell), reason)
-        begun: list[bytes] = []
+        messages: list[bytes] = []
         try:
-            record = self._answer(cell, begun)
+            self._ask(cell, messages)
+            record = _record_in(messages[-1])
         except Lost as lost:
             self._breaches[subject] = self._breaches.get(subject, 0) + 1 if lost.broke_limit else 0
-            record = parse_record(begun[0].decode()) if begun else self._session.not_probed(cell)
-            record = replace(_error(record, self._told(lost)), seconds=time.perf_counter() - started)
+            record = replace(self._of_lost(cell, messages, lost), seconds=time.perf_counter() - started)
         else:
             self._breaches[subject] = 0
         return record
@@ -72,12 +73,12 @@ class IsolatedSession:
             self._process = None
         self._template.close()
 
-    def _answer(self, cell: Cell, begun: list[bytes]) -> Record:
-        """The record that the other process makes of a cell.
+    def _ask(self, cell: Cell, messages: list[bytes]) -> None:
+        """Has the other process run a cell.
 
         Args:
             cell: what to run.
-            begun: takes the line of the record that the cell has before it runs.
+            messages: takes what that process tells of it, the last of which has the cell's record.
 
         Raises:
             Lost: there is no other process any more.
@@ -87,8 +88,9 @@ class IsolatedSession:
         limits = replace(self._limits, seconds=max(self._limits.seconds, _START_SECONDS * is_new))
         try:
             process.send(json.dumps([cell.suite, cell.cell_id]).encode())
-            begun.append(process.receive(limits).removeprefix(BEGUN))
-            word, _, line = process.receive(self._limits).partition(b" ")
+            messages.append(process.receive(limits))
+            while not messages[-1].startswith((DONE, SPOILT)):
+                messages.append(process.receive(self._limits))
         except BaseException as error:
             # An interrupt, too, leaves a process that is busy.
             process.kill()
@@ -97,10 +99,17 @@ class IsolatedSession:
         finally:
             _pass_on(*process.take_output())
         self._before.append(cell.cell_id)
-        if word == SPOILT:
+        if messages[-1].startswith(SPOILT):
             process.kill()
             self._process = None
-        return parse_record(line.decode())
+
+    def _of_lost(self, cell: Cell, messages: list[bytes], lost: Lost) -> Record:
+        """The record of a cell whose process did not live to its end: what it had found by then is not lost with it."""
+        told = self._told(lost)
+        if not messages:
+            return _error(self._session.not_probed(cell), told)
+        record = _record_in(messages[-1])
+        return cut_short(record, told) if messages[-1].startswith(FOUND) else _error(record, told)
 
     def _ready(self) -> ServedProcess:
         """The other process; another one where there is none, or it is no place for another cell."""
@@ -125,6 +134,10 @@ class IsolatedSession:
         if self._before:
             told += f" (after {len(self._before)} other cells in that process, the last of them {self._before[-1]})"
         return told
+
+
+def _record_in(message: bytes) -> Record:
+    return parse_record(message.partition(b" ")[2].decode())
 
 
 def _error(record: Record, reason: str) -> Record:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from hypothesis import assume
@@ -12,7 +12,7 @@ from samebits.backends.contract import Availability, Implementation
 from samebits.backends.problem import Problem
 from samebits.harness.executor import Executor, reasons_against
 from samebits.harness.findings import Findings
-from samebits.harness.judgement import judge_examined
+from samebits.harness.judgement import TakeFound, judge_examined
 from samebits.harness.matrix import Cell
 from samebits.harness.properties.batches import Range, batches, data_of
 from samebits.harness.properties.cases import DrawnCase
@@ -24,7 +24,13 @@ from samebits.harness.relations import AnyProblem, Comparison
 
 
 def judge_drawn(
-    cell: Cell, availability: Availability, executor: Executor, command: str, options: Sequence[str], draws: Draws
+    cell: Cell,
+    availability: Availability,
+    executor: Executor,
+    command: str,
+    options: Sequence[str],
+    draws: Draws,
+    take_found: TakeFound | None = None,
 ) -> Record:
     """Draws the batches of a cell, runs them, and says what they came to.
 
@@ -35,12 +41,13 @@ def judge_drawn(
         command: reproduces the cell alone.
         options: words by which `samebits repro` loads what this session loaded.
         draws: how batches are drawn. Those of controls are always the same.
+        take_found: is given the record of a cell that fails, before its batch is made smaller; None for nobody.
     """
     case = cell.case
     assert isinstance(case, DrawnCase), "a drawn cell has a drawn case"
     how = Draws() if cell.flaw or cell.parent else draws
 
-    def examine() -> Findings | tuple[str, ...]:
+    def examine(hand_on: Callable[[Findings], None]) -> Findings | tuple[str, ...]:
         claimed = cell.relation.claim is not None and bool(getattr(executor.subject.claims, cell.relation.claim))
         searched = search(
             drawn_comparisons(cell, availability.device),
@@ -49,6 +56,7 @@ def judge_drawn(
             case.limits,
             how.of(cell),
             fails_by_bits=claimed or cell.flaw is not None,
+            take_first_failure=hand_on,
         )
         if searched.failure is not None:
             if searched.failure.findings is None:
@@ -58,11 +66,14 @@ def judge_drawn(
             return (f"it supports none of the batches that were drawn for {cell.relation.name}",)
         return merged(searched.findings)
 
-    record = judge_examined(cell, availability, executor, command, options, examine)
-    configuration = {**record.configuration, **how.configuration(case.limits.examples)}
-    # What was drawn for one night is no other's.
-    digest = record.digest if how.seed is None else ""
-    return replace(record, configuration=configuration, digest=digest)
+    def as_drawn(record: Record) -> Record:
+        configuration = {**record.configuration, **how.configuration(case.limits.examples)}
+        # What was drawn for one night is no other's.
+        digest = record.digest if how.seed is None else ""
+        return replace(record, configuration=configuration, digest=digest)
+
+    take = None if take_found is None else lambda found: take_found(as_drawn(found))
+    return as_drawn(judge_examined(cell, availability, executor, command, options, examine, take))
 
 
 @st.composite

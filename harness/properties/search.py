@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
@@ -89,11 +89,19 @@ class _Enough(BaseException):
 class _Property:
     """Holds or fails for a comparison; each is computed once."""
 
-    def __init__(self, relation: Relation, executor: Executor, shrinks: int, fails_by_bits: bool) -> None:
+    def __init__(
+        self,
+        relation: Relation,
+        executor: Executor,
+        shrinks: int,
+        fails_by_bits: bool,
+        take_first_failure: Callable[[Findings], None],
+    ) -> None:
         self.found: dict[Comparison, Findings] = {}
         self.last: _Fails | None = None
         self._relation, self._executor, self._fails_by_bits = relation, executor, fails_by_bits
         self._left = shrinks
+        self._take_first_failure = take_first_failure
         self._failures: dict[Comparison, _Fails] = {}
 
     def check(self, comparison: Comparison) -> None:
@@ -104,6 +112,8 @@ class _Property:
             self._left -= 1
         failure = self._failures.get(comparison) or self._computed(comparison)
         if failure is not None:
+            if self.last is None and failure.failure.findings is not None:
+                self._take_first_failure(failure.failure.findings)
             self.last = self._failures[comparison] = failure
             raise failure.with_traceback(None)
 
@@ -135,6 +145,7 @@ def search(
     draws: CellDraws,
     *,
     fails_by_bits: bool,
+    take_first_failure: Callable[[Findings], None],
 ) -> Searched:
     """Draws comparisons and computes them.
 
@@ -145,8 +156,9 @@ def search(
         limits: how many.
         draws: from which seed, and where failing ones are kept.
         fails_by_bits: whether bits that differ are a failure, as they are where the relation is claimed.
+        take_first_failure: is given what the first comparison that fails came to, before it is made smaller.
     """
-    of_relation = _Property(relation, executor, limits.shrinks, fails_by_bits)
+    of_relation = _Property(relation, executor, limits.shrinks, fails_by_bits, take_first_failure)
     database = None if draws.kept is None else DirectoryBasedExampleDatabase(draws.kept)
 
     @settings(

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -134,6 +135,31 @@ class Faulty(BundledAttention):
         return super().plan(config, metadata)
 
 
+class DyingOfLess(Faulty):
+    """Wrong by a bit where `max_seq_len` is an upper bound, and there its fault comes with a batch of one request."""
+
+    def __init__(self, name: str, fault: Callable[[], None], claims: bool) -> None:
+        """Names it, and has it claim what does not hold or not."""
+        super().__init__(name, fault)
+        self.claims = replace(BundledAttention.claims, batch_invariant=claims)
+        self._is_wrong = False
+
+    def plan(self, config: AttentionConfig, metadata: AttentionMetadata) -> Schedule:
+        """Plans as the kernel does."""
+        self._is_wrong = metadata.max_seq_len > int(metadata.seq_lens.max())
+        if self._is_wrong and metadata.num_requests == 1:
+            self._fault()
+        return BundledAttention.plan(self, config, metadata)
+
+    def run(self, plan: Schedule, *tensors: Any) -> None:  # noqa: ANN401 -- as the kernel takes them
+        """Computes as the kernel does, but for one bit."""
+        super().run(plan, *tensors)
+        output = tensors[3]
+        if self._is_wrong:
+            output[0, 0, 0] = torch.nextafter(output[0, 0, 0], torch.tensor(torch.inf))
+
+
 def implementations() -> list[Faulty]:
-    """One for each fault."""
-    return [Faulty(name, fault) for name, fault in FAULTS.items()]
+    """One for each fault, and two that have theirs when a failure was found already."""
+    dying = [DyingOfLess("dies-failing", segfaults, claims=True), DyingOfLess("dies-varying", segfaults, claims=False)]
+    return [*(Faulty(name, fault) for name, fault in FAULTS.items()), *dying]
