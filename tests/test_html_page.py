@@ -103,6 +103,39 @@ def test_the_first_screen_tells_why_a_run_is_red_and_leads_to_the_cell(page: Ele
     assert "torch2.13.0" in environment.text
 
 
+def test_the_first_screen_tells_each_reason_once_and_every_broken_implementation_first() -> None:
+    broken = [
+        cell(relation=relation, dtype=dtype, **(FAILS | {"reasons": (f"first {value} at 0x{value}f, -inf", "and so")}))
+        for value, relation in ((7, "decode"), (8, "position"))
+        for dtype in ("bf16", "fp32")
+    ]
+    others = [cell(relation=f"of_{name}", **(FAILS | {"reasons": (f"because of {name}",)})) for name in "abcdef"]
+    raised = {"verdict": Verdict.ERROR, "digest": ""}
+    died = [
+        cell(
+            "FLASH_ATTN/torch",
+            "extend",
+            dtype,
+            reasons=(f"it died (after {n} other cells, the last of them X)",),
+            **raised,
+        )
+        for n, dtype in enumerate(("bf16", "fp32"))
+    ]
+    page = parsed(page_of(*broken, *others, *died, cell(relation="position", dtype="fp16")))
+    panel = next(panel for panel in page.all("section", css="panel") if "What failed" in panel.text)
+    lines = [item.text for item in panel.all("li")]
+    assert lines[0] == (
+        "✗ fail CPU/bundled 4 of 5 cells first 7 at 0x7f, -inf; and so batch_invariant: position, decode"
+    ), "cells that differ in numbers alone are not one failure"
+    assert lines[1].startswith("! error FLASH_ATTN/torch 2 of 2 cells it died (after"), lines
+    assert [line.rpartition("because")[2] for line in lines[2:]] == [
+        f" of {name} batch_invariant: of_{name}" for name in "abc"
+    ]
+    assert panel.text.endswith("3 reasons more, by implementation")
+    links = {link.text: link.attributes["href"] for link in panel.all("li")[0].all("a")}
+    assert links["decode"] == "#cell=CPU%2Fbundled%3Adecode%3Allama3-8b-causal-mixed%3Abf16"
+
+
 def test_the_heat_map_counts_every_cell_in_words_beside_symbols_and_tints(page: Element) -> None:
     heat_map = page.one("div", css="heat-map")
     places = {

@@ -13,15 +13,15 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from samebits.harness.records import Verdict
 from samebits.reports import text
-from samebits.reports.findings import any_ran, findings, guards
+from samebits.reports.findings import any_ran, guards
 from samebits.reports.history import History
 from samebits.reports.html.cell_data import cell_data, pairs
 from samebits.reports.html.changes import changes
+from samebits.reports.html.failures import failures
 from samebits.reports.html.heat_map import counts, heat_map, own_cells, suites_of
 from samebits.reports.html.history_section import history_view
-from samebits.reports.html.implementations import FindingLine, implementation_views
+from samebits.reports.html.implementations import implementation_views
 from samebits.reports.html.links import cell_link, cells_link
 from samebits.reports.html.marks import CAUGHT, MARKS, mark_of
 from samebits.reports.html.palette import DAY, NIGHT
@@ -92,8 +92,6 @@ def _hash(content: str) -> str:
 def _told(comparison: Comparison) -> dict[str, Any]:
     """What the template shows, by the names that it uses."""
     header = comparison.run.header
-    own = [record for record in comparison.records if not record.control]
-    red = [FindingLine.of(found) for found in findings(own, header) if found.verdict in (Verdict.FAIL, Verdict.ERROR)]
     verdict = conclusion(comparison)
     state, _, why = verdict.partition(": ")
     return {
@@ -101,7 +99,7 @@ def _told(comparison: Comparison) -> dict[str, Any]:
         "state": state,
         "tone": {"RED": "bad", "GREEN": "good"}.get(state, "none"),
         "why": why,
-        "red": red,
+        "failures": failures(comparison.records, header),
         "controls": controls_sentence(comparison),
         "missed": [cell_id for guard in guards(comparison.run) for cell_id in guard.missed],
         "truncated": comparison.run.truncated,
