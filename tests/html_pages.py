@@ -96,8 +96,22 @@ def parsed(page: str) -> Element:
 
 
 def data_of(page: Element) -> dict[str, Any]:
-    """What the page's script reads."""
-    data: dict[str, Any] = json.loads(page.one("script", id="data").raw)
+    """What the page's script reads, as it does."""
+    return unpacked(page.one("script", id="data").raw)
+
+
+def unpacked(script: str) -> dict[str, Any]:
+    """The data of a page with a value for each cell in every column, and words in place of their numbers."""
+    data: dict[str, Any] = json.loads(script)
+    tables, columns = data["tables"], data["columns"]
+    for name, column in columns.items():
+        if isinstance(column, dict):
+            pairs = zip(column["runs"][::2], column["runs"][1::2], strict=True)
+            columns[name] = [value for value, times in pairs for _ in range(times)]
+    tables["checks"] = [[tables["words"][word] for word in check] for check in tables["checks"]]
+    columns["digest"] = [tables["digests"][digest] for digest in columns.get("digest", [])]
+    why = data["rare"].get("why", {})
+    data["rare"]["why"] = {place: [tables["lines"][line] for line in lines] for place, lines in why.items()}
     return data
 
 

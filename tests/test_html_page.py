@@ -83,6 +83,17 @@ def test_every_cell_is_on_the_page_with_its_verdict_and_its_reasons(page: Elemen
     assert cells[REGRESSED[2].cell_id]["state"] == "regressed"
 
 
+def test_what_repeats_is_told_once(page: Element) -> None:
+    """Thousands of cells differ in little, and what they share would be most of the page."""
+    cells = [
+        cell(case=f"case_{number}", cell_id=f"CPU/bundled:position:case_{number}:bf16", digest=f"{number:032}")
+        for number in range(100)
+    ]
+    few, many = (page_of(*cells[:count]) for count in (20, 100))
+    assert len(listed_cells(parsed(many))) == 100
+    assert len(many) - len(few) < 80 * 90, f"a cell more is {(len(many) - len(few)) / 80:.0f} characters more"
+
+
 def test_the_worst_cells_are_listed_first(page: Element) -> None:
     marks = [told["mark"] for told in listed_cells(page).values()]
     order = [mark.name for mark in MARKS]

@@ -1,12 +1,13 @@
 """Every cell as data for the page's script: columns, in which what repeats is a number that stands for it.
 
-A line of records has 1,100 characters, of which most repeat; here a cell has about 80, so that a page of 14,000 cells
+A line of records has 1,100 characters, of which most repeat; here a cell has about 70, so that a page of 14,000 cells
 stays near a megabyte. The script puts them together again.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
 import re
@@ -23,7 +24,8 @@ from samebits.reports.regression import ComparedCell, Comparison, State
 
 # In JSON these stand in strings alone, and there an escape means the same: no text can end the element that it is in.
 _ESCAPED = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
-_SIGNIFICANT_DIGITS = 4
+# More than are shown.
+_SIGNIFICANT_DIGITS = 3
 _CHANGED_FIRST = (
     State.REGRESSED,
     State.MISSING,
@@ -53,7 +55,8 @@ class _Cells:
     """Gathers cells into tables of what repeats, columns of numbers, and what few cells have."""
 
     def __init__(self) -> None:
-        names = ("environments", "kernels", "checks", "dtypes", "outcomes", "reasons", "commands", "batches", "drifts")
+        names = ("environments", "kernels", "words", "checks", "dtypes", "outcomes", "reasons", "lines", "commands")
+        names += ("batches", "drifts", "digests")
         self.tables = {name: _Interned() for name in names}
         self.columns: dict[str, list[Any]] = {}
         self.rare: dict[str, dict[int, Any]] = {}
@@ -62,9 +65,10 @@ class _Cells:
     def add(self, cell: ComparedCell, drift: str) -> None:
         known, record = cell.known, cell.record
         relation, case = (record.relation, record.case) if record else parts_of(known.cell_id, known.label)
+        check = (known.suite, relation, case, *_problem(record), known.tier)
         told = {
             "kernel": self._place("kernels", self._kernel(cell)),
-            "check": self._place("checks", (known.suite, relation, case, *_problem(record), known.tier)),
+            "check": self._place("checks", tuple(self._place("words", word) for word in check)),
             "dtype": self._place("dtypes", known.dtype),
             "outcome": self._place("outcomes", _outcome(cell)),
             "reasons": self._place("reasons", record.reasons if record else ()),
@@ -76,7 +80,7 @@ class _Cells:
             "seconds": _short(record.seconds) if record else 0,
             "ulp": known.max_ulp,
             "budget": _short(known.error_budget),
-            "digest": known.digest if record else "",
+            "digest": self._place("digests", known.digest if record else ""),
         }
         for name, value in told.items():
             self.columns.setdefault(name, []).append(value)
@@ -105,7 +109,9 @@ class _Cells:
             "id": cell_id if (cell_id := text.plain(known.cell_id)) != usual else "",
             "seed": known.seed,
             "repro": text.plain(portable(record.repro)) if record and record.repro else "",
-            "why": list(map(text.plain, short_lines(record.explanation))) if record and record.explanation else None,
+            "why": [self._place("lines", line) for line in short_lines(record.explanation)]
+            if record and record.explanation
+            else None,
             "resources": _resources(record),
             "before": [row.verdict, _short(row.error_budget), row.max_ulp, row.digest] if row and changed else None,
         }
@@ -125,10 +131,16 @@ def cell_data(comparison: Comparison, drifts: Mapping[str, str]) -> str:
         "count": cells.count,
         "marks": [[mark.name, mark.symbol, mark.tone] for mark in MARKS],
         "tables": {name: table.values for name, table in cells.tables.items()},
-        "columns": cells.columns,
+        "columns": {name: _packed(column) for name, column in cells.columns.items()},
         "rare": cells.rare,
     }
     return json.dumps(data, separators=(",", ":"), allow_nan=False).translate(_ESCAPED)
+
+
+def _packed(column: Sequence[Any]) -> Sequence[Any] | dict[str, list[Any]]:
+    """A column as it is, or as each value with how often it follows itself, whichever is shorter."""
+    runs = [part for value, run in itertools.groupby(column) for part in (value, sum(1 for _ in run))]
+    return {"runs": runs} if len(runs) < len(column) else column
 
 
 def in_listed_order(cells: Sequence[ComparedCell]) -> list[ComparedCell]:

@@ -2,7 +2,8 @@
 // The list of cells, its filters, and the details of one cell. All text goes in as text: no markup is made of records.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
-  const { tables, columns, rare } = data;
+  const { tables, rare } = data;
+  const columns = Object.fromEntries(Object.entries(data.columns).map(([name, column]) => [name, unpacked(column)]));
   const form = document.getElementById("filters");
   const status = document.getElementById("status");
   const body = document.querySelector("#list tbody");
@@ -20,11 +21,20 @@
     return /^[\w@%+=:,.\/-]+$/.test(word) ? word : "'" + word.replaceAll("'", "'\"'\"'") + "'";
   }
 
+  function unpacked(column) {
+    if (Array.isArray(column)) return column;
+    const values = [];
+    for (let at = 0; at < column.runs.length; at += 2) {
+      for (let left = column.runs[at + 1]; left > 0; left -= 1) values.push(column.runs[at]);
+    }
+    return values;
+  }
+
   function cell(place) {
     const from = (table, column) => tables[table][columns[column][place]];
     const few = (name) => (rare[name] ? rare[name][place] : undefined);
     const [label, version, operation, configuration, environment] = from("kernels", "kernel");
-    const [suite, relation, problem, mask, geometry, tier] = from("checks", "check");
+    const [suite, relation, problem, mask, geometry, tier] = from("checks", "check").map((word) => tables.words[word]);
     const [mark, since, claimed, note, versions] = from("outcomes", "outcome");
     const [command, ofCell] = from("commands", "command");
     const dtype = from("dtypes", "dtype");
@@ -45,10 +55,10 @@
       seconds: columns.seconds[place],
       ulp: columns.ulp[place],
       budget: columns.budget[place],
-      digest: columns.digest[place],
+      digest: from("digests", "digest"),
       repro: few("repro"),
       resources: few("resources"),
-      why: few("why") || [],
+      why: (few("why") || []).map((line) => tables.lines[line]),
       before: few("before"),
       drift: from("drifts", "drift"),
     };
