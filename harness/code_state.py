@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from samebits.backends.libraries import MANIFEST
+from samebits.harness.records import LoadedCode
 
 # Reports read records, so they decide none.
 _PACKAGES = ("backends", "harness", "kernels", "suites")
@@ -25,6 +26,25 @@ def code_digest(loaded: Sequence[Path] = (), bundles: Sequence[Path] = ()) -> st
     """
     files = [*_sources(), *loaded, *(folder / MANIFEST for folder in bundles)]
     return digest_of(path.read_bytes() for path in files)
+
+
+def loaded_code(loaded: Sequence[Path] = (), bundles: Sequence[Path] = ()) -> tuple[LoadedCode, ...]:
+    """What the user has samebits run besides its own sources.
+
+    Args:
+        loaded: Python files of further backends.
+        bundles: folders of vendors' libraries.
+    """
+    files = [("--load", path, path) for path in loaded]
+    files += [("--libs", folder, folder / MANIFEST) for folder in bundles]
+    return tuple(LoadedCode(option, str(path), _digest_of_file(file)) for option, path, file in files)
+
+
+def _digest_of_file(file: Path) -> str:
+    try:
+        return digest_of([file.read_bytes()])
+    except (OSError, ValueError):
+        return ""  # Who loads it says why it cannot be.
 
 
 def digest_of(parts: Iterable[bytes]) -> str:

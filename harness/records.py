@@ -146,6 +146,21 @@ class Record:
 
 
 @dataclass(frozen=True)
+class LoadedCode:
+    """Code that the user had a run execute besides samebits' own, which another process must be given again.
+
+    Attributes:
+        option: by which it was given: `--load` or `--libs`.
+        path: of the file, or of the bundle's folder.
+        digest: of the file, or of the bundle's manifest; empty where it could not be read.
+    """
+
+    option: str
+    path: str
+    digest: str
+
+
+@dataclass(frozen=True)
 class Resumable:
     """What a process must agree with to do the rest of a run, besides what the run's header says to every reader.
 
@@ -156,6 +171,7 @@ class Resumable:
         cells_digest: of their ids.
         code_digest: of the code that runs them: samebits' own, and what the user had it run besides.
         draw_seed: of the batches that are drawn; None for the same ones in every run.
+        loaded: what the user had it run besides, in the order given; None in records of an older samebits.
     """
 
     dtypes: tuple[str, ...]
@@ -165,6 +181,7 @@ class Resumable:
     cells_digest: str
     code_digest: str
     draw_seed: int | None = None
+    loaded: tuple[LoadedCode, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import datetime
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from samebits.harness.record_files import RecordWriter, hold_records, read_run, records_file
-from samebits.harness.records import Environment, Record, Resumable, Resumption, RunHeader, UnusableInput
+from samebits.harness.records import Environment, LoadedCode, Record, Resumable, Resumption, RunHeader, UnusableInput
 
 
 class CutOffRun:
@@ -71,6 +71,19 @@ class CutOffRun:
             "markexpr": " or ".join(header.suites),
         }
         return {name: value for name, value in values.items() if value and not getattr(option, name)}
+
+    def require_loaded(self, loaded: Sequence[LoadedCode]) -> None:
+        """Refuses to go on with the run in a process that was not given the code that the run was given.
+
+        Args:
+            loaded: what this process was given.
+
+        Raises:
+            UnusableInput: something is missing, another or too much, or they are given in another order.
+        """
+        difference = next(_other_loaded(self._wanted.loaded, loaded), None)
+        if difference is not None:
+            raise UnusableInput(f"the run in {str(self.path)!r} {difference}")
 
     def require_same(self, header: RunHeader) -> None:
         """Refuses to go on with the run in a process that would have begun another one.
@@ -143,15 +156,35 @@ class CutOffRun:
             if before != now:
                 yield f"was of {what} {_told(before)}, and this one is of {what} {_told(now)}"
         if wanted.code_digest != here.code_digest:
-            yield (
-                "was of other code: samebits itself, or what --load and --libs name, which must be given again, is not "
-                "what it was"
-            )
+            yield ("was of other code: samebits itself, or what --load and --libs name, is not what it was")
         if wanted.cells_digest != here.cells_digest:
             yield (
                 f"set out to run {wanted.cells:,} cells, and this one runs others, {here.cells:,} with those that are "
                 "done: the paths, -k and the other options that select tests must be given again"
             )
+
+
+def _other_loaded(before: Sequence[LoadedCode] | None, now: Sequence[LoadedCode]) -> Iterator[str]:
+    if before is None:
+        return  # A digest of all code is all that is known.
+    old, new = ([(each.option, each.digest) for each in loaded] for loaded in (before, now))
+    given_again = {(each.option, each.path) for each in now}
+    missing = [each for each in before if (each.option, each.digest) not in new]
+    changed = [each for each in missing if (each.option, each.path) in given_again]
+    absent = [each for each in missing if each not in changed]
+    if absent:
+        yield f"was with {_told_loaded(absent)}, which must be given again: they run code, so records do not"
+    if changed:
+        yield f"was with another content of {_told_loaded(changed)}; it can only be resumed as it began"
+    added = [each for each in now if (each.option, each.digest) not in old]
+    if added:
+        yield f"was without {_told_loaded(added)}; leave that out"
+    if old != new:
+        yield f"was with {_told_loaded(before)} in this order; give them so"
+
+
+def _told_loaded(loaded: Sequence[LoadedCode]) -> str:
+    return " ".join(f"{each.option} {each.path!r}" for each in loaded)
 
 
 def _other_environment(before: Environment, now: Environment) -> Iterator[str]:

@@ -183,6 +183,10 @@ class RunLog:
         if self._path("results") is not None:
             raise UnusableInput("--resume DIR goes on with the records in DIR; leave --results out")
         self._resumed = CutOffRun(directory)
+        # Before the session looks for what only such files define. It imports torch, as the session will.
+        from samebits.harness.code_state import loaded_code
+
+        self._resumed.require_loaded(loaded_code(*(self._paths(option) for option in ("load", "libs"))))
         vars(self._config.option).update(self._resumed.left_out(self._config.option))
         self._collected |= self._resumed.done
         self._written |= self._resumed.done
@@ -285,6 +289,11 @@ class RunLog:
     def _path(self, option: str) -> Path | None:
         value = getattr(self._config.option, f"samebits_{option}")
         return None if value is None else self._config.invocation_params.dir / value
+
+    def _paths(self, option: str) -> list[Path]:
+        return [
+            self._config.invocation_params.dir / value for value in getattr(self._config.option, f"samebits_{option}")
+        ]
 
 
 def _names(mark: str) -> Callable[..., bool]:

@@ -16,7 +16,7 @@ from samebits.backends.contract import Availability
 from samebits.backends.platform import accelerator
 from samebits.backends.problem import DTYPE_NAMES
 from samebits.backends.subject import Subject
-from samebits.harness.code_state import code_digest, digest_of
+from samebits.harness.code_state import code_digest, digest_of, loaded_code
 from samebits.harness.compilation.cases import CompiledSubject
 from samebits.harness.compilation.judgement import judge_compilation
 from samebits.harness.environment import environment
@@ -208,6 +208,7 @@ class MatrixSession:
                 cells_digest=digest_of(cell_id.encode(errors="surrogatepass") for cell_id in sorted(cell_ids)),
                 code_digest=code_digest(self.options.load, self.options.libs),
                 draw_seed=self.options.draws.seed,
+                loaded=loaded_code(self.options.load, self.options.libs),
             ),
         )
 

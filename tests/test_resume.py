@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from samebits.harness.code_state import loaded_code
 from samebits.harness.record_files import RecordWriter, read_run
-from samebits.harness.records import RECORDS_FILE, Record, Resumable, Resumption, UnusableInput
+from samebits.harness.records import RECORDS_FILE, LoadedCode, Record, Resumable, Resumption, UnusableInput
 from samebits.harness.resuming import CutOffRun
 
 from .samples import CPU, HEADER, cell, save
@@ -209,6 +210,49 @@ def test_a_process_that_would_have_begun_another_run_is_refused(
     with pytest.raises(UnusableInput, match=f"^the run in '.*' {told}.*; it can only be resumed as it began$"):
         left.require_same(here)
     left.release()
+
+
+ONE, TWO, BUNDLE = (
+    LoadedCode("--load", "/a/1.py", "aa"),
+    LoadedCode("--load", "2.py", "bb"),
+    LoadedCode("--libs", "v", "cc"),
+)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ((), r"was with --load '/a/1\.py' --load '2\.py' --libs 'v', which must be given again"),
+        ((TWO, BUNDLE), r"was with --load '/a/1\.py', which must be given again"),
+        ((ONE, TWO), r"was with --libs 'v', which must be given again"),
+        ((ONE, replace(TWO, digest="dd"), BUNDLE), r"was with another content of --load '2\.py'"),
+        ((ONE, TWO, BUNDLE, LoadedCode("--load", "3.py", "dd")), r"was without --load '3\.py'; leave that out"),
+        ((TWO, ONE, BUNDLE), r"was with --load '/a/1\.py' --load '2\.py' --libs 'v' in this order"),
+    ],
+    ids=["none", "a file is missing", "a bundle is missing", "changed", "one more", "another order"],
+)
+def test_loaded_code_that_is_not_given_again_is_told_by_name(
+    tmp_path: Path, given: tuple[LoadedCode, ...], told: str
+) -> None:
+    left = CutOffRun(cut_off(tmp_path, resumable=replace(RESUMABLE, loaded=(ONE, TWO, BUNDLE))))
+    left.require_loaded((replace(ONE, path="/elsewhere/1.py"), TWO, BUNDLE))
+    with pytest.raises(UnusableInput, match=f"^the run in '.*' {told}"):
+        left.require_loaded(given)
+    left.release()
+
+
+def test_a_run_of_a_loaded_backend_names_the_file_before_it_looks_for_the_backend(
+    tmp_path: Path, run_here: Callable[..., int], capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("def implementations():\n    return []\n")
+    (loaded,) = loaded_code([file])
+    resumable = replace(RESUMABLE, loaded=(loaded,))
+    directory = cut_off(tmp_path / "run", resumable=resumable, asked=("MINE/kernel",))
+    assert run_here("--resume", directory) == 2
+    assert f"was with --load '{file}', which must be given again" in capfd.readouterr().err
+    assert run_here("--resume", directory, "--load", file) == 2
+    assert "must be given again" not in capfd.readouterr().err, "what was given is not known again"
 
 
 def test_a_cell_of_another_library_or_machine_is_not_added(tmp_path: Path) -> None:
