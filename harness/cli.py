@@ -19,7 +19,7 @@ from samebits.harness.bench.options import Options as BenchOptions
 from samebits.harness.bench.records import read_bench
 from samebits.harness.explanation import Explanation
 from samebits.harness.record_files import read_run, records_file
-from samebits.harness.records import RECORDS_FILE, UnusableInput
+from samebits.harness.records import RECORDS_FILE, Run, UnusableInput
 from samebits.reports.accumulation import drawn_orders, has_orders
 from samebits.reports.accumulation_words import told_explanation
 from samebits.reports.baseline_files import read_baseline
@@ -211,16 +211,36 @@ def _list(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     run, baseline = read_run(options.directory), read_baseline(options.baseline)
-    earlier = [read_run(directory) for directory in options.history]
-    report = write_report(run, baseline, records_file(options.directory).parent, earlier)
+    earlier, unreadable = _read_earlier(options.history)
+    report = write_report(run, baseline, records_file(options.directory).parent, earlier, len(unreadable))
     _print(report)
+    for error in unreadable:
+        print(f"samebits: left out of the history: {error}", file=sys.stderr)
     return _EXIT_RED if report.red else _EXIT_GREEN
+
+
+def _read_earlier(directories: Sequence[Path]) -> tuple[list[Run], list[UnusableInput]]:
+    """Earlier runs, and why others cannot be read: among many there is one that was killed before it wrote anything.
+
+    Raises:
+        UnusableInput: none of them can be.
+    """
+    runs: list[Run] = []
+    unreadable: list[UnusableInput] = []
+    for directory in directories:
+        try:
+            runs.append(read_run(directory))
+        except UnusableInput as error:
+            unreadable.append(error)
+    if unreadable and not runs:
+        raise unreadable[0]
+    return runs, unreadable
 
 
 def _compare(options: argparse.Namespace) -> int:
     # As a file, so that one of another device is refused rather than passed over. A directory of baselines may hold one
     # that fits, or none, which is no regression.
-    is_run = os.path.exists(records_file(options.old)) or not any(options.old.glob("*.jsonl"))
+    is_run = os.path.isfile(records_file(options.old)) or not any(options.old.glob("*.jsonl"))
     run, old = read_run(options.new), read_baseline(records_file(options.old) if is_run else options.old)
     require_common_suite(run, old)
     directory = options.output or records_file(options.new).parent / f"against-{_short_name(options.old)}"

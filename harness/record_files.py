@@ -7,6 +7,7 @@ import dataclasses
 import errno
 import fcntl
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,9 @@ from samebits.harness.records import (
     RunHeader,
     UnusableInput,
 )
+
+# What files of gzip, xz, zstd and zip begin with, and no JSON does.
+_COMPRESSED = (b"\x1f\x8b", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"PK\x03\x04")
 
 
 class Written(Protocol):
@@ -320,13 +324,19 @@ class JsonLines:
         Raises:
             UnusableInput: the file is absent, cannot be read, or holds a line that is no JSON object.
         """
+        wanted = accepted or f"a file that holds {content}"
         try:
+            # A pipe may have no end, and nobody who writes into it.
+            if not (os.path.isdir(file) or stat.S_ISREG(file.stat().st_mode)):
+                raise UnusableInput(f"{str(file)!r} is a pipe or a device; give {wanted}")
             data = file.read_bytes()
         except (OSError, ValueError) as error:  # ValueError: a path with a NUL in it
+            if isinstance(error, UnusableInput):
+                raise
             reason = getattr(error, "strerror", None) or str(error)
-            raise UnusableInput(
-                f"cannot read {str(file)!r} ({reason}); give {accepted or f'a file that holds {content}'}"
-            ) from error
+            raise UnusableInput(f"cannot read {str(file)!r} ({reason}); give {wanted}") from error
+        if data.startswith(_COMPRESSED):
+            raise UnusableInput(f"{str(file)!r} is compressed; unpack it first, and give {wanted}")
         *whole, rest = data.split(b"\n")
         lines = [_parsed(file, number, line) for number, line in enumerate(whole, start=1)]
         truncated = False

@@ -230,8 +230,11 @@ class RunLog:
         # The exit status does not say whether all cells ran: it is still that of success where a second interrupt
         # arrives while the first is dealt with.
         writer.close(finished=self._cells & self._collected <= self._written)
-        run = read_run(writer.path)
-        self._report = write_report(run, self._baseline, writer.path.parent)
+        run, directory = read_run(writer.path), writer.path.parent
+        try:
+            self._report = write_report(run, self._baseline, directory)
+        except UnusableInput as error:
+            raise UnusableInput(f"{error}; the records are whole: samebits report {directory} tells them") from error
         if self._report.red and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         update = self._path("update_baseline")

@@ -93,15 +93,17 @@ class History:
         drifts: of the cells of the last run that have bits, by id.
         moved: of how many cells the bits changed in each run, against the run before that has them.
         left_out: how many runs were left out: they are of other devices, or started after the last one.
+        unreadable: how many could not be read.
     """
 
     runs: tuple[Run, ...]
     drifts: Mapping[str, Drift]
     moved: tuple[int, ...]
     left_out: int
+    unreadable: int = 0
 
     @classmethod
-    def of(cls, last: Run, others: Iterable[Run]) -> History:
+    def of(cls, last: Run, others: Iterable[Run], unreadable: int = 0) -> History:
         """Puts runs in order before the last one; the same run given twice, or the last among them, counts once."""
         by_id = {run.header.run_id: run for run in others if run.header.run_id != last.header.run_id}
         devices = _devices(last)
@@ -119,6 +121,7 @@ class History:
             drifts={place[0]: _drift(place, runs, bits) for place in bits[-1]},
             moved=_moved(bits),
             left_out=len(by_id) - len(before),
+            unreadable=unreadable,
         )
 
     @property

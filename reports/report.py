@@ -56,7 +56,9 @@ def require_common_suite(run: Run, baseline: Baseline) -> None:
         )
 
 
-def write_report(run: Run, baseline: Baseline, directory: Path, earlier: Sequence[Run] = ()) -> Report:
+def write_report(
+    run: Run, baseline: Baseline, directory: Path, earlier: Sequence[Run] = (), unreadable: int = 0
+) -> Report:
     """Compares a run with a baseline, writes the pages and the table of it, and sums up.
 
     Args:
@@ -64,6 +66,7 @@ def write_report(run: Run, baseline: Baseline, directory: Path, earlier: Sequenc
         baseline: to compare it with.
         directory: where the files go; those of an earlier report are replaced.
         earlier: runs whose history is told; the run itself may be among them.
+        unreadable: how many more were to be told, and cannot be read.
 
     Raises:
         UnusableInput: the baseline is of a file for other devices only, or the directory cannot be written.
@@ -79,7 +82,7 @@ def write_report(run: Run, baseline: Baseline, directory: Path, earlier: Sequenc
     replace_file(paths[0], page.page(comparison, cells))
     replace_file(paths[1], tables.to_csv(cells))
     replace_file(paths[2], implementations_page.implementations_page(comparison))
-    history = History.of(run, earlier) if earlier else None
+    history = History.of(run, earlier, unreadable) if earlier else None
     replace_file(paths[3], html_page(comparison, history))
     return Report(
         summary=summary.summary(comparison, cells, history),

@@ -87,6 +87,7 @@ class HistoryView:
     Attributes:
         sentence: the whole in one.
         left_out: how many runs are of other devices, or later.
+        unreadable: how many could not be read.
         runs: the latest first.
         drifts: the latest first.
         more_drifts: groups that are not told.
@@ -95,6 +96,7 @@ class HistoryView:
 
     sentence: str
     left_out: int
+    unreadable: int
     runs: tuple[RunLine, ...]
     drifts: tuple[DriftLine, ...]
     more_drifts: int
@@ -107,6 +109,7 @@ def history_view(history: History) -> HistoryView:
     return HistoryView(
         sentence=history.told,
         left_out=history.left_out,
+        unreadable=history.unreadable,
         runs=tuple(reversed([_run_line(history, number) for number in range(len(history.runs))])),
         drifts=tuple(
             DriftLine(
