@@ -79,16 +79,12 @@ class Progress:
     def _numbers(self, now: float) -> str:
         done, total = len(self._done), len(self._cells)
         left = (now - self._began) / done * (total - done)
-<<<<<<< HEAD
-        return f"{done:,} of {total:,} cells, {len(self._failed):,} failed, about {text.duration(left)} left"
-=======
-        told = f"{done:,} of {total:,} cells, {len(self._failed):,} failed, about {_duration(left)} left"
+        told = f"{done:,} of {total:,} cells, {len(self._failed):,} failed, about {text.duration(left)} left"
         before = self._done_before()
         if not before:
             return told
         red = sum(record.red for record in before)
         return f"{told}; resumed: {len(before):,} of {len(before) + total:,} done before, {red:,} failed"
->>>>>>> f2b7149 (A failure that was found outlives the process that looked for a smaller batch; a resumed run tells what was done before)
 
 
 def _tell(terminal: pytest.TerminalReporter, line: str) -> None:
