@@ -25,7 +25,6 @@ from samebits.harness.judgement import TakeFound, judge, told_apart, unjudged
 from samebits.harness.matrix import Cell, Selection
 from samebits.harness.properties.cases import DrawnCase
 from samebits.harness.properties.draws import Draws
-from samebits.harness.properties.judgement import judge_drawn
 from samebits.harness.records import TIERS, Record, Resumable, RunHeader, UnusableInput, Verdict
 from samebits.harness.registry import is_absent, load_registry
 from samebits.harness.relation_order import merged_order
@@ -136,6 +135,9 @@ class MatrixSession:
             return judge_compilation(cell, availability, self._command(cell))
         command, options = self._command(cell), [*self._loading(), *self._threads()]
         if isinstance(cell.case, DrawnCase):
+            # Hypothesis takes as long to import as all of samebits, and most runs and processes draw nothing.
+            from samebits.harness.properties.judgement import judge_drawn
+
             draws = self.options.draws
             return judge_drawn(cell, availability, self.executor(cell), command, options, draws, take_found)
         return judge(cell, availability, self.executor(cell), command, options, take_found)

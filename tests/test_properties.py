@@ -19,12 +19,11 @@ from samebits.harness.controls.kernels import AttentionControl, Call
 from samebits.harness.controls.schedules import ChunkedKernel, ScheduledKernel
 from samebits.harness.executor import Executor
 from samebits.harness.matrix import Cell, Selection
-from samebits.harness.properties.cases import DrawnCase
+from samebits.harness.properties.cases import DrawnCase, Limits
 from samebits.harness.properties.cells import properties_cells
 from samebits.harness.properties.draws import Draws
 from samebits.harness.properties.judgement import judge_drawn
 from samebits.harness.properties.relations import DRAWN_RELATIONS
-from samebits.harness.properties.search import Limits
 from samebits.harness.records import Record, Verdict
 from samebits.harness.registry import load_registry
 from samebits.harness.repro.grammar import parsed
@@ -32,11 +31,13 @@ from samebits.harness.session import MatrixSession, Options
 
 FLAWS = {flaw.name: flaw for flaw in DRAWN_FLAWS}
 CONTROL_CELLS = {cell.relation.name: cell for cell in properties_cells(Selection((), (), "default"))}
-# Draws, computes, and tells the bits of all that was computed.
+# Makes all cells; then draws, computes, and tells the bits of all that was computed.
 DIGEST = """
+import sys
 from samebits.harness.session import MatrixSession, Options
 session = MatrixSession(Options(backends=("CPU",)))
 cell = next(cell for cell in session.cells("properties") if cell.relation.name == "padding").of_parent
+print("hypothesis" in sys.modules)
 print(session.run(cell).digest)
 """
 
@@ -74,7 +75,9 @@ def test_another_process_draws_the_same_batches_whatever_its_hashes() -> None:
     here = record_of(replace(CONTROL_CELLS["padding"], implementation=ChunkedKernel(), flaw=None))
     environment = os.environ | {"PYTHONHASHSEED": "7"}
     done = subprocess.run([sys.executable, "-c", DIGEST], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == here.digest, "another process computed other bits, of other batches"
+    imported_early, digest = done.stdout.split()
+    assert imported_early == "False", "a process that draws nothing imports Hypothesis, which takes long"
+    assert digest == here.digest, "another process computed other bits, of other batches"
     assert here.configuration["batches"] == "16, the same"
     assert "hypothesis" in here.configuration, "rows of another version's batches would look like new bits"
 

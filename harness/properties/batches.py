@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from samebits.backends.contract import Implementation, Tiling
 from samebits.backends.problem import Circumstances, Geometry, Layout, Mask, Problem, Request, Strides
+from samebits.harness.properties.cases import Bounds
 
 # Query heads to a key/value head, and key/value heads.
 _HEADS = ((1, 1), (4, 1), (2, 2), (3, 1), (1, 3), (7, 1), (4, 2), (8, 1), (3, 2))
@@ -35,28 +36,6 @@ _SEEDS, _OUTPUT_ONLY = st.sampled_from(range(4)), st.sampled_from((False, False,
 _CAUSAL = (True, True, False)
 # Requests that are drawn for a batch; relations add theirs.
 _MOST_DRAWN = 8
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """How large drawn batches and those that relations make of them may be, so that an interpreter runs them.
-
-    Attributes:
-        requests, tokens, keys: of a batch at most.
-    """
-
-    requests: int
-    tokens: int
-    keys: int
-
-    def hold(self, problem: Problem) -> bool:
-        """Whether a batch is no larger."""
-        requests = problem.requests
-        return (
-            len(requests) + problem.layout.padding_requests <= self.requests
-            and sum(request.query_len for request in requests) + problem.layout.padding_tokens <= self.tokens
-            and sum(request.num_slots for request in requests) <= self.keys
-        )
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,43 @@ from dataclasses import dataclass
 
 from samebits.backends.contract import Tiling
 from samebits.backends.problem import DTYPE_NAMES, Geometry, Mask, Problem, Request
-from samebits.harness.properties.batches import Bounds
-from samebits.harness.properties.search import Limits
 
 _ANY = Geometry("drawn", num_heads=1, num_kv_heads=1, head_dim=64)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long a search may take.
+
+    Attributes:
+        examples: comparisons that are drawn.
+        shrinks: comparisons that are tried once one has failed.
+    """
+
+    examples: int
+    shrinks: int
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How large drawn batches and those that relations make of them may be, so that an interpreter runs them.
+
+    Attributes:
+        requests, tokens, keys: of a batch at most.
+    """
+
+    requests: int
+    tokens: int
+    keys: int
+
+    def hold(self, problem: Problem) -> bool:
+        """Whether a batch is no larger."""
+        requests = problem.requests
+        return (
+            len(requests) + problem.layout.padding_requests <= self.requests
+            and sum(request.query_len for request in requests) + problem.layout.padding_tokens <= self.tokens
+            and sum(request.num_slots for request in requests) <= self.keys
+        )
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,8 @@ from samebits.harness.controls.drawn import DRAWN_FLAWS
 from samebits.harness.controls.kernels import control_cell
 from samebits.harness.controls.schedules import ScheduledKernel
 from samebits.harness.matrix import Cell, Selection, TieredCase
-from samebits.harness.properties.batches import Bounds
-from samebits.harness.properties.cases import DrawnCase
+from samebits.harness.properties.cases import Bounds, DrawnCase, Limits
 from samebits.harness.properties.relations import DRAWN_RELATIONS
-from samebits.harness.properties.search import Limits
 from samebits.harness.relations import Relation
 
 SUITE = "properties"

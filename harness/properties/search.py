@@ -13,21 +13,9 @@ from hypothesis.errors import Flaky, Unsatisfiable
 
 from samebits.harness.executor import Executor
 from samebits.harness.findings import ComputationFailed, Findings, find
+from samebits.harness.properties.cases import Limits
 from samebits.harness.properties.draws import CellDraws
 from samebits.harness.relations import Comparison, Relation
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How long a search may take.
-
-    Attributes:
-        examples: comparisons that are drawn.
-        shrinks: comparisons that are tried once one has failed.
-    """
-
-    examples: int
-    shrinks: int
 
 
 @dataclass(frozen=True)
