@@ -13,6 +13,8 @@ WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 # Torch's threads are samebits' to set; those of the libraries below numpy are not, once it is imported.
 export OMP_NUM_THREADS := 1
 export OPENBLAS_NUM_THREADS := 1
+# Hundreds of processes are started, each of which would compile samebits and all that pytest rewrites once more.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: matrix suites test nightly lint format clean
 
