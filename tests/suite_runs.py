@@ -22,8 +22,9 @@ NO_BASELINES = Path(_EMPTY.name)
 # What Python is told to run.
 PYTEST = ("-m", "pytest")
 IN_PROCESS = ("--no-isolation",)
-# Hypothesis is imported at the end of every run that has its plugin, whether or not a test uses it.
-WITHOUT_PLUGINS = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest")
+# Hypothesis is imported, and all garbage is collected twice, at the end of every run that has their plugins.
+_NOT_NEEDED = ("cacheprovider", "hypothesispytest", "unraisableexception")
+WITHOUT_PLUGINS = tuple(word for plugin in _NOT_NEEDED for word in ("-p", f"no:{plugin}"))
 
 
 @dataclass(frozen=True)
