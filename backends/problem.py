@@ -274,6 +274,11 @@ class OfRequests:
         if not keys or len(set(keys)) != len(keys):
             raise ValueError(f"problem has request keys {keys}; there must be one at least, and each may occur once")
 
+    @property
+    def num_tokens(self) -> int:
+        """Query tokens of all requests, without padding."""
+        return sum(request.query_len for request in self.requests)
+
     def with_requests(self, *requests: Request) -> Self:
         """The same problem over another batch."""
         return replace(self, requests=requests)  # type: ignore[type-var]
@@ -331,6 +336,11 @@ class Problem(OfRequests):
     def kv_len(self, request: Request) -> int:
         """Keys that the mask ranges over for this request."""
         return request.encoder_len if self.mask is Mask.CROSS else request.seq_len
+
+    @property
+    def work(self) -> int:
+        """About how much there is to compute for each head: pairs of a query and a key, masked ones too."""
+        return sum(request.query_len * self.kv_len(request) for request in self.requests)
 
     def seen_by_all(self, request: Request) -> range:
         """Keys that every query of the request sees, counted from its first attended one."""

@@ -175,9 +175,9 @@ class TokenProblem(OfRequests):
         return cache_dtype not in (None, "fp32", self.dtype)
 
     @property
-    def num_tokens(self) -> int:
-        """Rows of all requests, without padding."""
-        return sum(request.query_len for request in self.requests)
+    def work(self) -> int:
+        """About how much there is to compute: tokens."""
+        return self.num_tokens
 
     def __str__(self) -> str:
         tokens = " ".join(str(request) for request in self.requests)

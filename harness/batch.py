@@ -116,7 +116,7 @@ def make_batch(problem: Problem, device: torch.device) -> Batch:
     cache_shape = (placement.num_pages, geometry.page_size, geometry.num_kv_heads, geometry.head_dim)
     query = _empty_query(problem, (placement.metadata.num_tokens, geometry.num_heads, geometry.head_dim), device)
     data = [request_data(problem, request, device) for request in problem.requests]
-    query[: placement.num_real_tokens] = torch.cat([of_request.queries for of_request in data])
+    query[: problem.num_tokens] = torch.cat([of_request.queries for of_request in data])
     key_cache, value_cache = _filled_caches(problem, cache_shape, data, torch.cat(placement.slots).to(device))
     return Batch(
         problem=problem,

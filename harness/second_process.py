@@ -99,17 +99,10 @@ class SecondProcess:
 
 def unlike(first_here: AnyProblem, candidates: Iterable[AnyProblem]) -> AnyProblem:
     """That one of some problems whose size is furthest from that of a first call here, many times larger or smaller."""
-    return max(candidates, key=lambda other: abs(math.log(_work(other) / _work(first_here))))
+    return max(candidates, key=lambda other: abs(math.log((1 + other.work) / (1 + first_here.work))))
 
 
 def least(problem: AnyProblem) -> AnyProblem:
     """One query over one key, or one token, of the same sizes else."""
     crossing = isinstance(problem, Problem) and problem.mask is Mask.CROSS
     return problem.with_requests(Request(problem.requests[0].key, 1, encoder_len=1 if crossing else 0))
-
-
-def _work(problem: AnyProblem) -> int:
-    """About how much there is to do: pairs of queries and keys, or tokens."""
-    if isinstance(problem, Problem):
-        return 1 + sum(request.query_len * problem.kv_len(request) for request in problem.requests)
-    return 1 + problem.num_tokens

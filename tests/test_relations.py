@@ -103,10 +103,6 @@ def num_requests(problem: Problem) -> int:
     return len(problem.requests) + problem.layout.padding_requests
 
 
-def num_tokens(problem: Problem) -> int:
-    return sum(request.query_len for request in problem.requests)
-
-
 def longest_query(problem: Problem) -> int:
     return max(request.query_len for request in problem.requests)
 
@@ -123,9 +119,9 @@ def requests_between(fewest: int, most: int) -> Callable[[Problem], bool]:
 CHOICES: dict[str, Callable[[Problem], bool]] = {
     "more than 128 programs of one request and head": lambda p: num_requests(p) * p.geometry.num_kv_heads > 128,
     "more than 128 requests of one query": lambda p: num_requests(p) > 128 and longest_query(p) == 1,
-    "more than 256 tokens": lambda p: num_tokens(p) > 256,
-    "more than 2048 tokens": lambda p: num_tokens(p) > 2048,
-    "more than 2048 rows, padding among them": lambda p: num_tokens(p) + p.layout.padding_tokens > 2048,
+    "more than 256 tokens": lambda p: p.num_tokens > 256,
+    "more than 2048 tokens": lambda p: p.num_tokens > 2048,
+    "more than 2048 rows, padding among them": lambda p: p.num_tokens + p.layout.padding_tokens > 2048,
     "128 queries": lambda p: longest_query(p) >= 128,
     "512 queries": lambda p: longest_query(p) >= 512,
     "512 keys": lambda p: longest_keys(p) >= 512,
@@ -164,6 +160,6 @@ def test_only_the_smallest_batches_stand_beside_thousands_of_tokens(mask: Mask) 
     """An interpreter takes seconds for them, so that every case cannot have them."""
     mixed = replace(PAIR[mask], batch="mixed")
     longest = max(longest_keys(problem) for sides in compared(mixed) for problem in sides)
-    most = max(num_tokens(problem) for sides in compared(mixed) for problem in sides)
+    most = max(problem.num_tokens for sides in compared(mixed) for problem in sides)
     assert longest < 1024, f"a request of {longest} keys stands beside {mixed.case_id}"
     assert most < 1024, f"{most} tokens stand beside {mixed.case_id}"

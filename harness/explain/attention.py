@@ -100,7 +100,7 @@ class RowCalls:
         self._pages = batch.metadata.block_table[index].to(torch.int64)[slots // page_size]
         self._offsets = slots % page_size
         self._work_left = math.inf if most_work is None else most_work
-        self._work = max(_LEAST_WORK, sum(each.query_len * problem.kv_len(each) for each in problem.requests))
+        self._work = max(_LEAST_WORK, problem.work)
         self._plan = implementation.plan(batch.config, batch.metadata)
 
     def may_take(self, calls: int) -> bool:

@@ -76,7 +76,7 @@ def _states(problem: Problem, mode: GraphMode, history: GraphHistory, sizes: _Si
             yield _used(state, GraphUse(mode, size, size * longest, longest, max_seq_len, history))
     else:
         num_requests = len(problem.requests) + _PADDING_REQUESTS
-        num_tokens = sum(request.query_len for request in problem.requests) + _PADDING_TOKENS
+        num_tokens = problem.num_tokens + _PADDING_TOKENS
         yield _used(problem, GraphUse(mode, num_requests, num_tokens, num_tokens, max_seq_len, history))
 
 

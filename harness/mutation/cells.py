@@ -66,10 +66,8 @@ def _cost(cell: Cell) -> int:
 
 
 def _work(problem: AnyProblem) -> int:
-    if not isinstance(problem, Problem):
-        return 1 + problem.num_tokens
-    pairs = sum(request.query_len * problem.kv_len(request) for request in problem.requests)
-    return (1 + pairs) * problem.geometry.num_heads * problem.geometry.head_dim
+    of_each = problem.geometry.num_heads * problem.geometry.head_dim if isinstance(problem, Problem) else 1
+    return (1 + problem.work) * of_each
 
 
 def starts_threads(cell: Cell) -> bool:

@@ -40,7 +40,7 @@ class Bounds:
         requests = problem.requests
         return (
             len(requests) + problem.layout.padding_requests <= self.requests
-            and sum(request.query_len for request in requests) + problem.layout.padding_tokens <= self.tokens
+            and problem.num_tokens + problem.layout.padding_tokens <= self.tokens
             and sum(request.num_slots for request in requests) <= self.keys
         )
 

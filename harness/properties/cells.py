@@ -30,21 +30,19 @@ def properties_cells(selection: Selection) -> Iterator[Cell]:
         check = DRAWN_RELATIONS[flaw.check]
         yield control_cell(SUITE, ScheduledKernel(flaw), check, _CONTROL, "fp32", selection.seed)
     for implementation in selection.attention:
-        interpreted = implementation.costly or (bool(implementation.triton_kernels) and selection.platform == "cpu")
-        yield from selection.cells(SUITE, implementation, _checked(implementation, selection.tier, interpreted))
+        yield from selection.cells(SUITE, implementation, _checked(implementation, selection.tier))
 
 
-def _checked(
-    implementation: Implementation[Any], tier: str, interpreted: bool
-) -> Iterator[tuple[Relation, TieredCase]]:
+def _checked(implementation: Implementation[Any], tier: str) -> Iterator[tuple[Relation, TieredCase]]:
     """The relations, each with what is drawn for it in a tier."""
     case = DrawnCase(Limits(_EXAMPLES[tier], _SHRINKS), _BOUNDS)
-    if interpreted:
+    slow = implementation.costly or implementation.interpreted
+    if slow:
         case = DrawnCase(Limits(_COSTLY_EXAMPLES[tier], _COSTLY_SHRINKS), _SMALL_BOUNDS)
     for place, relation in enumerate(DRAWN_RELATIONS.values()):
         claimed = relation.claim is None or bool(getattr(implementation.claims, relation.claim))
         # What takes seconds is asked, below the nightly tier, for what it claims only.
-        smallest = "smoke" if claimed or not interpreted else "nightly"
+        smallest = "smoke" if claimed or not slow else "nightly"
         yield relation, TieredCase(case, smallest, _dtypes(implementation, place, relation))
 
 
