@@ -10,7 +10,7 @@ import reprlib
 import sys
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any, NoReturn, TypeVar
 
@@ -18,6 +18,8 @@ if typing.TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 DataclassT = TypeVar("DataclassT", bound="DataclassInstance")
+# Makes a parsed value what a field of some name holds.
+_Converter = Callable[[object, str], object]
 
 # What no counter, seed or distance of ours exceeds, and every reader's number can hold.
 WHOLE_NUMBERS = range(1 - 2**64, 2**64)
@@ -43,6 +45,22 @@ def shown(value: object) -> str:
     return _SHORTENED.repr(value)
 
 
+def _refuse_constant(name: str) -> NoReturn:
+    raise Malformed(f"{name} is not JSON; a number that is not finite must be one of the strings inf, -inf and nan")
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise Malformed(f"field {shown(twice)} occurs twice; each may occur once")
+    return values
+
+
+_JSON = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_without_duplicates)
+
+
 def parse_object(line: bytes) -> dict[str, Any]:
     """Parses one line as a JSON object.
 
@@ -52,7 +70,7 @@ def parse_object(line: bytes) -> dict[str, Any]:
     if len(line) > _LONGEST:
         raise Malformed(f"it has {len(line):,} bytes; it must be one JSON object of at most {_LONGEST:,}")
     try:
-        value = json.loads(line.decode(), parse_constant=_refuse_constant, object_pairs_hook=_without_duplicates)
+        value = _JSON.decode(line.decode())
     except Malformed:
         raise
     except (ValueError, RecursionError) as error:
@@ -80,74 +98,110 @@ def decode(kind: type[DataclassT], values: Mapping[str, object]) -> DataclassT:
 
 
 def _decoded(kind: type[DataclassT], values: Mapping[str, object]) -> DataclassT:
-    known, required = _fields(kind)
+    fields = _fields(kind)
     for name in values:
-        if name not in known:
-            raise Malformed(f"field {shown(name)} is unknown; known are {', '.join(known)}")
-    for name in required:
+        if name not in fields.converters:
+            raise Malformed(f"field {shown(name)} is unknown; known are {', '.join(fields.types)}")
+    for name in fields.required:
         if name not in values:
-            raise Malformed(f"field {name!r} is absent; it must be {_accepted(known[name])}")
-    converted = {name: _converted(known[name], value, name) for name, value in values.items()}
+            raise Malformed(f"field {name!r} is absent; it must be {_accepted(fields.types[name])}")
+    converted = {name: fields.converters[name](value, name) for name, value in values.items()}
     try:
         return kind(**converted)
     except ValueError as error:  # of a dataclass that looks at its own values
         raise Malformed(str(error)) from error
 
 
+@dataclasses.dataclass(frozen=True)
+class _Fields:
+    """The fields of a dataclass.
+
+    Attributes:
+        types: by name.
+        required: names of those without a default.
+        converters: what makes a value of each, by name.
+    """
+
+    types: Mapping[str, Any]
+    required: tuple[str, ...]
+    converters: Mapping[str, _Converter]
+
+
 @functools.cache
-def _fields(kind: type[DataclassInstance]) -> tuple[dict[str, Any], list[str]]:
-    """Types of a dataclass's fields by name, and the names of those without a default."""
-    types_by_name = typing.get_type_hints(kind)
+def _fields(kind: type[DataclassInstance]) -> _Fields:
+    hints = typing.get_type_hints(kind)
     fields = dataclasses.fields(kind)
     required = [
         field.name
         for field in fields
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     ]
-    return {field.name: types_by_name[field.name] for field in fields}, required
+    known = {field.name: hints[field.name] for field in fields}
+    return _Fields(known, tuple(required), {name: _converter(of_field) for name, of_field in known.items()})
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise Malformed(f"{name} is not JSON; a number that is not finite must be one of the strings inf, -inf and nan")
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise Malformed(f"field {shown(twice)} occurs twice; each may occur once")
-    return values
-
-
-def _converted(kind: object, value: object, name: str) -> object:
-    """`value` as an instance of the type `kind`; `name` is its field's."""
+@functools.cache
+def _converter(kind: Any) -> _Converter:  # noqa: ANN401 -- a type, or a generic one
+    """What makes a value an instance of a type. A file has thousands of rows, so each type is looked at once."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is types.UnionType:
-        if dataclasses.is_dataclass(arguments[0]) and isinstance(value, dict):
-            return _converted(arguments[0], value, name)
-        try:
-            return None if value is None else _converted(arguments[0], value, name)
-        except Malformed:
-            raise Malformed(f"field {shown(name)} is {shown(value)}; it must be {_accepted(kind)}") from None
-    if origin is tuple and isinstance(value, list):
-        return tuple(_converted(arguments[0], entry, f"{name}[{i}]") for i, entry in enumerate(value))
-    if origin is Mapping and isinstance(value, dict):
-        return {key: _converted(arguments[1], entry, f"{name}.{key}") for key, entry in value.items()}
-    if isinstance(kind, type):
-        if dataclasses.is_dataclass(kind) and isinstance(value, dict):
-            return _nested(kind, value, name)
-        if issubclass(kind, Enum) and isinstance(value, str) and value in {member.value for member in kind}:
-            return kind(value)
-        if kind is float:
-            return _number(value, name)
-        # Not isinstance: True is an int to Python and not to JSON.
-        if type(value) is kind and (kind is not int or value in WHOLE_NUMBERS):
-            return value
+        return functools.partial(_optional, kind, _converter(arguments[0]))
+    if origin is tuple:
+        return functools.partial(_listed, kind, _converter(arguments[0]))
+    if origin is Mapping:
+        return functools.partial(_mapped, kind, _converter(arguments[1]))
+    if dataclasses.is_dataclass(kind):
+        return functools.partial(_nested, kind)
+    if kind is float:
+        return _number
+    if issubclass(kind, Enum):
+        return functools.partial(_member, kind, {member.value: member for member in kind})
+    return functools.partial(_plain, kind)
+
+
+def _refuse(kind: object, value: object, name: str) -> NoReturn:
     raise Malformed(f"field {shown(name)} is {shown(value)}; it must be {_accepted(kind)}")
 
 
-def _nested(kind: type[DataclassT], value: Mapping[str, object], name: str) -> DataclassT:
+def _optional(kind: object, convert: _Converter, value: object, name: str) -> object:
+    if value is None:
+        return None
+    if isinstance(value, dict) and dataclasses.is_dataclass(typing.get_args(kind)[0]):
+        return convert(value, name)
+    try:
+        return convert(value, name)
+    except Malformed:
+        raise Malformed(f"field {shown(name)} is {shown(value)}; it must be {_accepted(kind)}") from None
+
+
+def _listed(kind: object, convert: _Converter, value: object, name: str) -> object:
+    if not isinstance(value, list):
+        _refuse(kind, value, name)
+    return tuple([convert(entry, f"{name}[{i}]") for i, entry in enumerate(value)])
+
+
+def _mapped(kind: object, convert: _Converter, value: object, name: str) -> object:
+    if not isinstance(value, dict):
+        _refuse(kind, value, name)
+    return {key: convert(entry, f"{name}.{key}") for key, entry in value.items()}
+
+
+def _member(kind: type[Enum], members: Mapping[str, Enum], value: object, name: str) -> object:
+    if not isinstance(value, str) or value not in members:
+        _refuse(kind, value, name)
+    return members[value]
+
+
+def _plain(kind: type, value: object, name: str) -> object:
+    # Not isinstance: True is an int to Python and not to JSON.
+    if type(value) is not kind or (kind is int and value not in WHOLE_NUMBERS):
+        _refuse(kind, value, name)
+    return value
+
+
+def _nested(kind: type[DataclassT], value: object, name: str) -> DataclassT:
+    if not isinstance(value, dict):
+        _refuse(kind, value, name)
     try:
         return _decoded(kind, value)
     except Malformed as error:
@@ -161,7 +215,7 @@ def _number(value: object, name: str) -> float:
     # A whole number may be beyond every float, and a literal such as 1e999 is read as infinite.
     if isinstance(value, (int, float)) and type(value) is not bool and abs(value) <= sys.float_info.max:
         return float(value)
-    raise Malformed(f"field {shown(name)} is {shown(value)}; it must be {_accepted(float)}")
+    _refuse(float, value, name)
 
 
 def _accepted(kind: object) -> str:
@@ -179,4 +233,4 @@ def _accepted(kind: object) -> str:
     if issubclass(kind, Enum):
         return f"one of {', '.join(str(member.value) for member in kind)}"
     assert dataclasses.is_dataclass(kind), f"{kind} is no type that a field may have"
-    return f"an object with {', '.join(_fields(kind)[0])}"
+    return f"an object with {', '.join(_fields(kind).types)}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import fcntl
 import os
@@ -384,7 +383,7 @@ def _decode(values: Mapping[str, Any], kind: str, dataclass_type: type[Dataclass
     found = fields.pop("kind", None)
     if found != kind:
         raise Malformed(f"field 'kind' is {shown(found)}; it must be {kind!r}")
-    if any(field.name == "schema_version" for field in dataclasses.fields(dataclass_type)):
+    if "schema_version" in dataclass_type.__dataclass_fields__:
         version = fields.get("schema_version")
         if type(version) is not int or version != SCHEMA_VERSION:
             older = type(version) is int and 0 < version < SCHEMA_VERSION
