@@ -150,7 +150,7 @@ def _converter(kind: Any) -> _Converter:  # noqa: ANN401 -- a type, or a generic
         return functools.partial(_listed, kind, _converter(arguments[0]))
     if origin is Mapping:
         return functools.partial(_mapped, kind, _converter(arguments[1]))
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return functools.partial(_nested, kind)
     if kind is float:
         return _number

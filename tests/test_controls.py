@@ -110,6 +110,7 @@ def test_no_two_flaws_share_a_name() -> None:
         assert flaws.setdefault(name, cell.flaw) is cell.flaw, f"two flaws of {name[0]} are called {name[1]}"
 
 
+@pytest.mark.usefixtures("no_smallest_batch")
 @pytest.mark.parametrize("cell", control_cells(), ids=lambda cell: f"{cell.suite}:{cell.flaw.name}")
 def test_the_control_is_caught_and_its_parent_passes(cell: Cell, session_record: Callable[[Cell], Record]) -> None:
     record = session_record(cell)
@@ -119,6 +120,7 @@ def test_the_control_is_caught_and_its_parent_passes(cell: Cell, session_record:
     assert record.reasons[-1] == f"{cell.parent.label} passes"
 
 
+@pytest.mark.usefixtures("no_smallest_batch")
 @pytest.mark.parametrize("cell", trespassing_cells(), ids=lambda cell: cell.flaw.name)
 def test_what_breaks_another_rule_is_reported_for_that_rule_alone(
     cell: Cell, session_record: Callable[[Cell], Record]

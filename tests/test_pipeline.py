@@ -20,13 +20,13 @@ from samebits.harness.record_files import read_run
 from samebits.harness.records import UnusableInput, Verdict
 
 from .samples import UNKNOWN_NAMES
-from .suite_runs import NO_BASELINES, ROOT, WITHOUT_PLUGINS
+from .suite_runs import IN_PROCESS, NO_BASELINES, ROOT, WITHOUT_PLUGINS
 
 WORKFLOW = ROOT / ".github" / "workflows" / "nightly.yml"
 # Two implementations that are fast to import and to run, and two checks of their rotary embedding.
 JOBS = ("FLASH_ATTN-cpu-fp32", "CPU-cpu-fp32")
 CELLS = "cache_dtype and llama3-8b-fp32 or FLASH_ATTN/torch:normal or CPU/torch:normal"
-CHEAP = ("-m", "rope", "-k", CELLS, "--baseline", str(NO_BASELINES), *WITHOUT_PLUGINS)
+CHEAP = ("-m", "rope", "-k", CELLS, "--baseline", str(NO_BASELINES), *IN_PROCESS, *WITHOUT_PLUGINS)
 # A third party's file.
 OF_MINE = """
 from samebits.backends.cpu import BundledAttention
@@ -116,7 +116,7 @@ def test_a_whole_shard_of_bf16_holds_against_the_committed_baseline(tmp_path: Pa
     matrix, job = tmp_path / "matrix.json", "FLASH_ATTN-cpu-bf16"
     matrix.write_text(one_job("bf16").to_json())
     baseline = ("--baseline", ROOT / "reports" / "baselines")
-    finished(script("shard.py", matrix, job, tmp_path, "-m", "dtype", *baseline, *WITHOUT_PLUGINS))
+    finished(script("shard.py", matrix, job, tmp_path, "-m", "dtype", *baseline, *IN_PROCESS, *WITHOUT_PLUGINS))
     run = read_run(tmp_path / job)
     assert (run.header.dtypes, run.header.narrowed) == (("bf16",), False)
     assert {record.dtype for record in run.records if not record.control} == {"bf16"}

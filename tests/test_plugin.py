@@ -13,7 +13,7 @@ from samebits.harness.record_files import read_run
 from samebits.harness.records import SCHEMA_VERSION, Verdict
 
 from .samples import UNKNOWN_NAMES
-from .suite_runs import ROOT, SuiteRun, run_pytest, run_suite
+from .suite_runs import ROOT, WITHOUT_PLUGINS, SuiteRun, run_pytest, run_suite
 
 ONE_CASE = ("-k", "llama3-8b-causal-mixed and not CONTROL", "--dtype", "fp32", "--tier", "smoke")
 WORKERS = {"one process": (), "two workers": ("-n", "2")}
@@ -122,7 +122,7 @@ def test_unusable_input_ends_the_run_with_one_sentence(
     # Which GPU this process has is not for the session inside of it to choose.
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     words = [word(tmp_path) if callable(word) else word for word in arguments]
-    code = pytest.main(["-m", "batch_invariant", *map(str, words)])
+    code = pytest.main([*WITHOUT_PLUGINS, "-m", "batch_invariant", *map(str, words)])
     out, err = capfd.readouterr()
     assert_one_sentence(code, out + err, told)
 
