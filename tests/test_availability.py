@@ -42,43 +42,46 @@ def assert_unavailable(run: SuiteRun, name: str, sentence: str) -> None:
         assert sentence in record.reasons[0], f"the reason is {record.reasons[0]!r}"
 
 
-def assert_asked_for_and_others_pass(run: SuiteRun) -> None:
+def assert_asked_for_and_others_pass(run: SuiteRun, other: str = "CPU/bundled") -> None:
     """Asserts that what stops one backend stops no other, and that the run is red for it."""
-    assert {record.verdict for record in run.of("CPU/bundled")} == {Verdict.PASS}, "a missing backend stopped others"
+    assert {record.verdict for record in run.of(other)} == {Verdict.PASS}, "a missing backend stopped others"
     assert run.exit_code == 1, "a backend that was asked for and cannot run left the run green"
 
 
-def test_a_package_that_is_deleted(tmp_path: Path, site_without: Callable[..., Path]) -> None:
-    run = run_in(site_without("aiter", "amd_aiter"), tmp_path, "--backend", "AITER", "--backend", "CPU")
+def test_a_package_that_is_deleted_and_a_compiler_that_is_not_there(
+    tmp_path: Path, site_without: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("CXX", str(tmp_path / "no-such-compiler"))
+    run = run_in(site_without("aiter", "amd_aiter"), tmp_path / "results", "--backend", "AITER", "--backend", "CPU")
     assert_unavailable(run, "AITER", "amd-aiter is not installed; pip install 'samebits[aiter]'")
-    assert_asked_for_and_others_pass(run)
+    assert_unavailable(run, "CPU/bundled", "no-such-compiler")
+    assert_asked_for_and_others_pass(run, "CPU/torch")
     assert "AITER was asked for and cannot run" in " ".join(run.output.split())
 
 
 # What AITER says of further worlds is asked of its probe in test_aiter.py, where nothing but the probe need run. A
 # module of its name is not imported when it is another's, so that it does not matter what it would raise.
 @pytest.mark.parametrize(
-    ("module", "raised"),
+    ("modules", "raised"),
     [
-        ("triton", "ImportError('undefined symbol: _ZN3c10')"),
-        ("triton", "OSError('no libamdhip64.so')"),
-        ("triton", "SystemExit(1)"),
-        ("aiter", "SystemExit(1)"),
+        (["triton"], "ImportError('undefined symbol: _ZN3c10')"),
+        (["triton"], "OSError('no libamdhip64.so')"),
+        (["triton", "aiter"], "SystemExit(1)"),
     ],
 )
 def test_a_broken_module_of_the_name_comes_first(
-    tmp_path: Path, site_without: Callable[..., Path], module: str, raised: str
+    tmp_path: Path, site_without: Callable[..., Path], modules: list[str], raised: str
 ) -> None:
     first = tmp_path / "first"
-    (first / module).mkdir(parents=True)
-    (first / module / "__init__.py").write_text(f"raise {raised}\n")
-    backend, name, sentence = {
-        "triton": ("TRITON_ATTN", "TRITON_ATTN/bundled", raised.split("(")[0]),
-        "aiter": ("AITER", "AITER", str(first)),
-    }[module]
-    backends = ("--backend", backend, "--backend", "CPU")
-    run = run_in(site_without("nothing"), tmp_path / "results", *backends, first=first)
-    assert_unavailable(run, name, sentence)
+    for module in modules:
+        (first / module).mkdir(parents=True)
+        (first / module / "__init__.py").write_text(f"raise {raised}\n")
+    backends = ("--backend", "TRITON_ATTN", *(("--backend", "AITER") if "aiter" in modules else ()))
+    run = run_in(site_without("nothing"), tmp_path / "results", *backends, "--backend", "CPU", first=first)
+    assert_unavailable(run, "TRITON_ATTN/bundled", raised.split("(")[0])
+    if "aiter" in modules:
+        assert_unavailable(run, "AITER", str(first))
     assert_asked_for_and_others_pass(run)
 
 
@@ -86,10 +89,3 @@ def test_no_triton_at_all(tmp_path: Path, site_without: Callable[..., Path]) -> 
     run = run_in(site_without("triton"), tmp_path, "--backend", "TRITON_ATTN", "--backend", "AITER")
     assert_unavailable(run, "TRITON_ATTN/bundled", "No module named 'triton'")
     assert_unavailable(run, "AITER", "triton")
-
-
-def test_no_compiler(tmp_path: Path, site_without: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("CXX", str(tmp_path / "no-such-compiler"))
-    run = run_in(site_without("nothing"), tmp_path / "results", "--implementation", "CPU/bundled")
-    assert_unavailable(run, "CPU", "no-such-compiler")

@@ -22,6 +22,8 @@ from samebits.harness.suite_cells import dtype_cells
 
 from .judged_cells import record_of
 
+pytestmark = pytest.mark.usefixtures("no_smallest_batch")
+
 CPU = torch.device("cpu")
 LONG = (Request(1, 4, 1496), Request(2, 1, 1026))
 GEOMETRY = Geometry("test", num_heads=4, num_kv_heads=1, head_dim=64)

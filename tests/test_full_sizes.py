@@ -23,6 +23,8 @@ from samebits.harness.records import Record, Verdict
 from samebits.harness.registry import load_registry
 from samebits.harness.suite_cells import SUITES
 
+pytestmark = pytest.mark.usefixtures("no_smallest_batch")
+
 CPU = torch.device("cpu")
 # Large enough for every comparison of the full sizes, and small enough for an interpreted kernel.
 SMALL = Sizes(longest=800, crowd=70, chunk=48, prompt=120)

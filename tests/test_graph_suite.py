@@ -32,6 +32,8 @@ from samebits.harness.registry import load_registry
 from .judged_cells import cells_of, record_of, records_of
 from .suite_runs import PLANTED
 
+pytestmark = pytest.mark.usefixtures("no_smallest_batch")
+
 CPU = torch.device("cpu")
 MUTANTS = load_registry([PLANTED / "graphs.py", MUSEUM / "graph.py"])
 

@@ -28,6 +28,8 @@ from samebits.harness.tokens.cache_write import PreparedCacheWrite
 
 from .judged_cells import cells_of, records_of
 
+pytestmark = pytest.mark.usefixtures("no_smallest_batch")
+
 CPU = torch.device("cpu")
 GEOMETRY = Geometry("test", num_heads=6, num_kv_heads=2, head_dim=32, page_size=4)
 PROBLEM = Problem(GEOMETRY, Mask.CAUSAL, "fp32", (Request(1, 5), Request(2, 1, 6))).with_layout(padding_tokens=2)

@@ -13,6 +13,8 @@ from samebits.harness.suite_cells import semantics_cells
 
 from .judged_cells import record_of
 
+pytestmark = pytest.mark.usefixtures("no_smallest_batch")
+
 
 @pytest.mark.parametrize("misreading", MISREADINGS, ids=lambda misreading: misreading.name)
 def test_the_misreading_is_caught_on_other_data(misreading: object) -> None:

@@ -20,6 +20,8 @@ from samebits.harness.tokens.rotary import PreparedRotary, cos_sin_cache
 
 from .judged_cells import record_of
 
+pytestmark = pytest.mark.usefixtures("no_smallest_batch")
+
 CPU = torch.device("cpu")
 
 
