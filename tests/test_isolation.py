@@ -77,7 +77,7 @@ def faults_run(tmp_path_factory: pytest.TempPathFactory) -> SuiteRun:
     """A run of all planted faults that tells where it is after each cell."""
     folder = tmp_path_factory.mktemp("faults")
     (folder / "hasty.py").write_text("from samebits.harness import progress\nprogress._LOG_SECONDS = 0.0\n")
-    few = ("--cell-timeout", "8", "--cell-memory", "1", "-p", "hasty")
+    few = ("--cell-timeout", "5", "--cell-memory", "1", "-p", "hasty")
     path = os.pathsep.join([str(folder), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
     words = (*FAULTS_RUN, *FAULTS_CELLS, *few)
     return run_suite("batch_invariant", folder / "results", *words, isolated=True, environment={"PYTHONPATH": path})

@@ -37,8 +37,12 @@ class Bug:
 
 # The mark of the suite that sees a file's mutants, and what narrows it: to cases in a dtype, never to relations.
 SUITES: Mapping[str, tuple[str, ...]] = {
-    "rotary": ("rope", "--dtype", "bf16", "-k", "llama3-8b and not CONTROL"),
-    "metadata": ("semantics", "--dtype", "fp32", "-k", "(vision or (llama3-8b and non_causal)) and not CONTROL"),
+    "rotary": ("rope", "--dtype", "bf16", "-k", "rope-llama3-8b:bf16 and not CONTROL"),
+    "metadata": (
+        "semantics",
+        *("--dtype", "fp32", "-k"),
+        "(vision-causal or vision-cross or vision-per_request or llama3-8b-non_causal-draft) and not CONTROL",
+    ),
     "empty_split": ("semantics", "--dtype", "fp32", "-k", "llama3-8b-causal and not CONTROL"),
     "linear": ("batch_invariant", "--dtype", "fp32", "-k", "linear-llama3-8b and not CONTROL"),
 }
