@@ -15,6 +15,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from samebits.harness.isolation.last_words import ending
+from samebits.harness.isolation.parent_death import end_with_parent
+
 _GRACE_SECONDS = 5
 # Seconds by the clock for each that a process may compute: the machine may have other work.
 _WAITED = 30
@@ -67,7 +70,9 @@ def answers(work: Callable[[Say], None], seconds: float, memory: int | None = No
         Hung: it computed, or said nothing, for longer than it may.
     """
     receiver, sender = multiprocessing.Pipe(duplex=False)
-    process = multiprocessing.get_context("fork").Process(target=_work, args=(work, sender, seconds, memory))
+    process = multiprocessing.get_context("fork").Process(
+        target=_work, args=(work, sender, seconds, memory, os.getpid())
+    )
     process.start()
     sender.close()
     working = Working("starting", seconds)
@@ -81,7 +86,8 @@ def answers(work: Callable[[Say], None], seconds: float, memory: int | None = No
                 process.join(_GRACE_SECONDS)
                 if process.exitcode == -signal.SIGXCPU:
                     raise Hung(f"{working.on}: no end") from None
-                raise Crashed(f"{working.on}: ended with {process.exitcode}") from None
+                how = "did not end" if process.exitcode is None else ending(process.exitcode)
+                raise Crashed(f"{working.on}: {how}") from None
             if said is None:
                 return
             if isinstance(said, _Raised):
@@ -96,12 +102,14 @@ def answers(work: Callable[[Say], None], seconds: float, memory: int | None = No
         process.join()
 
 
-def _work(work: Callable[[Say], None], sender: Connection, seconds: float, memory: int | None) -> None:
+def _work(work: Callable[[Say], None], sender: Connection, seconds: float, memory: int | None, parent: int) -> None:
     def say(what: object) -> None:
         if isinstance(what, Working):
             _limit_computing(what.seconds)
         sender.send(what)
 
+    # It may wait for minutes, and nobody would wait for it any more.
+    end_with_parent(parent)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _limit_computing(seconds)
     if memory is not None:
