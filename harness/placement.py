@@ -36,11 +36,6 @@ class Placement:
     query_rows: tuple[slice, ...]
     metadata: AttentionMetadata
 
-    @property
-    def num_real_tokens(self) -> int:
-        """Query rows that belong to a request."""
-        return int(self.query_rows[-1].stop)
-
 
 def place_batch(problem: Problem, device: torch.device) -> Placement:
     """Gives each request of a problem its pages and its rows.
@@ -51,8 +46,7 @@ def place_batch(problem: Problem, device: torch.device) -> Placement:
     """
     pages = _place_pages(problem)
     num_pages = 1 + sum(len(owned) for owned in pages) + _UNUSED_PAGES
-    num_real_tokens = sum(request.query_len for request in problem.requests)
-    slot_mapping = torch.full((num_real_tokens + problem.layout.padding_tokens,), -1, dtype=torch.int64)
+    slot_mapping = torch.full((problem.num_tokens + problem.layout.padding_tokens,), -1, dtype=torch.int64)
     query_rows, slots = [], []
     first_row = 0
     for request, owned in zip(problem.requests, pages, strict=True):

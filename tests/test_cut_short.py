@@ -13,9 +13,9 @@ from samebits.harness.controls.schedules import ChunkedKernel, ScheduledKernel
 from samebits.harness.executor import Executor
 from samebits.harness.judgement import judge
 from samebits.harness.matrix import Cell
+from samebits.harness.properties.cases import Limits
 from samebits.harness.properties.draws import Draws
 from samebits.harness.properties.judgement import judge_drawn
-from samebits.harness.properties.search import Limits
 from samebits.harness.records import Record, Verdict
 
 from .judged_cells import cells_of

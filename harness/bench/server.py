@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from samebits.harness.bench.measuring import DeviceLost
 from samebits.harness.bench.options import Options
 from samebits.harness.bench.session import BenchSession
-from samebits.harness.isolation.forked import Answer
+from samebits.harness.isolation.forked import Answer, Send
 
 
 @dataclass(frozen=True)
@@ -44,16 +43,18 @@ def make_server(options: Options) -> Answer:
     """
     session = BenchSession(options)
 
-    def answer(message: bytes) -> Iterator[bytes]:
+    def answer(message: bytes, send: Send) -> None:
         question: Question = pickle.loads(message)
         lost = ""
         try:
             if question.problem is None:
-                yield from map(pickle.dumps, session.rates())
+                for rate in session.rates():
+                    send(pickle.dumps(rate))
             else:
-                yield from map(pickle.dumps, session.time(session.problems[question.problem], question.without))
+                for told in session.time(session.problems[question.problem], question.without):
+                    send(pickle.dumps(told))
         except DeviceLost as error:
             lost = str(error)
-        yield pickle.dumps(Done(lost))
+        send(pickle.dumps(Done(lost)))
 
     return answer

@@ -55,9 +55,8 @@ class _Cells:
     """Gathers cells into tables of what repeats, columns of numbers, and what few cells have."""
 
     def __init__(self) -> None:
-        names = ("environments", "kernels", "words", "checks", "dtypes", "outcomes", "reasons", "lines", "commands")
-        names += ("batches", "drifts", "digests")
-        self.tables = {name: _Interned() for name in names}
+        words = ("environments", "kernels", "words", "checks", "dtypes", "outcomes", "reasons", "lines", "commands")
+        self.tables = {name: _Interned() for name in (*words, "batches", "drifts", "digests")}
         self.columns: dict[str, list[Any]] = {}
         self.rare: dict[str, dict[int, Any]] = {}
         self.count = 0
