@@ -59,14 +59,14 @@ class AttentionConfig:
         mask: which keys a query sees.
         window: keys a query sees, its own among them; None for no window.
         softcap: cap on the scaled scores; None for none.
-        scale: factor on `q . k`.
+        scale: factor on `q . k`, greater than 0.
         device: where the tensors are.
         sinks: float32 `[num_heads]`, representable in `dtype`, or None. The logit of a key that every query sees, in
             whatever mask, and that has no value: `exp(sink)` enters the denominator, and so the log-sum-exp, alone.
 
     Raises:
-        ValueError: the mask, the window, the softcap or the sinks are outside of these rules, for every implementation
-            alike.
+        ValueError: the mask, the window, the softcap, the scale or the sinks are outside of these rules, for every
+            implementation alike.
     """
 
     num_heads: int
@@ -91,6 +91,8 @@ class AttentionConfig:
             raise ValueError(f"window is {self.window} under mask {self.mask}; only sliding_window has one")
         if self.softcap is not None and not self.softcap > 0:
             raise ValueError(f"softcap is {self.softcap}; it must be greater than 0, or None")
+        if not self.scale > 0:
+            raise ValueError(f"scale is {self.scale}; it must be greater than 0")
         sinks = self.sinks
         if sinks is not None and (sinks.dtype is not torch.float32 or sinks.shape != (self.num_heads,)):
             given = f"{dtype_name(sinks.dtype)} {list(sinks.shape)}"

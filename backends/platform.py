@@ -49,6 +49,14 @@ def multiprocessors(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
+def compute_capability() -> tuple[int, int] | None:
+    """Compute capability of the NVIDIA GPU that kernels are compiled for; None where they are for something else."""
+    target = supposed_target()
+    if target:
+        return divmod(int(target.name.removeprefix("sm_")), 10) if target.kind == "cuda" else None
+    return torch.cuda.get_device_capability() if accelerator().kind == "cuda" else None
+
+
 def nvidia_reason(library: str, least: tuple[int, int], most: tuple[int, int] | None = None) -> str:
     """Why this machine's accelerator cannot run a library for NVIDIA GPUs, as one sentence; empty where it can.
 

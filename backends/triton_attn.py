@@ -16,10 +16,23 @@ from samebits.backends.contract import (
     Implementation,
     Tiling,
 )
-from samebits.backends.platform import accelerator, multiprocessors
+from samebits.backends.platform import accelerator, compute_capability, multiprocessors
 from samebits.backends.problem import Mask
 from samebits.backends.subject import GraphSupport, PaddingRows, Subject
 from samebits.backends.support import Support
+from samebits.backends.triton_hopper import (
+    HEAD_DIMS as HOPPER_HEAD_DIMS,
+)
+from samebits.backends.triton_hopper import (
+    HopperPlan,
+    computes_batch,
+    computes_caches,
+    computes_layer,
+    launch_on_hopper,
+    num_tiles_for,
+    plan_on_hopper,
+    programs_at_once,
+)
 from samebits.backends.triton_kernels import load_kernels, next_power_of_two, probe_kernels
 from samebits.backends.triton_operations import operations
 from samebits.backends.vllm_triton import vllm_triton_attention
@@ -63,6 +76,11 @@ class KernelConfiguration:
             )
 
 
+# Columns of a program that merges chunks, and chunks whose partials it loads at once: what keeps the registers of its
+# few warps busy.
+MERGED_COLUMNS = 32
+MERGED_BATCH = 32
+
 # By what is computed; `_configuration_for` chooses. Float32 products take no tensor cores and many registers, and wide
 # heads twice the registers and shared memory of others (64 KiB of it on an MI300).
 COMPILED = {
@@ -70,6 +88,10 @@ COMPILED = {
     "16-bit wide": KernelConfiguration(block_rows=64, kv_tile=64, kv_chunk=512, num_warps=8, num_stages=1),
     "fp32": KernelConfiguration(block_rows=32, kv_tile=64, kv_chunk=512, num_warps=8, num_stages=1),
 }
+# Where heads are those that the kernel for Hopper computes, the other computes in its tiles, and so has its bits.
+HOPPER = KernelConfiguration(block_rows=64, kv_tile=128, kv_chunk=1024, num_warps=4, num_stages=2)
+HOPPER_CASE = "16-bit, head_dim 64 or 128"
+COMPILED_FOR_HOPPER = {HOPPER_CASE: HOPPER, **COMPILED}
 # Small, so that short requests cross several tiles and chunks.
 INTERPRETED = KernelConfiguration(block_rows=32, kv_tile=32, kv_chunk=64, num_warps=1, num_stages=1)
 # Programs that fill the interpreter: fewer, and requests are shared, so that both ways to merge are in daily use.
@@ -87,6 +109,7 @@ class TritonPlan:
         configuration: of the kernel.
         num_tiles: upper bound on tiles of query rows.
         num_segments: programs that share a tile's keys.
+        hopper: how the kernel for Hopper is launched; None where it cannot compute the batch.
         partials: scratch of the chunks' maxima and sums, float32 `[num_tokens, num_heads, chunks]`, and outputs,
             `[num_tokens, num_heads, chunks, head_dim]`; None with one segment.
     """
@@ -98,6 +121,7 @@ class TritonPlan:
     configuration: KernelConfiguration
     num_tiles: int
     num_segments: int
+    hopper: HopperPlan | None
     partials: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None
 
 
@@ -108,6 +132,7 @@ class TritonAttention(Implementation[TritonPlan]):
         kernel_configuration: one for everything; None for the defaults of the platform.
         num_segments: programs that share a tile's keys; None to follow the load. It changes no bit.
         kernels: name of the module that defines `paged_attention_kernel` and `merge_chunks_kernel`.
+        on_hopper: whether a Hopper GPU computes what it can with the kernel that is written for it. It changes no bit.
     """
 
     backend = "TRITON_ATTN"
@@ -138,12 +163,17 @@ class TritonAttention(Implementation[TritonPlan]):
         kernel_configuration: KernelConfiguration | None = None,
         num_segments: int | None = None,
         kernels: str = KERNELS,
+        on_hopper: bool = True,
     ) -> None:
         self.device = accelerator().device
         self.interpreted = self.device == "cpu"
         self.num_segments = num_segments
         self.kernels = kernels
-        if kernel_configuration is None and not self.interpreted:
+        hopper = compute_capability() == (9, 0) and kernel_configuration is None and kernels == KERNELS
+        self.on_hopper = hopper and on_hopper
+        if hopper:
+            self._configurations = COMPILED_FOR_HOPPER
+        elif kernel_configuration is None and not self.interpreted:
             self._configurations = COMPILED
         else:
             self._configurations = {"all": kernel_configuration or INTERPRETED}
@@ -167,7 +197,14 @@ class TritonAttention(Implementation[TritonPlan]):
             config.num_heads,
             math.ceil(metadata.max_seq_len / configuration.kv_chunk),
         )
-        num_segments = self.num_segments or self._segments_for_load(config, num_tiles, partial_shape)
+        on_hopper = self.on_hopper and computes_layer(config) and computes_batch(config, metadata)
+        num_segments = self.num_segments
+        if num_segments is None:
+            if on_hopper:
+                programs, tiles = programs_at_once(config, metadata), num_tiles_for(config, metadata)
+            else:
+                programs, tiles = self._programs_at_once(config), num_tiles
+            num_segments = _segments_for_load(config, programs, tiles, partial_shape)
         partials = None
         if num_segments > 1:
             maxima, sums = torch.empty((2, *partial_shape), dtype=torch.float32, device=config.device)
@@ -181,6 +218,7 @@ class TritonAttention(Implementation[TritonPlan]):
             configuration=configuration,
             num_tiles=num_tiles,
             num_segments=num_segments,
+            hopper=plan_on_hopper(config, metadata, num_segments) if on_hopper else None,
             partials=partials,
         )
 
@@ -212,44 +250,66 @@ class TritonAttention(Implementation[TritonPlan]):
             *((0, 0) if lse is None else lse.stride()),
             0 if config.sinks is None else config.sinks.stride(0),
         )
+        score_scale = config.scale / config.softcap if config.softcap is not None else config.scale * LOG2_E
         shape = {
             "GROUP": config.group_size,
             "HEAD_DIM": config.head_dim,
-            "HEAD_DIM_PADDED": max(next_power_of_two(config.head_dim), 16),
             "CAUSAL": metadata.causal,
             "WINDOW": config.window or 0,
-            "BLOCK_ROWS": configuration.block_rows,
             "CHUNK": configuration.kv_chunk,
         }
-        # A product and a sum must be two roundings in both kernels: see the kernels' module.
-        options = {"num_warps": configuration.num_warps, "enable_fp_fusion": False}
-        kernels.paged_attention_kernel[(plan.num_tiles, config.num_kv_heads, plan.num_segments)](
-            query,
-            key_cache,
-            value_cache,
-            *results,
-            metadata.query_start_loc,
-            plan.kv_lens,
-            plan.kv_starts,
-            metadata.causal_requests,
-            metadata.block_table,
-            metadata.num_requests,
-            partial_chunks,
-            config.scale / config.softcap if config.softcap is not None else config.scale * LOG2_E,
-            config.softcap * LOG2_E if config.softcap is not None else None,
-            *query.stride()[:2],
-            *key_cache.stride()[:3],
-            *value_cache.stride()[:3],
-            *result_strides,
-            metadata.block_table.stride(0),
-            PAGE_SIZE=config.page_size,
-            KV_TILE=configuration.kv_tile,
-            num_stages=configuration.num_stages,
-            **shape,
-            **options,
-        )
+        padded_head_dim = max(next_power_of_two(config.head_dim), 16)
+        if plan.hopper is not None and computes_caches(key_cache, value_cache):
+            launch_on_hopper(
+                plan.hopper,
+                config,
+                metadata,
+                plan.kv_lens,
+                plan.num_segments,
+                query,
+                key_cache,
+                value_cache,
+                results,
+                result_strides,
+                partial_chunks=partial_chunks,
+                score_scale=score_scale,
+                kv_tile=configuration.kv_tile,
+                kv_chunk=configuration.kv_chunk,
+            )
+        else:
+            kernels.paged_attention_kernel[(plan.num_tiles, config.num_kv_heads, plan.num_segments)](
+                query,
+                key_cache,
+                value_cache,
+                *results,
+                metadata.query_start_loc,
+                plan.kv_lens,
+                plan.kv_starts,
+                metadata.causal_requests,
+                metadata.block_table,
+                metadata.num_requests,
+                partial_chunks,
+                score_scale,
+                config.softcap * LOG2_E if config.softcap is not None else None,
+                *query.stride()[:2],
+                *key_cache.stride()[:3],
+                *value_cache.stride()[:3],
+                *result_strides,
+                metadata.block_table.stride(0),
+                HEAD_DIM_PADDED=padded_head_dim,
+                PAGE_SIZE=config.page_size,
+                BLOCK_ROWS=configuration.block_rows,
+                KV_TILE=configuration.kv_tile,
+                num_warps=configuration.num_warps,
+                num_stages=configuration.num_stages,
+                enable_fp_fusion=False,
+                **shape,
+            )
         if plan.partials is not None:
-            kernels.merge_chunks_kernel[(plan.num_tiles, config.num_kv_heads)](
+            merged = self._merging(config, configuration, padded_head_dim)
+            tiles = metadata.num_tokens // (merged["BLOCK_ROWS"] // config.group_size) + metadata.num_requests
+            blocks = padded_head_dim // merged["BLOCK_COLUMNS"]
+            kernels.merge_chunks_kernel[(tiles, config.num_kv_heads, blocks)](
                 *results,
                 metadata.query_start_loc,
                 plan.kv_lens,
@@ -257,23 +317,47 @@ class TritonAttention(Implementation[TritonPlan]):
                 metadata.num_requests,
                 partial_chunks,
                 *result_strides,
-                NUM_STAGES=configuration.num_stages,
+                enable_fp_fusion=False,
+                **merged,
                 **shape,
-                **options,
             )
+
+    def _merging(
+        self, config: AttentionConfig, configuration: KernelConfiguration, padded_head_dim: int
+    ) -> dict[str, int]:
+        """Sizes of the programs that merge chunks: many small ones, but for the interpreter, where each takes long."""
+        if self.interpreted:
+            return {
+                "BLOCK_ROWS": configuration.block_rows,
+                "BLOCK_COLUMNS": padded_head_dim,
+                "BATCH": 2,
+                "num_warps": 1,
+            }
+        rows = next_power_of_two(config.group_size)
+        columns = min(MERGED_COLUMNS, padded_head_dim)
+        num_warps = max(1, min(4, rows * columns // 32))
+        return {"BLOCK_ROWS": rows, "BLOCK_COLUMNS": columns, "BATCH": MERGED_BATCH, "num_warps": num_warps}
 
     def _configuration_for(self, config: AttentionConfig) -> KernelConfiguration:
         if "all" in self._configurations:
             return self._configurations["all"]
         if config.dtype == torch.float32:
             return self._configurations["fp32"]
-        return self._configurations["16-bit wide" if config.head_dim > 128 else "16-bit"]
+        if config.head_dim > 128:
+            return self._configurations["16-bit wide"]
+        in_tiles_of_hopper = config.head_dim in HOPPER_HEAD_DIMS and HOPPER_CASE in self._configurations
+        return self._configurations[HOPPER_CASE if in_tiles_of_hopper else "16-bit"]
 
-    def _segments_for_load(self, config: AttentionConfig, num_tiles: int, partial_shape: tuple[int, int, int]) -> int:
-        if math.prod(partial_shape) * (config.head_dim + 2) * 4 > MAX_PARTIAL_BYTES:
-            return 1
-        wanted = INTERPRETED_PROGRAMS if self.interpreted else 2 * multiprocessors(config.device)
-        return max(1, min(partial_shape[-1], wanted // (num_tiles * config.num_kv_heads)))
+    def _programs_at_once(self, config: AttentionConfig) -> int:
+        return INTERPRETED_PROGRAMS if self.interpreted else 2 * multiprocessors(config.device)
+
+
+def _segments_for_load(
+    config: AttentionConfig, programs: int, num_tiles: int, partial_shape: tuple[int, int, int]
+) -> int:
+    if math.prod(partial_shape) * (config.head_dim + 2) * 4 > MAX_PARTIAL_BYTES:
+        return 1
+    return max(1, min(partial_shape[-1], programs // (num_tiles * config.num_kv_heads)))
 
 
 def implementations() -> list[Subject]:

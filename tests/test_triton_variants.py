@@ -35,7 +35,7 @@ def attention_launches(problem: Problem, num_segments: int) -> list[Launch]:
     """What attention gives its kernels on a GPU."""
     batch = make_batch(problem, CPU)
     with supposing(TARGETS["sm_90"]), recording("triton_attn", paged_attention) as launched:
-        implementation = TritonAttention(num_segments=num_segments)
+        implementation = TritonAttention(num_segments=num_segments, on_hopper=False)
         plan = implementation.plan(batch.config, batch.metadata)
         lse = torch.empty(GEOMETRY.num_heads, batch.query.shape[0])
         output = torch.empty_like(batch.query)

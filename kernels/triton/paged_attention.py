@@ -4,7 +4,7 @@ The keys of a request are divided into chunks at fixed absolute boundaries: mult
 attended key. Each chunk is computed from zero (own running maximum, sum and output over its tiles), and chunks are
 merged in ascending order. That is the arithmetic, whoever does it: one program may own all chunks of its rows and
 merge them in registers, or several share them, each writing one partial per chunk for `merge_chunks_kernel` to merge.
-Both call the functions below, so both give the same bits. Four more rules make this hold:
+Both call the functions below, so both give the same bits. Five more rules make this hold:
 
 * Keys that a row does not see leave it bit for bit, be they in its tile for a neighbour's sake or beyond the request's.
   Those that no row of a tile sees are not even read. A value that a neighbour sees has to be finite, though: the row
@@ -12,6 +12,7 @@ Both call the functions below, so both give the same bits. Four more rules make 
 * The shape of a tile never depends on the batch.
 * Kernels are launched with `enable_fp_fusion=False`: a product and a sum are two roundings in every kernel, not one in
   those where a compiler happens to fuse them.
+* A weight is `exp2(score * scale - maximum)` with one rounding of the argument: `tl.fma` says so itself.
 * Sums are taken inside of `tl.dot` or in the layout of its result. Triton compiles variants for how tensors are aligned
   in memory. They load differently and may keep what they load in other layouts, in which `tl.sum` would add in another
   order; the instruction of a `tl.dot`, and so the layout of its result, is the same in all of them.
@@ -142,16 +143,18 @@ def _attend_chunk(
         value_rows = page * stride_value_page + page_slot * stride_value_slot
         values = tl.load(value_columns + value_rows[:, None], mask=loaded, other=0.0)
 
-        scores = tl.dot(query, tl.trans(keys), input_precision="ieee") * score_scale
+        scores = tl.dot(query, tl.trans(keys), input_precision="ieee")
+        scale = score_scale
         if softcap is not None:
-            scores = softcap * _tanh(scores)
+            scores = softcap * _tanh(scores * score_scale)
+            scale = 1.0
         visible = key[None, :] < visible_end
         if WINDOW:
             visible = visible & (key[None, :] >= visible_end - WINDOW)
         scores = tl.where(visible, scores, float("-inf"))
 
-        new_max = tl.maximum(chunk_max, tl.max(scores, 1))
-        weights = tl.exp2(scores - new_max[:, None])
+        new_max = tl.maximum(chunk_max, tl.max(scores, 1) * scale)
+        weights = tl.exp2(tl.fma(scores, scale, -new_max[:, None]))
         rescale = tl.exp2(chunk_max - new_max)
         chunk_sum = chunk_sum * rescale + tl.sum(weights, 1)
         rescaled = chunk_output * rescale[:, None]
@@ -204,7 +207,8 @@ def _store_rows(output_pointers, lse, lse_rows, sink, row_max, row_sum, row_outp
         # A chunk behind all others: one key, whose score is the sink and whose value is 0.
         row_max, row_sum, row_output = _merge_chunk(row_max, row_sum, row_output, sink * LOG2_E, 1.0, 0.0)
     divisor = tl.where(row_sum == 0.0, 1.0, row_sum)
-    normalised = tl.math.div_rn(row_output, divisor[:, None])
+    # One division for a row, not one for each of its elements: they take longer than all else here.
+    normalised = row_output * tl.math.div_rn(1.0, divisor)[:, None]
     tl.store(output_pointers, normalised.to(output_pointers.dtype.element_ty), mask=stored)
     if lse is not None:
         log_sum = (row_max + tl.log2(divisor)) * LN_2
@@ -370,16 +374,18 @@ def merge_chunks_kernel(
     stride_sink,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
-    HEAD_DIM_PADDED: tl.constexpr,
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
     CHUNK: tl.constexpr,
-    NUM_STAGES: tl.constexpr,
+    BATCH: tl.constexpr,
 ):
-    """Merges the partials of one tile of rows, program (tile, key/value head).
+    """Merges the partials of a few rows and columns, program (tile, key/value head, block of columns).
 
-    The arguments are those of `paged_attention_kernel`.
+    Arguments that `paged_attention_kernel` has too are as there, but tiles have a `BLOCK_ROWS` of their own. Others:
+        BLOCK_COLUMNS: columns of a program.
+        BATCH: chunks that are loaded at once. Loads take longer than what is done with them, and none has to wait.
     """
     TILE_TOKENS: tl.constexpr = BLOCK_ROWS // GROUP
     _, first_row, first_token, query_len, _, _, begin_key, end_key = _locate_tile(
@@ -391,20 +397,31 @@ def merge_chunks_kernel(
     _, row, head, row_exists = _rows_of_tile(
         first_row, first_token, query_len, tl.program_id(1), GROUP, TILE_TOKENS, BLOCK_ROWS
     )
-    column = tl.arange(0, HEAD_DIM_PADDED)[None, :]
+    column = tl.program_id(2) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)[None, :]
     stored = row_exists[:, None] & (column < HEAD_DIM)
     row_max = tl.full([BLOCK_ROWS], LOWEST, tl.float32)
     row_sum = tl.full([BLOCK_ROWS], 0.0, tl.float32)
-    row_output = tl.full([BLOCK_ROWS, HEAD_DIM_PADDED], 0.0, tl.float32)
+    row_output = tl.full([BLOCK_ROWS, BLOCK_COLUMNS], 0.0, tl.float32)
     partial_rows = (row * (tl.num_programs(1) * GROUP) + head) * partial_chunks
-    for chunk in tl.range(begin_key // CHUNK, tl.cdiv(end_key, CHUNK), num_stages=NUM_STAGES):
-        partial = partial_rows + chunk
-        chunk_max = tl.load(partial_max + partial, mask=row_exists, other=LOWEST)
-        chunk_sum = tl.load(partial_sum + partial, mask=row_exists, other=0.0)
-        chunk_output = tl.load(partial_output + partial[:, None] * HEAD_DIM + column, mask=stored, other=0.0)
-        row_max, row_sum, row_output = _merge_chunk(row_max, row_sum, row_output, chunk_max, chunk_sum, chunk_output)
+    end_chunk = tl.cdiv(end_key, CHUNK)
+    for first_chunk in range(begin_key // CHUNK, end_chunk, BATCH):
+        chunk_max, chunk_sum, chunk_output = (), (), ()
+        for chunk in tl.static_range(BATCH):
+            partial = partial_rows + first_chunk + chunk
+            # What is beyond the last chunk reads as one of which the rows see no key.
+            written = first_chunk + chunk < end_chunk
+            chunk_max += (tl.load(partial_max + partial, mask=row_exists & written, other=LOWEST),)
+            chunk_sum += (tl.load(partial_sum + partial, mask=row_exists & written, other=0.0),)
+            outputs = partial_output + partial[:, None] * HEAD_DIM + column
+            chunk_output += (tl.load(outputs, mask=stored & written, other=0.0),)
+        for chunk in tl.static_range(BATCH):
+            row_max, row_sum, row_output = _merge_chunk(
+                row_max, row_sum, row_output, chunk_max[chunk], chunk_sum[chunk], chunk_output[chunk]
+            )
     output_rows = row * stride_output_token + head * stride_output_head
     lse_rows = head * stride_lse_head + row * stride_lse_token
     sink = None if sinks is None else tl.load(sinks + head * stride_sink)
     output_pointers = output + output_rows[:, None] + column
-    _store_rows(output_pointers, lse, lse_rows, sink, row_max, row_sum, row_output, stored, row_exists)
+    _store_rows(
+        output_pointers, lse, lse_rows, sink, row_max, row_sum, row_output, stored, row_exists & (tl.program_id(2) == 0)
+    )

@@ -1,0 +1,119 @@
+"""The kernel for Hopper: what it is given, and, where there is such a GPU, that its bits are the portable kernel's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from samebits.backends.platform import accelerator, compute_capability
+from samebits.backends.problem import Geometry, Layout, Mask, Problem, Request, Strides
+from samebits.backends.target import TARGETS, supposing
+from samebits.backends.triton_attn import TritonAttention
+from samebits.backends.triton_hopper import computes_caches
+from samebits.harness.batch import make_batch
+from samebits.harness.execution import Execution, execute
+
+CPU = torch.device("cpu")
+LLAMA = Geometry("test", num_heads=8, num_kv_heads=2, head_dim=128)
+on_hopper = pytest.mark.skipif(compute_capability() != (9, 0), reason="there is no Hopper GPU to run its kernel on")
+
+
+def planned(problem: Problem, **options: Any) -> Any:  # noqa: ANN401
+    with supposing(TARGETS["sm_90"]):
+        batch = make_batch(problem, CPU)
+        return TritonAttention(**options).plan(batch.config, batch.metadata)
+
+
+def causal(*requests: Request, geometry: Geometry = LLAMA, dtype: str = "bf16") -> Problem:
+    return Problem(geometry, Mask.CAUSAL, dtype, requests)
+
+
+def test_hopper_computes_in_its_own_tiles_whoever_launches_them() -> None:
+    plan = planned(causal(Request(1, 5, 20)))
+    portable = planned(causal(Request(1, 5, 20)), on_hopper=False)
+    assert plan.hopper is not None, "the kernel for Hopper was not chosen"
+    assert portable.hopper is None, "the portable kernel was asked for"
+    assert plan.configuration == portable.configuration, "the two kernels compute in different tiles"
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        causal(Request(1, 5, 20), dtype="fp32"),
+        causal(Request(1, 5, 20), geometry=replace(LLAMA, head_dim=96)),
+        causal(Request(1, 5, 20), geometry=replace(LLAMA, head_dim=256)),
+        causal(Request(1, 5, 20), geometry=replace(LLAMA, softcap=30.0)),
+        causal(Request(1, 5, 20), geometry=replace(LLAMA, page_size=48)),
+        causal(Request(1, 5, 20), geometry=replace(LLAMA, page_size=4)),
+        causal(Request(1, 5, 20), geometry=replace(LLAMA, num_heads=142)),
+        Problem(LLAMA, Mask.PER_REQUEST, "bf16", (Request(1, 5, 20),)),
+        Problem(LLAMA, Mask.CAUSAL, "bf16", (Request(1, 5, 20, encoder_len=7),)),
+    ],
+    ids=["fp32", "head_dim 96", "head_dim 256", "softcap", "page 48", "page 4", "group 71", "per request", "encoder"],
+)
+def test_what_the_kernel_for_hopper_cannot_compute_is_left_to_the_portable_one(problem: Problem) -> None:
+    assert planned(problem).hopper is None
+
+
+def test_short_queries_take_one_warpgroup_and_long_ones_two_that_share_what_is_loaded() -> None:
+    # 4 heads of a group, 64 rows of a warpgroup.
+    assert planned(causal(Request(1, 16, 20))).hopper.warpgroups == 1
+    plan = planned(causal(Request(1, 1, 20), Request(2, 17, 20)))
+    assert plan.hopper.warpgroups == 2
+    assert plan.hopper.counter is not None, "tiles of different sizes are taken by who is free"
+
+
+def test_caches_whose_pages_are_no_rows_of_a_matrix_are_left_to_the_portable_kernel() -> None:
+    cache = torch.zeros(6, 16, 2, 128, dtype=torch.bfloat16)
+    head_first = torch.zeros(6, 2, 16, 128, dtype=torch.bfloat16).transpose(1, 2)
+    beside = torch.zeros(6, 2, 16, 2, 128, dtype=torch.bfloat16)[:, 0]
+    assert all(computes_caches(cache, other) for other in (cache, head_first, beside))
+    padded_page = torch.zeros(6, 16 * 256 + 8, dtype=torch.bfloat16)[:, : 16 * 256].view(6, 16, 2, 128)
+    odd_slot = torch.zeros(6, 16, 260, dtype=torch.bfloat16)[:, :, :256].unflatten(2, (2, 128))
+    astray = torch.zeros(6 * 16 * 256 + 1, dtype=torch.bfloat16)[1:].view(6, 16, 2, 128)
+    for name, other in {"padded page": padded_page, "odd slot": odd_slot, "address": astray}.items():
+        assert not computes_caches(cache, other), name
+        assert not computes_caches(other, cache), name
+
+
+def run(problem: Problem, **options: Any) -> Execution:  # noqa: ANN401
+    return execute(TritonAttention(**options), problem, torch.device(accelerator().device))
+
+
+BATCH = (Request(1, 1, 1500), Request(2, 40, 90), Request(3, 200, 0), Request(4, 3, 2046), Request(5, 17, 1111))
+
+
+@on_hopper
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize("group", [1, 3, 4, 7, 16, 64])
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("page_size", [8, 16, 64, 128, 512])
+def test_every_geometry_has_the_bits_of_the_portable_kernel(
+    dtype: str, group: int, head_dim: int, page_size: int
+) -> None:
+    geometry = Geometry("test", num_heads=2 * group, num_kv_heads=2, head_dim=head_dim, page_size=page_size)
+    problem = causal(*BATCH, geometry=geometry, dtype=dtype)
+    assert run(problem).digest == run(problem, on_hopper=False).digest
+
+
+@on_hopper
+@pytest.mark.parametrize("num_segments", [None, 1, 2, 5])
+@pytest.mark.parametrize("sinks", [False, True])
+@pytest.mark.parametrize("mask", [Mask.CAUSAL, Mask.NON_CAUSAL, Mask.SLIDING_WINDOW], ids=str)
+@pytest.mark.parametrize("requests", [BATCH, BATCH[:1], BATCH[3:4], BATCH[2:3]], ids=["all", "decode", "few", "prefill"])
+def test_every_mask_and_share_has_the_bits_of_the_portable_kernel(
+    requests: tuple[Request, ...], mask: Mask, sinks: bool, num_segments: int | None
+) -> None:
+    problem = Problem(replace(LLAMA, sinks=sinks, window=300), mask, "bf16", requests)
+    alone = run(problem, on_hopper=False, num_segments=1)
+    assert run(problem, num_segments=num_segments).digest == alone.digest
+
+
+@on_hopper
+@pytest.mark.parametrize("kind", list(Strides), ids=str)
+def test_every_layout_of_the_cache_has_the_bits_of_the_portable_kernel(kind: Strides) -> None:
+    problem = Problem(LLAMA, Mask.CAUSAL, "bf16", BATCH, Layout(strides=kind))
+    assert run(problem).digest == run(problem, on_hopper=False).digest
