@@ -16,7 +16,6 @@ from samebits.backends.problem import Problem
 from samebits.backends.subject import GraphSupport, Subject
 from samebits.backends.token_problem import Linear, RmsNorm, TokenProblem
 from samebits.harness.bench.inputs import AttentionInputs, Inputs, TokenInputs
-from samebits.harness.bench.plain_flex import plain_flex
 from samebits.harness.bench.problems import BenchProblem
 from samebits.harness.bench.records import Role, Timing
 from samebits.harness.bench.stopwatch import Action
@@ -128,12 +127,19 @@ class Yardstick(Contender):
 def yardsticks(problem: BenchProblem) -> Iterator[Yardstick]:
     """What a problem is held against besides other implementations."""
     if problem.beside_flex:
-        yield Yardstick("flex_attention", plain_flex)
+        yield Yardstick("flex_attention", _plain_flex)
     if isinstance(problem.problem, TokenProblem):
         if isinstance(problem.problem.operation, Linear):
             yield Yardstick("linear", _plain_linear)
         if isinstance(problem.problem.operation, RmsNorm):
             yield Yardstick("copy", _plain_copy, computes=False)
+
+
+def _plain_flex(inputs: AttentionInputs) -> tuple[Action, Action]:
+    # Not earlier: it imports torch's compiler, which the process that others are forked from must be without.
+    from samebits.harness.bench.plain_flex import plain_flex
+
+    return plain_flex(inputs)
 
 
 def _plain_linear(inputs: TokenInputs) -> tuple[Action, None]:

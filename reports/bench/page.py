@@ -124,7 +124,7 @@ def _head(bench: Bench) -> Iterator[str]:
     yield (
         f"Timed on {text.moment(header.started)} UTC by `samebits bench"
         f"{' ' if header.asked else ''}{' '.join(header.asked)}`, with {text.markdown(versions)}, on "
-        f"{text.counted(header.environment.threads, 'thread')} of the host. [How it is measured](bench.md)."
+        f"{text.counted(header.environment.threads, 'thread')} of the host. `docs/bench.md` says how it is measured."
     )
     if bench.truncated:
         yield ""
