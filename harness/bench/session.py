@@ -30,7 +30,7 @@ from samebits.harness.registry import load_registry
 # A GPU is done with all in four minutes, and two cores in five, of which compilers have no part.
 _BUDGETS = {
     "cuda": Budget(rounds=40, least=5, seconds=1.5, warming=0.5),
-    "cpu": Budget(rounds=15, least=3, seconds=3.0, warming=0.3),
+    "cpu": Budget(rounds=11, least=3, seconds=2.5, warming=0.2),
 }
 # Of that, what a quick run has.
 _QUICK_SHARE = 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -79,8 +80,8 @@ def as_summary(bench: Bench) -> str:
     reached = outcomes(found)
     lines: list[str] = []
     if reached:
-        headings = [("", "implementation"), ("", "dtype"), ("", "asked"), ("", "reached"), ("", "met")]
-        lines += columns(headings, [_outcome_row(outcome) for outcome in reached], left=4)
+        headings = [("", "implementation"), ("", "dtype"), ("", "asked"), ("", "met"), ("", "worst")]
+        lines += columns(headings, [_short_outcome(outcome) for outcome in reached], left=len(headings))
     else:
         headings = [("", "problem"), ("", "dtype"), ("", "fastest"), ("", "time"), ("of the", "limit")]
         rows = [_fastest_row(standing) for standing in found if standing.timed]
@@ -157,9 +158,20 @@ def _targets(reached: Sequence[Outcome]) -> Iterator[str]:
 
 
 def _outcome_row(outcome: Outcome) -> list[str]:
-    reached = ", ".join(f"{problem} {words.ratio(value)}" for problem, value in outcome.reached)
+    """With all problems, for the page."""
+    implementation, dtype, asked, met, _ = _short_outcome(outcome)
+    return [implementation, dtype, asked, ", ".join(itertools.starmap(_told_problem, outcome.reached)), met]
+
+
+def _short_outcome(outcome: Outcome) -> list[str]:
+    """With the worst problem alone, for a terminal."""
     met = f"{outcome.met} of {len(outcome.reached)}"
-    return [outcome.target.ours, outcome.dtype, outcome.target.told, reached, met]
+    worst = "-" if outcome.worst is None else _told_problem(*outcome.worst)
+    return [outcome.target.ours, outcome.dtype, outcome.target.told, met, worst]
+
+
+def _told_problem(problem: str, value: float | None) -> str:
+    return f"{problem} {words.ratio(value)}"
 
 
 def _overview(found: Sequence[Standing]) -> Iterator[str]:

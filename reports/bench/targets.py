@@ -127,6 +127,13 @@ class Outcome:
         """Of how many problems it was."""
         return sum(value is not None and self.target.is_met(value) for _, value in self.reached)
 
+    @property
+    def worst(self) -> tuple[str, float] | None:
+        """The problem that is furthest from what is asked, and what it came to; None where no time is known."""
+        known = [(problem, value) for problem, value in self.reached if value is not None]
+        worst_of = min if self.target.beside is Beside.LIMIT else max
+        return worst_of(known, key=lambda reached: reached[1]) if known else None
+
 
 def outcomes(found: Sequence[Standing], targets: Iterable[Target] = TARGETS) -> list[Outcome]:
     """What the targets came to that say something of what was timed."""
