@@ -6,7 +6,6 @@ Reporting and comparing need neither torch nor a backend, so only listing import
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib.metadata
 import os
 import shutil
@@ -18,6 +17,7 @@ from typing import NoReturn
 from samebits.harness.bench.options import Options as BenchOptions
 from samebits.harness.bench.records import read_bench
 from samebits.harness.explanation import Explanation
+from samebits.harness.library_output import told_on_stderr
 from samebits.harness.record_files import read_run, records_file
 from samebits.harness.records import RECORDS_FILE, Run, UnusableInput
 from samebits.reports.accumulation import drawn_orders, has_orders
@@ -199,7 +199,7 @@ _BASELINE_HELP = "what to compare with (default: the baselines that come with sa
 
 def _list(options: argparse.Namespace) -> int:
     # A library may print while it is imported, which must not get into what machines read.
-    with contextlib.redirect_stdout(sys.stderr):
+    with told_on_stderr():
         from samebits.harness import listing
         from samebits.harness.registry import load_registry
 
@@ -268,7 +268,7 @@ def _matrix(options: argparse.Namespace) -> int:
             f"--json prints the matrix and runs nothing; leave out {', '.join(ignored)}, or give --slurm"
         )
     # A library may print while it is imported, which must not get into what machines read.
-    with contextlib.redirect_stdout(sys.stderr):
+    with told_on_stderr():
         from samebits.harness.ci_jobs import make_matrix
         from samebits.harness.ci_matrix import parse_runners
         from samebits.harness.registry import load_registry
@@ -293,7 +293,7 @@ def _matrix(options: argparse.Namespace) -> int:
 
 def _repro(options: argparse.Namespace) -> int:
     # A library may print while it is imported or run.
-    with contextlib.redirect_stdout(sys.stderr):
+    with told_on_stderr():
         from samebits.harness.repro.command import replay
 
         replayed = replay(
@@ -325,7 +325,7 @@ def _whole_number(least: int, most: int) -> Callable[[str], int]:
 
 def _explain(options: argparse.Namespace) -> int:
     # A library may print while it is imported or run, which is no part of the explanation.
-    with contextlib.redirect_stdout(sys.stderr):
+    with told_on_stderr():
         from samebits.harness.explain.cell import explain_cell
 
         found = explain_cell(options.cell, options.tier, options.seed, options.load, options.libs)
@@ -350,7 +350,7 @@ def _print_explanation(explanation: Explanation, drawing: Path | None) -> None:
 
 def _museum(options: argparse.Namespace) -> int:
     # A library may print while it is imported.
-    with contextlib.redirect_stdout(sys.stderr):
+    with told_on_stderr():
         from samebits.harness.museum.command import look_at
 
         told, all_caught = look_at(options.only, smoke=options.smoke, seeds=options.seeds, page=options.write)
@@ -394,7 +394,7 @@ def _mutants(options: argparse.Namespace) -> int:
     if options.sample is not None and options.sample < 1:
         raise UnusableInput(f"--sample is {options.sample}; it must be at least 1")
     # A library may print while it is imported.
-    with contextlib.redirect_stdout(sys.stderr):
+    with told_on_stderr():
         from samebits.harness.mutation.command import try_mutants
 
         told, all_told = try_mutants(

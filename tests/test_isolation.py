@@ -136,6 +136,13 @@ def test_cells_beside_a_fault_are_what_they_are_without_it(faults: dict[str, dic
     assert not others, f"another cell came to something else beside the faults of {others}"
 
 
+def test_what_a_cell_warns_of_is_in_the_summary_of_the_run(faults_run: SuiteRun) -> None:
+    _, _, summary = faults_run.output.partition("warnings summary")
+    place, _, told = summary.partition("UserWarning: what a kernel warns of")
+    assert told, "a warning of a cell that passed is lost"
+    assert "FAULTS/prints-without-end:max_seq_len" in place, "whose warning it is, is not told"
+
+
 def test_what_a_victim_left_behind_is_ended(faults: dict[str, dict[str, Record]]) -> None:
     (reason,) = faults["leaves-others-behind"]["max_seq_len"].reasons
     left = int(reason.partition("left ")[2].split()[0])

@@ -11,13 +11,15 @@ from dataclasses import replace
 import torch
 
 from samebits.harness.isolation.forked import Answer, Send
+from samebits.harness.isolation.noted_warnings import noted_warnings, to_line
 from samebits.harness.matrix import Cell
 from samebits.harness.records import Record, Verdict
 from samebits.harness.session import MatrixSession, Options
 
 # First words of its messages: the record of a cell that is about to run; that of one that did not hold, as long as its
 # batch is still made smaller; that of one that ran; and that of one after which this process is not fit for others.
-BEGUN, FOUND, DONE, SPOILT = b"begun", b"found", b"done", b"spoilt"
+# Before the last two, the warnings of the cell, where there are any.
+BEGUN, FOUND, WARNED, DONE, SPOILT = b"begun", b"found", b"warned", b"done", b"spoilt"
 
 
 def make_server(options: Options) -> Answer:
@@ -45,7 +47,10 @@ class _CellServer:
         suite, cell_id = json.loads(question)
         cell = self._cell(suite, cell_id)
         send(_message(BEGUN, self._session.not_run(cell)))
-        record = self._session.run(cell, lambda found: send(_message(FOUND, found)))
+        with noted_warnings() as noted:
+            record = self._session.run(cell, lambda found: send(_message(FOUND, found)))
+        if noted:
+            send(WARNED + b" " + to_line(noted).encode())
         lost = _lost_device()
         if lost and record.verdict in (Verdict.PASS, Verdict.VARIES):
             record = replace(record, verdict=Verdict.ERROR, reasons=(f"left its device unusable: {lost}",))

@@ -8,9 +8,10 @@ import time
 import warnings
 from dataclasses import replace
 
-from samebits.harness.isolation.cell_server import DONE, FOUND, SPOILT
+from samebits.harness.isolation.cell_server import DONE, FOUND, SPOILT, WARNED
 from samebits.harness.isolation.last_words import ending
 from samebits.harness.isolation.limits import Limits, held_memory
+from samebits.harness.isolation.noted_warnings import issue
 from samebits.harness.isolation.served import Lost, ServedProcess, Template
 from samebits.harness.judgement import cut_short
 from samebits.harness.matrix import Cell
@@ -57,13 +58,15 @@ class IsolatedSession:
             return _error(self._session.not_probed(cell), reason)
         messages: list[bytes] = []
         try:
-            self._ask(cell, messages)
+            warned = self._ask(cell, messages)
             record = _record_in(messages[-1])
         except Lost as lost:
             self._breaches[subject] = self._breaches.get(subject, 0) + 1 if lost.broke_limit else 0
             record = replace(self._of_lost(cell, messages, lost), seconds=time.perf_counter() - started)
         else:
             self._breaches[subject] = 0
+            if warned:
+                issue(warned.removeprefix(WARNED).decode())
         return record
 
     def close(self) -> None:
@@ -73,24 +76,31 @@ class IsolatedSession:
             self._process = None
         self._template.close()
 
-    def _ask(self, cell: Cell, messages: list[bytes]) -> None:
+    def _ask(self, cell: Cell, messages: list[bytes]) -> bytes:
         """Has the other process run a cell.
 
         Args:
             cell: what to run.
             messages: takes what that process tells of it, the last of which has the cell's record.
 
+        Returns:
+            The message of its warnings; empty where there are none.
+
         Raises:
             Lost: there is no other process any more.
         """
         process = self._ready()
-        is_new = not self._before
+        is_new, warned = not self._before, b""
         limits = replace(self._limits, seconds=max(self._limits.seconds, _START_SECONDS * is_new))
         try:
             process.send(json.dumps([cell.suite, cell.cell_id]).encode())
             messages.append(process.receive(limits))
             while not messages[-1].startswith((DONE, SPOILT)):
-                messages.append(process.receive(self._limits))
+                message = process.receive(self._limits)
+                if message.startswith(WARNED):
+                    warned = message
+                else:
+                    messages.append(message)
         except BaseException as error:
             # An interrupt, too, leaves a process that is busy.
             process.kill()
@@ -102,6 +112,7 @@ class IsolatedSession:
         if messages[-1].startswith(SPOILT):
             process.kill()
             self._process = None
+        return warned
 
     def _of_lost(self, cell: Cell, messages: list[bytes], lost: Lost) -> Record:
         """The record of a cell whose process did not live to its end: what it had found by then is not lost with it."""

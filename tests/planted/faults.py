@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -63,6 +64,7 @@ def writes_into_every_pipe() -> None:
 
 
 def prints_without_end() -> None:
+    warnings.warn("what a kernel warns of", stacklevel=1)
     for _ in range(1 << 10):
         print("a line " * 100)
         print("a line " * 100, file=sys.stderr)
