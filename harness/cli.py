@@ -364,7 +364,7 @@ def _bench(options: argparse.Namespace) -> int:
     directory = options.report
     if directory is None:
         # A library may print while it is imported or run.
-        with contextlib.redirect_stdout(sys.stderr):
+        with told_on_stderr():
             from samebits.harness.bench.command import run_bench, tell_on_stderr, told_list
 
             asked = BenchOptions(
