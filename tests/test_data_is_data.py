@@ -21,12 +21,13 @@ CALLS = {"eval", "exec", "compile", "torch.load", "np.load", "numpy.load", "pd.r
 BETWEEN_OWN_PROCESSES = {
     *("harness/second_process.py", "harness/second_process_tasks.py"),
     *("harness/isolation/served.py", "harness/isolation/template_main.py"),
+    *("harness/bench/isolated.py", "harness/bench/server.py"),
 }
 # Mutants are samebits' own sources, changed.
 OWN_SOURCES = {"harness/mutation/planting.py"}
 # A wall clock may be set at any time, so it says when a run was and decides nothing.
 CLOCKS = {"time.time", "datetime.now", "datetime.datetime.now", "datetime.utcnow"}
-TELL_THE_TIME = {"harness/session.py", "harness/resuming.py", "harness/ci_jobs.py"}
+TELL_THE_TIME = {"harness/session.py", "harness/resuming.py", "harness/ci_jobs.py", "harness/bench/session.py"}
 
 
 def dotted(node: ast.expr) -> str:
