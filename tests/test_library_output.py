@@ -10,7 +10,11 @@ import warnings
 
 import pytest
 
-from samebits.harness.isolation.noted_warnings import issue, noted_warnings, to_line
+from samebits.harness.isolation.isolated_session import told_warnings
+from samebits.harness.isolation.noted_warnings import NotedWarning, issue, noted_warnings, to_line
+from samebits.harness.records import Verdict
+
+from .samples import FAILS, cell
 
 # Stands for a command that imports a library which is loud.
 LOUD = """
@@ -55,6 +59,16 @@ def test_a_stream_that_is_closed_is_no_matter(closed: tuple[int, ...]) -> None:
             pass
     """
     assert run_python(program, *closed).stdout == ("" if 1 in closed else "ours")
+
+
+def test_a_warning_that_the_user_made_an_error_is_the_cells() -> None:
+    line = to_line([NotedWarning("UserWarning", "beware", "kernel.py", 3)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        told = told_warnings(cell(**FAILS), line)
+    assert (told.verdict, told.reasons[0]) == (Verdict.ERROR, "UserWarning: beware")
+    assert told.reasons[1:] == FAILS["reasons"], "what was found besides is lost"
+    assert told_warnings(cell(), "") == cell()
 
 
 def test_a_warning_is_carried_to_another_process_once_for_each_place() -> None:

@@ -13,7 +13,7 @@ from samebits.harness.isolation.last_words import ending
 from samebits.harness.isolation.limits import Limits, held_memory
 from samebits.harness.isolation.noted_warnings import issue
 from samebits.harness.isolation.served import Lost, ServedProcess, Template
-from samebits.harness.judgement import cut_short
+from samebits.harness.judgement import cut_short, told_error
 from samebits.harness.matrix import Cell
 from samebits.harness.record_files import parse_record
 from samebits.harness.records import Record, Verdict
@@ -65,8 +65,7 @@ class IsolatedSession:
             record = replace(self._of_lost(cell, messages, lost), seconds=time.perf_counter() - started)
         else:
             self._breaches[subject] = 0
-            if warned:
-                issue(warned.removeprefix(WARNED).decode())
+            record = told_warnings(record, warned.removeprefix(WARNED).decode())
         return record
 
     def close(self) -> None:
@@ -145,6 +144,20 @@ class IsolatedSession:
         if self._before:
             told += f" (after {len(self._before)} other cells in that process, the last of them {self._before[-1]})"
         return told
+
+
+def told_warnings(record: Record, warned: str) -> Record:
+    """A cell's record, when its warnings have been given again here: an error where this process's filters raise one.
+
+    Args:
+        record: of a cell.
+        warned: its warnings, as a line of JSON; empty where there are none.
+    """
+    try:
+        issue(warned or "[]")
+    except Warning as warning:
+        return replace(record, verdict=Verdict.ERROR, reasons=(told_error(warning), *record.reasons))
+    return record
 
 
 def _record_in(message: bytes) -> Record:
