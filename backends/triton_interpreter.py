@@ -28,6 +28,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
@@ -171,6 +172,7 @@ def _mend_interpreter() -> None:
     interpreter._patch_attr = _calling_at_once
     interpreter._get_np_dtype = remembering_numpy_dtypes(interpreter._get_np_dtype)
     interpreter._patch_lang = _patching_once(interpreter._patch_lang)
+    interpreter.GridExecutor.__call__ = _unwarned(interpreter.GridExecutor.__call__)
     interpreter.GridExecutor._restore_args_dev = _restoring_from_host(interpreter.GridExecutor._restore_args_dev)
 
 
@@ -217,6 +219,16 @@ def _call_python(function: JITFunction[Any], *args: Any, **kwargs: Any) -> Any: 
 
 def _to_index(tensor: tl.tensor) -> int:
     return int(tensor.handle.data.item())
+
+
+def _unwarned(launch: Callable[..., None]) -> Callable[..., None]:
+    """Launches without numpy's warnings of infinities and NaN: no device that the interpreter stands for has any."""
+
+    def call(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401 -- of any kernel
+        with np.errstate(all="ignore"), warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+            launch(*args, **kwargs)
+
+    return call
 
 
 def _restoring_from_host(restore: Callable[..., None]) -> Callable[..., None]:

@@ -99,7 +99,8 @@ class RunLog:
         Raises:
             UnusableInput: an option cannot be used.
         """
-        if not self._suites and is_asked_for(self._config.option.markexpr):
+        # In this order: which suites there are is known for good once it was asked, and a resumed run says which.
+        if is_asked_for(self._config.option.markexpr) and not self._suites:
             return
         self._take_over()
         self._check_selection()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+import warnings
 
 import pytest
 import torch
@@ -58,6 +59,11 @@ with interpreting():
         return x + x
 
     @triton.jit
+    def largest_product_kernel(x, y, out, N: tl.constexpr):
+        index = tl.arange(0, N)
+        tl.store(out, tl.max(tl.load(x + index) * tl.load(y + index), 0))
+
+    @triton.jit
     def library_kernel(x, bound, out, N: tl.constexpr):
         index = tl.arange(0, N)
         total = tl.zeros([N], tl.float32)
@@ -98,6 +104,15 @@ def test_a_row_of_a_product_does_not_depend_on_its_tile(rows: int) -> None:
         tile[place] = row
         found = interpreted_dot(tile, right)[place]
         assert torch.equal(bits(found), bits(expected)), f"row {place} of {rows} has other bits than row 3 of 8"
+
+
+@pytest.mark.parametrize(("left", "right"), [(3e38, 3e38), (torch.inf, 0.0), (torch.nan, 1.0)])
+def test_nothing_is_warned_of_that_no_device_would(left: float, right: float) -> None:
+    result = torch.zeros(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        largest_product_kernel[(1,)](torch.full((16,), left), torch.full((16,), right), result, 16)
+    assert not result.isfinite().any(), "there is nothing that numpy would warn of"
 
 
 def test_float32_is_rounded_to_nearest_even_in_bfloat16() -> None:
