@@ -189,7 +189,10 @@ class _Trial:
                 return f"when it is replayed, {wrong}"
             self._add(entry, replay)
         except Exception as error:
-            return f"its capture raised {summary_of(error)}"
+            reason = f"its capture raised {summary_of(error)}"
+            # Or whoever comes next would be blamed.
+            _require_device(self._stopwatch, reason)
+            return reason
         return ""
 
 

@@ -2,6 +2,7 @@
 
 # ruff: noqa: ANN001, ANN201, ANN202 -- Triton gives the arguments of a kernel their types
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-decorators=False
+# mypy: disable-error-code=assignment
 
 from samebits.kernels.triton.hopper_tiles import (
     BEGIN_KEY,
