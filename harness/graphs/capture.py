@@ -121,6 +121,17 @@ def run(implementation: Implementation[Any], plan: object, arguments: Arguments,
     )
 
 
+@dataclass(frozen=True)
+class _Replay:
+    """Replays a graph, and holds on to what was captured: a graph reads memory that it does not keep itself."""
+
+    graph: torch.cuda.CUDAGraph
+    action: Callable[[], object]
+
+    def __call__(self) -> None:
+        self.graph.replay()
+
+
 def captured_in_graph(action: Callable[[], object], device: torch.device) -> Launch:
     """Warms an action up on a stream of its own, captures it, and returns what replays it on the current stream.
 
@@ -148,7 +159,7 @@ def captured_in_graph(action: Callable[[], object], device: torch.device) -> Lau
                 raise
             graph.capture_end()
     torch.cuda.synchronize(device)
-    return graph.replay
+    return _Replay(graph, action)
 
 
 def give_back_graphs(mode: GraphMode) -> None:
