@@ -13,9 +13,11 @@ from samebits.harness.record_files import read_run
 from samebits.harness.records import SCHEMA_VERSION, Verdict
 
 from .samples import UNKNOWN_NAMES
-from .suite_runs import IN_PROCESS, NO_BASELINES, ROOT, WITHOUT_PLUGINS, SuiteRun, run_pytest, run_suite
+from .suite_runs import ROOT, WITHOUT_PLUGINS, SuiteRun, run_pytest, run_suite
 
 ONE_CASE = ("-k", "llama3-8b-causal-mixed and not CONTROL", "--dtype", "fp32", "--tier", "smoke")
+# Fewer cells to make before a file is looked at.
+ONE = ("--implementation", "CPU/torch")
 WORKERS = {"one process": (), "two workers": ("-n", "2")}
 
 BROKEN_BACKEND = """
@@ -105,11 +107,11 @@ def results_of_another_run(directory: Path) -> Path:
         (["--baseline", other_schema], "schema_version"),
         (["--baseline", not_json], "text.jsonl"),
         (["--baseline", other_device], "cuda Z9"),
-        (["--results", unwritable_results], "cannot write"),
-        (["--results", results_of_another_run], "records of another run"),
-        (["--update-baseline", str], "is a directory; a baseline is written into a file"),
-        (["--update-baseline", unwritable_results], "cannot write"),
-        (["--update-baseline", not_json], "text.jsonl"),
+        (["--results", unwritable_results, *ONE], "cannot write"),
+        (["--results", results_of_another_run, *ONE], "records of another run"),
+        (["--update-baseline", str, *ONE], "is a directory; a baseline is written into a file"),
+        (["--update-baseline", unwritable_results, *ONE], "cannot write"),
+        (["--update-baseline", not_json, *ONE], "text.jsonl"),
     ],
     ids=lambda value: (
         " ".join(getattr(word, "__name__", str(word)) for word in value) if isinstance(value, list) else ""
@@ -209,13 +211,12 @@ def test_two_runs_give_the_same_records_but_for_time(run_with: Callable[[str], S
 
 
 def test_the_command_of_a_record_reproduces_its_cell_and_its_bits(
-    tmp_path: Path, run_with: Callable[[str], SuiteRun]
+    tmp_path: Path, run_with: Callable[[str], SuiteRun], run_here: Callable[..., int]
 ) -> None:
     record = next(record for record in run_with("one process").of("CPU/torch") if record.relation == "pages")
     words = record.command.split()
     assert words[:3] == ["pytest", "-m", "batch_invariant"]
-    again = run_pytest(*words[1:], *IN_PROCESS, "--baseline", NO_BASELINES, "--results", tmp_path)
-    assert again.returncode == 0, again.stdout
+    assert run_here(*words[1:], "--results", tmp_path) == 0
     (repeated,) = read_run(tmp_path).records
     assert (repeated.cell_id, repeated.digest) == (record.cell_id, record.digest)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -35,31 +36,40 @@ def test_a_run_that_is_interrupted_twice_is_cut_off(tmp_path: Path, workers: tup
     assert run.truncated, "a run whose cells did not all run says that it finished"
 
 
-def test_a_selection_that_leaves_nothing_is_told_in_one_sentence(tmp_path: Path) -> None:
-    done = run_pytest(*SUITE, "-k", "nothing_such", "--results", tmp_path / "results")
-    assert done.returncode == 2, f"exit code {done.returncode}:\n{done.stdout}\n{done.stderr}"
-    told = [line for line in done.stdout.splitlines() if line.startswith("samebits: ")]
+def test_a_selection_that_leaves_nothing_is_told_in_one_sentence(
+    tmp_path: Path, run_here: Callable[..., int], capfd: pytest.CaptureFixture[str]
+) -> None:
+    code = run_here(*SUITE, "-k", "nothing_such", "--results", tmp_path / "results")
+    output, _ = capfd.readouterr()
+    assert code == 2, f"exit code {code}:\n{output}"
+    told = [line for line in output.splitlines() if line.startswith("samebits: ")]
     assert told == [
         "samebits: -m 'batch_invariant' -k 'nothing_such' suites leaves no test; pytest --collect-only -q lists "
         "what there is"
     ]
-    assert "GREEN" not in done.stdout
+    assert "GREEN" not in output
     assert not list((tmp_path / "results").iterdir()), "a run of nothing left records"
 
 
-def test_a_narrowed_run_does_not_start_when_it_should_become_a_baseline(tmp_path: Path) -> None:
+def test_a_narrowed_run_does_not_start_when_it_should_become_a_baseline(
+    tmp_path: Path, run_here: Callable[..., int], capfd: pytest.CaptureFixture[str]
+) -> None:
     baseline = tmp_path / "cpu.jsonl"
-    done = run_pytest(*SUITE, "-k", "pages", "--update-baseline", baseline, "--results", tmp_path / "results")
-    assert done.returncode == 2, f"exit code {done.returncode}:\n{done.stdout}\n{done.stderr}"
-    assert "--update-baseline needs whole suites, and this run is narrowed to some of their cells" in done.stdout
+    code = run_here(*SUITE, "-k", "pages", "--update-baseline", baseline, "--results", tmp_path / "results")
+    output, _ = capfd.readouterr()
+    assert code == 2, f"exit code {code}:\n{output}"
+    assert "--update-baseline needs whole suites, and this run is narrowed to some of their cells" in output
     assert not list((tmp_path / "results").iterdir()), "cells ran before the user was told"
     assert not baseline.exists()
 
 
-def test_a_suite_by_its_file_misses_no_cell_of_another(tmp_path: Path) -> None:
+def test_a_suite_by_its_file_misses_no_cell_of_another(
+    tmp_path: Path, run_here: Callable[..., int], capfd: pytest.CaptureFixture[str]
+) -> None:
     # The suite of the fewest cells, and the baselines that come with samebits, which hold cells of all the others.
-    done = run_pytest("suites/test_compile.py", *CELLS, "--results", tmp_path)
-    assert done.returncode == 0, f"exit code {done.returncode}:\n{done.stdout}\n{done.stderr}"
+    packaged = ROOT / "reports" / "baselines"
+    code = run_here("suites/test_compile.py", *CELLS, "--results", tmp_path, "--baseline", packaged)
+    assert code == 0, capfd.readouterr()
     run = read_run(tmp_path)
     assert {record.suite for record in run.records} == {"compile"}
     assert run.header.narrowed, "cells of the suite that was not collected count as missing"
