@@ -28,12 +28,13 @@ def test_the_example_backend_is_at_most_40_lines() -> None:
 def records_of_example(folder: Path, code: str, command: str) -> list[Record]:
     """Saves an example and runs the command that is printed with it, from outside of the checkout.
 
-    But for the controls, each of which test_controls.py runs, and for the many cases of other models.
+    But for the controls, each of which test_controls.py runs, and for the many other cases.
     """
     _, suite, *words = shlex.split(command.strip().removeprefix("$ pytest "))
     (file,) = re.findall(r"--load[ =](\w+\.py)", command)
     (folder / file).write_text(code)
-    installed = ("--pyargs", "samebits.suites", "-k", "llama3-8b and not CONTROL")
+    few = "(llama3-8b-causal-mixed or rope-llama3-8b:) and not CONTROL"
+    installed = ("--pyargs", "samebits.suites", "-k", few)
     run = run_suite(suite, folder / "results", *words, *installed, cwd=folder)
     assert run.exit_code == 0, f"the example ended with {run.exit_code}:\n{run.output[-5000:]}"
     return list(run.records)
