@@ -142,8 +142,11 @@ def _neighbour_lengths(problem: Problem, tiling: Tiling) -> Iterable[Comparison]
 
 
 def _neighbour_contents(problem: Problem, tiling: Tiling) -> Iterable[Comparison]:
-    if len(problem.requests) == 1:
-        return
+    return beside_other_data(problem) if len(problem.requests) > 1 else ()
+
+
+def beside_other_data(problem: AnyProblem) -> Iterable[Comparison]:
+    """The problem, and each half of its requests beside others of the lengths of the other half."""
     for kept in (0, 1):
         requests = [
             request if index % 2 == kept else replace(request, key=request.key + NEIGHBOUR_KEY)

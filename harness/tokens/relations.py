@@ -17,7 +17,7 @@ from samebits.backends.token_problem import (
     TokenProblem,
 )
 from samebits.harness.other_layer import other_layer
-from samebits.harness.relations import NEIGHBOUR_KEY, Comparison, Relation
+from samebits.harness.relations import NEIGHBOUR_KEY, Comparison, Relation, beside_other_data
 from samebits.harness.tokens.execution import outlawed
 
 # A cache of 16-bit numbers that is large beside what two tokens need, and beside what is looked up with them.
@@ -63,12 +63,7 @@ def _neighbour_lengths(problem: TokenProblem, tiling: Tiling) -> Iterable[Compar
 
 
 def _neighbour_contents(problem: TokenProblem, tiling: Tiling) -> Iterable[Comparison]:
-    for kept in (0, 1):
-        requests = [
-            request if index % 2 == kept else replace(request, key=request.key + NEIGHBOUR_KEY)
-            for index, request in enumerate(problem.requests)
-        ]
-        yield Comparison((problem,), (problem.with_requests(*requests),))
+    return beside_other_data(problem)
 
 
 def _pages(problem: TokenProblem, tiling: Tiling) -> Iterable[Comparison]:
