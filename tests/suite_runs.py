@@ -46,6 +46,11 @@ class SuiteRun:
         return [record for record in self.records if record.label == label]
 
 
+def python_path(*first: Path) -> str:
+    """`PYTHONPATH` of a process that finds modules in some folders, and then where this process finds them."""
+    return os.pathsep.join(filter(None, (*map(str, first), os.environ.get("PYTHONPATH"))))
+
+
 def run_pytest(
     *arguments: object,
     cwd: Path = ROOT,

@@ -9,7 +9,7 @@ import pytest
 
 from samebits.harness.records import Verdict
 
-from .suite_runs import SuiteRun, run_suite
+from .suite_runs import SuiteRun, python_path, run_suite
 
 FEW_CELLS = "llama3-8b-causal-mixed and (pages or table_width) and not CONTROL"
 # Runs pytest in a world whose installed packages are those of a folder.
@@ -27,7 +27,7 @@ def run_in(site: Path, results: Path, *arguments: str, first: Path | None = None
     """
     few = ("--tier", "smoke", "--dtype", "fp32", "-k", FEW_CELLS)
     python = ("-S", "-c", IN_SITE, site)
-    path = {"PYTHONPATH": first or ""}
+    path = {"PYTHONPATH": python_path(*([first] if first else []))}
     run = run_suite("batch_invariant", results, *few, *arguments, python=python, environment=path)
     assert "Traceback" not in run.output, f"a traceback was printed:\n{run.output}"
     return run

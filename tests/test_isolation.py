@@ -23,7 +23,7 @@ from samebits.harness.isolation.served import Lost, Template
 from samebits.harness.records import Record, Verdict
 from samebits.harness.session import MatrixSession, Options
 
-from .suite_runs import PLANTED, SuiteRun, run_suite
+from .suite_runs import PLANTED, SuiteRun, python_path, run_suite
 
 GIB = 1 << 30
 PATIENT = Limits(seconds=60)
@@ -78,7 +78,7 @@ def faults_run(tmp_path_factory: pytest.TempPathFactory) -> SuiteRun:
     folder = tmp_path_factory.mktemp("faults")
     (folder / "hasty.py").write_text("from samebits.harness import progress\nprogress._LOG_SECONDS = 0.0\n")
     few = ("--cell-timeout", "5", "--cell-memory", "1", "-p", "hasty")
-    path = os.pathsep.join([str(folder), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    path = python_path(folder)
     words = (*FAULTS_RUN, *FAULTS_CELLS, *few)
     return run_suite("batch_invariant", folder / "results", *words, isolated=True, environment={"PYTHONPATH": path})
 

@@ -20,7 +20,7 @@ from samebits.harness.records import RECORDS_FILE, Run, UnusableInput
 from samebits.reports.report import write_report
 
 from .samples import NO_BASELINE
-from .suite_runs import NO_BASELINES, PYTEST, ROOT, WITHOUT_PLUGINS
+from .suite_runs import NO_BASELINES, PYTEST, ROOT, WITHOUT_PLUGINS, python_path
 
 KILLS = int(os.environ.get("SAMEBITS_KILLS", "2"))
 SELECTION = ("-m", "rope", "--implementation", "CPU/torch", "--tier", "smoke")
@@ -75,7 +75,7 @@ class DisturbedRun:
             process = subprocess.Popen(
                 [sys.executable, *map(str, words), "-q", "--baseline", str(NO_BASELINES)],
                 cwd=ROOT,
-                env=os.environ | {"PYTHONPATH": self._python_path(), "CELL_STARTS": str(starts)},
+                env=os.environ | {"PYTHONPATH": python_path(self._folder), "CELL_STARTS": str(starts)},
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -111,9 +111,6 @@ class DisturbedRun:
                 return process.wait() == -signal.SIGKILL
             time.sleep(0.005)
         return False
-
-    def _python_path(self) -> str:
-        return os.pathsep.join(filter(None, (str(self._folder), os.environ.get("PYTHONPATH"))))
 
 
 def end_all(process: subprocess.Popen[bytes]) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from samebits.harness.record_files import read_run
 
-from .suite_runs import IN_PROCESS, NO_BASELINES, ROOT, run_pytest
+from .suite_runs import IN_PROCESS, NO_BASELINES, ROOT, python_path, run_pytest
 
 CELLS = ("--tier", "smoke", "--dtype", "fp32", "--implementation", "CPU/torch", *IN_PROCESS)
 SUITE = ("-m", "batch_invariant", *CELLS, "--baseline", NO_BASELINES)
@@ -30,7 +30,9 @@ def test_a_run_that_is_interrupted_twice_is_cut_off(tmp_path: Path, workers: tup
     (tmp_path / "two_interrupts.py").write_text(TWO_INTERRUPTS)
     results = tmp_path / "results"
     one_case = ("-k", "llama3-8b-causal-mixed and not CONTROL", "--results", results)
-    done = run_pytest(*SUITE, *one_case, *workers, "-p", "two_interrupts", environment={"PYTHONPATH": tmp_path})
+    done = run_pytest(
+        *SUITE, *one_case, *workers, "-p", "two_interrupts", environment={"PYTHONPATH": python_path(tmp_path)}
+    )
     run = read_run(results)
     assert run.records, f"no cell finished before the interrupt:\n{done.stdout}\n{done.stderr}"
     assert run.truncated, "a run whose cells did not all run says that it finished"

@@ -10,7 +10,7 @@ import pytest
 
 from samebits.harness.records import Record, Verdict
 
-from .suite_runs import PLANTED, SuiteRun, run_suite
+from .suite_runs import PLANTED, SuiteRun, python_path, run_suite
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def run_file(tmp_path_factory: pytest.TempPathFactory, broken_flash_attn: Path) 
             words = ["--tier", "smoke", "--load", PLANTED / f"{file}.py", *narrowed]
             for name in dict.fromkeys(name for bug in BUGS if bug.file == file for name in (bug.name, bug.parent)):
                 words += ["--implementation", name]
-            path = {"PYTHONPATH": broken_flash_attn}
+            path = {"PYTHONPATH": python_path(broken_flash_attn)}
             # What a bug reads on some batch may be nobody's memory.
             done[file] = run_suite(suite, tmp_path_factory.mktemp(file), *words, environment=path, isolated=True)
         return done[file]
