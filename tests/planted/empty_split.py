@@ -35,11 +35,11 @@ class MergedOnTriton(TritonAttention):
     name = "empty-split-merged"
 
     def __init__(self) -> None:
-        line = (
-            "tl.range(begin_key // CHUNK, tl.cdiv(end_key, CHUNK), num_stages=NUM_STAGES)",
-            "tl.range(0, partial_chunks, num_stages=NUM_STAGES)",
+        lines = (
+            ("end_chunk = tl.cdiv(end_key, CHUNK)", "end_chunk = partial_chunks"),
+            ("range(begin_key // CHUNK, end_chunk, BATCH)", "range(0, end_chunk, BATCH)"),
         )
-        super().__init__(kernels=planted_module(KERNELS, "planted_empty_split", line))
+        super().__init__(kernels=planted_module(KERNELS, "planted_empty_split", *lines))
 
 
 def implementations() -> list[Implementation[Any]]:
