@@ -6,6 +6,7 @@ written for the heads that most models have. Everything else is left to the port
 
 from __future__ import annotations
 
+import functools
 import importlib
 import math
 from dataclasses import dataclass
@@ -164,7 +165,7 @@ def launch_on_hopper(
         kv_tile: keys of a tile.
         kv_chunk: keys of a chunk.
     """
-    kernel = importlib.import_module(KERNELS).paged_attention_kernel
+    kernel = _kernel()
     if plan.counter is not None:
         plan.counter.zero_()
     keys, values = (_as_rows(cache, min(config.page_size, kv_tile)) for cache in (key_cache, value_cache))
@@ -211,6 +212,18 @@ def launch_on_hopper(
     )
 
 
+@functools.cache
+def _kernel() -> Any:  # noqa: ANN401 -- Triton's, which has no types
+    return importlib.import_module(KERNELS).paged_attention_kernel
+
+
+@functools.cache
+def _box_layout() -> Any:  # noqa: ANN401
+    from triton.experimental.gluon import language as gl
+
+    return gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
+
+
 def _is_matrix(cache: torch.Tensor) -> bool:
     page_stride, slot_stride, head_stride, _ = cache.stride()
     if slot_stride == 0 or slot_stride * cache.element_size() % _ALIGNMENT_BYTES:
@@ -223,15 +236,13 @@ def _is_matrix(cache: torch.Tensor) -> bool:
 
 
 def _as_rows(cache: torch.Tensor, box_rows: int) -> _Rows:
-    from triton.experimental.gluon import language as gl
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
     page_stride, slot_stride, head_stride, _ = cache.stride()
     within_row = head_stride % slot_stride != 0
     head_columns = head_stride if within_row else 0
     shape = [_num_rows(cache), (cache.shape[2] - 1) * head_columns + cache.shape[3]]
-    layout = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
-    descriptor = TensorDescriptor(cache, shape, [slot_stride, 1], [box_rows, _SPAN], layout)
+    descriptor = TensorDescriptor(cache, shape, [slot_stride, 1], [box_rows, _SPAN], _box_layout())
     return _Rows(descriptor, page_stride // slot_stride, 0 if within_row else head_stride // slot_stride, head_columns)
 
 

@@ -15,9 +15,9 @@ number, or whoever is free first, as a counter tells.
 # ruff: noqa: ANN001, ANN201 -- Triton gives the arguments of a kernel their types
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-decorators=False
 
+from samebits.kernels.triton import hopper_tiles as tiles
 from samebits.kernels.triton.hopper_computing import compute_rows
 from samebits.kernels.triton.hopper_loading import load_tiles
-from samebits.kernels.triton.hopper_tiles import NUMBERS, ROWS, SLOTS, SPAN
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
@@ -97,7 +97,7 @@ def paged_attention_kernel(
     """
     dtype: gl.constexpr = query.dtype.element_ty
     BOX_ROWS: gl.constexpr = key_descriptor.block_type.shape[0]
-    TILE_TOKENS: gl.constexpr = ROWS // GROUP * WARPGROUPS
+    TILE_TOKENS: gl.constexpr = tiles.ROWS // GROUP * WARPGROUPS
     DYNAMIC: gl.constexpr = counter is not None
     WITH_LSE: gl.constexpr = lse is not None
     WITH_SINKS: gl.constexpr = sinks is not None
@@ -117,17 +117,19 @@ def paged_attention_kernel(
     SPANS: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
     NUMBER: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, order=[0])
     BARRIER: gl.constexpr = mbarrier.MBarrierLayout()
-    query_buffers = gl.allocate_shared_memory(dtype, [WARPGROUPS, ROWS, HEAD_DIM], SPANS)
-    key_buffers = gl.allocate_shared_memory(dtype, [KEY_STAGES, KV_TILE * HEAD_DIM // SPAN, SPAN], SPANS)
-    value_buffers = gl.allocate_shared_memory(dtype, [VALUE_STAGES, KV_TILE * HEAD_DIM // SPAN, SPAN], SPANS)
-    numbers = gl.allocate_shared_memory(gl.int32, [SLOTS * NUMBERS, 1], NUMBER)
+    query_buffers = gl.allocate_shared_memory(dtype, [WARPGROUPS, tiles.ROWS, HEAD_DIM], SPANS)
+    key_buffers = gl.allocate_shared_memory(dtype, [KEY_STAGES, KV_TILE * HEAD_DIM // tiles.SPAN, tiles.SPAN], SPANS)
+    value_buffers = gl.allocate_shared_memory(
+        dtype, [VALUE_STAGES, KV_TILE * HEAD_DIM // tiles.SPAN, tiles.SPAN], SPANS
+    )
+    numbers = gl.allocate_shared_memory(gl.int32, [tiles.SLOTS * tiles.NUMBERS, 1], NUMBER)
     keys_full = gl.allocate_shared_memory(gl.int64, [KEY_STAGES, 1], BARRIER)
     keys_empty = gl.allocate_shared_memory(gl.int64, [KEY_STAGES, 1], BARRIER)
     values_full = gl.allocate_shared_memory(gl.int64, [VALUE_STAGES, 1], BARRIER)
     values_empty = gl.allocate_shared_memory(gl.int64, [VALUE_STAGES, 1], BARRIER)
     taken_out = gl.allocate_shared_memory(gl.int64, [VALUE_STAGES, 1], BARRIER)
-    told = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], BARRIER)
-    heard = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], BARRIER)
+    told = gl.allocate_shared_memory(gl.int64, [tiles.SLOTS, 1], BARRIER)
+    heard = gl.allocate_shared_memory(gl.int64, [tiles.SLOTS, 1], BARRIER)
     for stage in gl.static_range(KEY_STAGES):
         mbarrier.init(keys_full.index(stage), count=1)
         mbarrier.init(keys_empty.index(stage), count=WARPGROUPS)
@@ -135,7 +137,7 @@ def paged_attention_kernel(
         mbarrier.init(values_full.index(stage), count=1)
         mbarrier.init(values_empty.index(stage), count=WARPGROUPS)
         mbarrier.init(taken_out.index(stage), count=1)
-    for slot in gl.static_range(SLOTS):
+    for slot in gl.static_range(tiles.SLOTS):
         mbarrier.init(told.index(slot), count=1)
         mbarrier.init(heard.index(slot), count=WARPGROUPS)
     fence_async_shared()

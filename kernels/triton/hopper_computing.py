@@ -3,21 +3,7 @@
 # ruff: noqa: ANN001, ANN201, ANN202 -- Triton gives the arguments of a kernel their types
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-decorators=False
 
-from samebits.kernels.triton.hopper_tiles import (
-    BEGIN_KEY,
-    BEGIN_TILE,
-    END_KEY,
-    END_TILE,
-    FIRST_POSITION,
-    FIRST_ROW,
-    KV_HEAD,
-    QUERY_LEN,
-    ROWS,
-    SLOTS,
-    SPAN,
-    TILE_TOKEN,
-    told_number,
-)
+from samebits.kernels.triton import hopper_tiles as tiles
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
@@ -26,12 +12,6 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
-
-LN_2 = gl.constexpr(0.6931471805599453)
-LOG2_E = gl.constexpr(1.4426950408889634)
-LOWEST = gl.constexpr(-3.4028234663852886e38)
-# Values that are not seen are taken out of a tile in pieces of so many keys.
-PIECE = gl.constexpr(16)
 
 
 @gluon.jit
@@ -49,7 +29,7 @@ def _start_scores(
     stage = count % STAGES
     mbarrier.wait(keys_full.index(stage), (count // STAGES) & 1)
     keys = key_buffers.index(stage)._reinterpret(query_block.dtype, [KV_TILE, HEAD_DIM], OPERAND)
-    nothing = gl.full([ROWS, KV_TILE], 0.0, gl.float32, SCORES)
+    nothing = gl.full([tiles.ROWS, KV_TILE], 0.0, gl.float32, SCORES)
     return warpgroup_mma(query_block, keys.permute((1, 0)), nothing, use_acc=False, is_async=True)
 
 
@@ -111,13 +91,13 @@ def _take_out_unseen_values(
     if WARPGROUP == 0:
         LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
         buffer = value_buffers.index(stage)
-        for piece in gl.static_range(KV_TILE // PIECE):
-            first_key = tile_key + piece * PIECE
-            if (first_key < begin_key) | (first_key + PIECE > end_key):
-                key = first_key + gl.arange(0, PIECE, gl.SliceLayout(1, LAYOUT))
+        for piece in gl.static_range(KV_TILE // tiles.PIECE):
+            first_key = tile_key + piece * tiles.PIECE
+            if (first_key < begin_key) | (first_key + tiles.PIECE > end_key):
+                key = first_key + gl.arange(0, tiles.PIECE, gl.SliceLayout(1, LAYOUT))
                 seen = ((key >= begin_key) & (key < end_key))[:, None]
-                for span in gl.static_range(HEAD_DIM // SPAN):
-                    part = buffer.slice(span * KV_TILE + piece * PIECE, PIECE)
+                for span in gl.static_range(HEAD_DIM // tiles.SPAN):
+                    part = buffer.slice(span * KV_TILE + piece * tiles.PIECE, tiles.PIECE)
                     values = part.load(LAYOUT)
                     part.store(gl.where(seen, values, gl.full_like(values, 0.0)))
         fence_async_shared()
@@ -192,7 +172,7 @@ def compute_rows(
     OUTPUT_ROWS: gl.constexpr = gl.SliceLayout(1, OUTPUT)
     OPERAND: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
     QUERY: gl.constexpr = gl.BlockedLayout([1, 8], [256 // HEAD_DIM, HEAD_DIM // 8], [4, 1], [1, 0])
-    WARPGROUP_TOKENS: gl.constexpr = ROWS // GROUP
+    WARPGROUP_TOKENS: gl.constexpr = tiles.ROWS // GROUP
     dtype: gl.constexpr = query.dtype.element_ty
     num_heads = num_kv_heads * GROUP
 
@@ -200,23 +180,23 @@ def compute_rows(
     phases = 0
     heard_tiles = 0
     mbarrier.wait(told.index(0), 0)
-    query_len = told_number(numbers, 0, QUERY_LEN)
+    query_len = tiles.told_number(numbers, 0, tiles.QUERY_LEN)
     while query_len >= 0:
-        slot = heard_tiles % SLOTS
-        first_row = told_number(numbers, slot, FIRST_ROW)
-        first_token = told_number(numbers, slot, TILE_TOKEN) + WARPGROUP * WARPGROUP_TOKENS
-        first_position = told_number(numbers, slot, FIRST_POSITION)
-        kv_head = told_number(numbers, slot, KV_HEAD)
-        begin_key = told_number(numbers, slot, BEGIN_KEY)
-        end_key = told_number(numbers, slot, END_KEY)
-        begin_tile = told_number(numbers, slot, BEGIN_TILE)
-        end_tile = told_number(numbers, slot, END_TILE)
+        slot = heard_tiles % tiles.SLOTS
+        first_row = tiles.told_number(numbers, slot, tiles.FIRST_ROW)
+        first_token = tiles.told_number(numbers, slot, tiles.TILE_TOKEN) + WARPGROUP * WARPGROUP_TOKENS
+        first_position = tiles.told_number(numbers, slot, tiles.FIRST_POSITION)
+        kv_head = tiles.told_number(numbers, slot, tiles.KV_HEAD)
+        begin_key = tiles.told_number(numbers, slot, tiles.BEGIN_KEY)
+        end_key = tiles.told_number(numbers, slot, tiles.END_KEY)
+        begin_tile = tiles.told_number(numbers, slot, tiles.BEGIN_TILE)
+        end_tile = tiles.told_number(numbers, slot, tiles.END_TILE)
         mbarrier.arrive(heard.index(slot))
         heard_tiles += 1
 
         if first_token < query_len:
             query_block = query_buffers.index(WARPGROUP)
-            row = gl.arange(0, ROWS, gl.SliceLayout(1, QUERY))
+            row = gl.arange(0, tiles.ROWS, gl.SliceLayout(1, QUERY))
             token = first_token + row // GROUP
             exists = (token < query_len) & (row // GROUP < WARPGROUP_TOKENS)
             query_rows = (first_row + token).to(gl.int64) * stride_query_token
@@ -226,11 +206,11 @@ def compute_rows(
             fence_async_shared()
 
             # Rows once in the layout of scores, for what is one number for each, and once in that of outputs.
-            row = gl.arange(0, ROWS, SCORE_ROWS)
+            row = gl.arange(0, tiles.ROWS, SCORE_ROWS)
             token = first_token + row // GROUP
             head = kv_head * GROUP + row % GROUP
             exists = (token < query_len) & (row // GROUP < WARPGROUP_TOKENS)
-            output_row = gl.arange(0, ROWS, OUTPUT_ROWS)
+            output_row = gl.arange(0, tiles.ROWS, OUTPUT_ROWS)
             output_token = first_token + output_row // GROUP
             output_head = kv_head * GROUP + output_row % GROUP
             stored = ((output_token < query_len) & (output_row // GROUP < WARPGROUP_TOKENS))[:, None]
@@ -247,13 +227,13 @@ def compute_rows(
             if WINDOW:
                 all_see_from = first_position + first_token + WARPGROUP_TOKENS - WINDOW
 
-            row_max = gl.full([ROWS], LOWEST, gl.float32, SCORE_ROWS)
-            row_sum = gl.full([ROWS], 0.0, gl.float32, SCORE_ROWS)
-            row_output = gl.full([ROWS, HEAD_DIM], 0.0, gl.float32, OUTPUT)
+            row_max = gl.full([tiles.ROWS], tiles.LOWEST, gl.float32, SCORE_ROWS)
+            row_sum = gl.full([tiles.ROWS], 0.0, gl.float32, SCORE_ROWS)
+            row_output = gl.full([tiles.ROWS, HEAD_DIM], 0.0, gl.float32, OUTPUT)
             if begin_tile < end_tile:
-                chunk_max = gl.full([ROWS], LOWEST, gl.float32, SCORE_ROWS)
-                chunk_sum = gl.full([ROWS], 0.0, gl.float32, SCORE_ROWS)
-                chunk_output = gl.full([ROWS, HEAD_DIM], 0.0, gl.float32, OUTPUT)
+                chunk_max = gl.full([tiles.ROWS], tiles.LOWEST, gl.float32, SCORE_ROWS)
+                chunk_sum = gl.full([tiles.ROWS], 0.0, gl.float32, SCORE_ROWS)
+                chunk_output = gl.full([tiles.ROWS, HEAD_DIM], 0.0, gl.float32, OUTPUT)
                 running = _start_scores(
                     query_block, key_buffers, keys_full, count, SCORES, OPERAND, HEAD_DIM, KV_TILE, KEY_STAGES
                 )
@@ -303,8 +283,8 @@ def compute_rows(
                     last_max = chunk_max
                     last_sum = chunk_sum
                     if begins_chunk:
-                        chunk_max = gl.full([ROWS], LOWEST, gl.float32, SCORE_ROWS)
-                        chunk_sum = gl.full([ROWS], 0.0, gl.float32, SCORE_ROWS)
+                        chunk_max = gl.full([tiles.ROWS], tiles.LOWEST, gl.float32, SCORE_ROWS)
+                        chunk_sum = gl.full([tiles.ROWS], 0.0, gl.float32, SCORE_ROWS)
                     weights, rescale, chunk_max, chunk_sum = _weigh(
                         scores,
                         chunk_max,
@@ -332,7 +312,7 @@ def compute_rows(
                             row_max, row_sum, row_output = _merge_chunk(
                                 row_max, row_sum, row_output, last_max, last_sum, chunk_output, OUTPUT_ROWS
                             )
-                        chunk_output = gl.full([ROWS, HEAD_DIM], 0.0, gl.float32, OUTPUT)
+                        chunk_output = gl.full([tiles.ROWS, HEAD_DIM], 0.0, gl.float32, OUTPUT)
                     else:
                         chunk_output = chunk_output * gl.convert_layout(rescale, OUTPUT_ROWS)[:, None]
                     weights_of_tile = gl.convert_layout(weights.to(dtype), WEIGHTS)
@@ -372,22 +352,22 @@ def compute_rows(
             if not PARTIAL:
                 # As `paged_attention._store_rows`.
                 keyless = row_sum == 0.0
-                keyless_lse = gl.full([ROWS], float("-inf"), gl.float32, SCORE_ROWS)
+                keyless_lse = gl.full([tiles.ROWS], float("-inf"), gl.float32, SCORE_ROWS)
                 if WITH_SINKS:
                     keyless_lse = gl.load(sinks + head * stride_sink)
-                    one = gl.full([ROWS], 1.0, gl.float32, SCORE_ROWS)
-                    nothing = gl.full([ROWS, HEAD_DIM], 0.0, gl.float32, OUTPUT)
+                    one = gl.full([tiles.ROWS], 1.0, gl.float32, SCORE_ROWS)
+                    nothing = gl.full([tiles.ROWS, HEAD_DIM], 0.0, gl.float32, OUTPUT)
                     row_max, row_sum, row_output = _merge_chunk(
-                        row_max, row_sum, row_output, keyless_lse * LOG2_E, one, nothing, OUTPUT_ROWS
+                        row_max, row_sum, row_output, keyless_lse * tiles.LOG2_E, one, nothing, OUTPUT_ROWS
                     )
                 divisor = gl.where(row_sum == 0.0, 1.0, row_sum)
-                reciprocal = gl.div_rn(gl.full([ROWS], 1.0, gl.float32, SCORE_ROWS), divisor)
+                reciprocal = gl.div_rn(gl.full([tiles.ROWS], 1.0, gl.float32, SCORE_ROWS), divisor)
                 normalised = row_output * gl.convert_layout(reciprocal, OUTPUT_ROWS)[:, None]
                 output_rows = (first_row + output_token).to(gl.int64) * stride_output_token
                 output_rows += output_head.to(gl.int64) * stride_output_head
                 gl.store(output + output_rows[:, None] + output_column, normalised.to(dtype), mask=stored)
                 if WITH_LSE:
-                    log_sum = (row_max + gl.log2(divisor)) * LN_2
+                    log_sum = (row_max + gl.log2(divisor)) * tiles.LN_2
                     lse_rows = head.to(gl.int64) * stride_lse_head
                     lse_rows += (first_row + token).to(gl.int64) * stride_lse_token
                     gl.store(lse + lse_rows, gl.where(keyless, keyless_lse, log_sum), mask=exists)
@@ -404,6 +384,6 @@ def compute_rows(
                     phases = phases ^ (1 << stage)
                 mbarrier.arrive(values_empty.index(stage))
                 count += 1
-        slot = heard_tiles % SLOTS
-        mbarrier.wait(told.index(slot), (heard_tiles // SLOTS) & 1)
-        query_len = told_number(numbers, slot, QUERY_LEN)
+        slot = heard_tiles % tiles.SLOTS
+        mbarrier.wait(told.index(slot), (heard_tiles // tiles.SLOTS) & 1)
+        query_len = tiles.told_number(numbers, slot, tiles.QUERY_LEN)

@@ -4,26 +4,10 @@
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-decorators=False
 # mypy: disable-error-code=assignment
 
-from samebits.kernels.triton.hopper_tiles import (
-    BEGIN_KEY,
-    BEGIN_TILE,
-    END_KEY,
-    END_TILE,
-    FIRST_POSITION,
-    FIRST_ROW,
-    KV_HEAD,
-    QUERY_LEN,
-    SLOTS,
-    SPAN,
-    TILE_TOKEN,
-    tell,
-)
+from samebits.kernels.triton import hopper_tiles as tiles
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
-
-SEARCH_WIDTH = gl.constexpr(128)
-MANY_ROWS = gl.constexpr(1 << 30)
 
 
 @gluon.jit
@@ -35,9 +19,9 @@ def _find_request(tile, query_start_loc, num_requests, TILE_TOKENS: gl.constexpr
     """
     LAYOUT: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
     request = -1
-    for start in range(0, num_requests, SEARCH_WIDTH):
-        candidate = start + gl.arange(0, SEARCH_WIDTH, LAYOUT)
-        candidate_row = gl.load(query_start_loc + candidate, mask=candidate < num_requests, other=MANY_ROWS)
+    for start in range(0, num_requests, tiles.SEARCH_WIDTH):
+        candidate = start + gl.arange(0, tiles.SEARCH_WIDTH, LAYOUT)
+        candidate_row = gl.load(query_start_loc + candidate, mask=candidate < num_requests, other=tiles.MANY_ROWS)
         request += gl.sum((candidate_row // TILE_TOKENS + candidate <= tile).to(gl.int32), 0)
     first_row = gl.load(query_start_loc + request)
     query_len = gl.load(query_start_loc + request + 1) - first_row
@@ -70,9 +54,9 @@ def _load_tile(
     buffer = buffers.index(stage)
     for box in gl.static_range(KV_TILE // BOX_ROWS):
         row = head_row + pages[box] * page_rows + (tile_key + box * BOX_ROWS) % PAGE_SIZE
-        for span in gl.static_range(HEAD_DIM // SPAN):
+        for span in gl.static_range(HEAD_DIM // tiles.SPAN):
             part = buffer.slice(span * KV_TILE + box * BOX_ROWS, BOX_ROWS)
-            tma.async_copy_global_to_shared(descriptor, [row, head_column + span * SPAN], full.index(stage), part)
+            tma.async_copy_global_to_shared(descriptor, [row, head_column + span * tiles.SPAN], full.index(stage), part)
 
 
 @gluon.jit
@@ -141,17 +125,17 @@ def load_tiles(
             begin_tile = gl.maximum(begin_chunk * CHUNK, begin_key // KV_TILE * KV_TILE)
             end_tile = gl.minimum(end_chunk * CHUNK, end_key)
 
-            slot = told_tiles % SLOTS
-            mbarrier.wait(heard.index(slot), ((told_tiles // SLOTS) & 1) ^ 1)
-            tell(numbers, slot, FIRST_ROW, first_row)
-            tell(numbers, slot, TILE_TOKEN, tile_token)
-            tell(numbers, slot, QUERY_LEN, query_len)
-            tell(numbers, slot, FIRST_POSITION, first_position)
-            tell(numbers, slot, KV_HEAD, kv_head)
-            tell(numbers, slot, BEGIN_KEY, begin_key)
-            tell(numbers, slot, END_KEY, end_key)
-            tell(numbers, slot, BEGIN_TILE, begin_tile)
-            tell(numbers, slot, END_TILE, end_tile)
+            slot = told_tiles % tiles.SLOTS
+            mbarrier.wait(heard.index(slot), ((told_tiles // tiles.SLOTS) & 1) ^ 1)
+            tiles.tell(numbers, slot, tiles.FIRST_ROW, first_row)
+            tiles.tell(numbers, slot, tiles.TILE_TOKEN, tile_token)
+            tiles.tell(numbers, slot, tiles.QUERY_LEN, query_len)
+            tiles.tell(numbers, slot, tiles.FIRST_POSITION, first_position)
+            tiles.tell(numbers, slot, tiles.KV_HEAD, kv_head)
+            tiles.tell(numbers, slot, tiles.BEGIN_KEY, begin_key)
+            tiles.tell(numbers, slot, tiles.END_KEY, end_key)
+            tiles.tell(numbers, slot, tiles.BEGIN_TILE, begin_tile)
+            tiles.tell(numbers, slot, tiles.END_TILE, end_tile)
             mbarrier.arrive(told.index(slot))
             told_tiles += 1
 
@@ -201,7 +185,7 @@ def load_tiles(
             item = gl.num_programs(0) + gl.atomic_add(counter, 1, sem="relaxed")
         else:
             item += gl.num_programs(0)
-    slot = told_tiles % SLOTS
-    mbarrier.wait(heard.index(slot), ((told_tiles // SLOTS) & 1) ^ 1)
-    tell(numbers, slot, QUERY_LEN, -1)
+    slot = told_tiles % tiles.SLOTS
+    mbarrier.wait(heard.index(slot), ((told_tiles // tiles.SLOTS) & 1) ^ 1)
+    tiles.tell(numbers, slot, tiles.QUERY_LEN, -1)
     mbarrier.arrive(told.index(slot))

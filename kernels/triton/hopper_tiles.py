@@ -1,4 +1,7 @@
-"""Tiles of rows as the loading warp tells the computing warpgroups of them: in a few slots of shared memory."""
+"""What the warps of the kernel for Hopper share: constants, and tiles of rows, told in a few slots of shared memory.
+
+Constants are read through the module: Triton compares those that a kernel takes from its globals at every launch.
+"""
 
 # ruff: noqa: ANN001, ANN201 -- Triton gives the arguments of a kernel their types
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-decorators=False
@@ -6,6 +9,13 @@
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+LN_2 = gl.constexpr(0.6931471805599453)
+LOG2_E = gl.constexpr(1.4426950408889634)
+LOWEST = gl.constexpr(-3.4028234663852886e38)
+# Values that are not seen are taken out of a tile in pieces of so many keys.
+PIECE = gl.constexpr(16)
+SEARCH_WIDTH = gl.constexpr(128)
+MANY_ROWS = gl.constexpr(1 << 30)
 # Rows that a warpgroup computes: those of one instruction.
 ROWS = gl.constexpr(64)
 # Columns that lie side by side in shared memory, 128 bytes of them. The next ones lie behind all rows of a tile.
