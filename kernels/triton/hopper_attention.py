@@ -22,6 +22,9 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
 
+# What is read through a module is not among what Triton's cache tells compiled kernels apart by: this is.
+CONSTANTS = gl.constexpr(str({name: value for name, value in vars(tiles).items() if name.isupper()}))
+
 
 @gluon.jit(
     do_not_specialize=[
@@ -95,6 +98,7 @@ def paged_attention_kernel(
         KEY_STAGES, VALUE_STAGES: buffers of the rings.
         LOADING_REGISTERS, COMPUTING_REGISTERS: of a thread that loads, and of one of the second warpgroup.
     """
+    gl.static_assert(CONSTANTS != "")
     dtype: gl.constexpr = query.dtype.element_ty
     BOX_ROWS: gl.constexpr = key_descriptor.block_type.shape[0]
     TILE_TOKENS: gl.constexpr = tiles.ROWS // GROUP * WARPGROUPS

@@ -1,6 +1,6 @@
 """What the warps of the kernel for Hopper share: constants, and tiles of rows, told in a few slots of shared memory.
 
-Constants are read through the module: Triton compares those that a kernel takes from its globals at every launch.
+Constants are read through this module: Triton compares those that a kernel has as globals at every launch.
 """
 
 # ruff: noqa: ANN001, ANN201 -- Triton gives the arguments of a kernel their types
