@@ -29,9 +29,10 @@ from samebits.backends.problem import Mask
 from samebits.backends.subject import GraphSupport, PaddingRows, Subject
 from samebits.backends.support import Support
 from samebits.backends.vllm_cpu import vllm_cpu_attention
+from samebits.kernels.cpu.amx import has_amx
 from samebits.kernels.cpu.attention import (
     LANES,
-    ROW_TILE,
+    ROW_BLOCK,
     AttentionParameters,
     Schedule,
     paged_attention,
@@ -54,6 +55,7 @@ class BundledAttention(Bundled, Implementation[Schedule]):
         chunk_size: keys per chunk, a multiple of 16; another than the default is a variant of its own.
         source_directory: where the kernel's sources are.
         shared_by: threads that a batch is planned for at least. It changes no bit.
+        amx: whether bf16 is multiplied by AMX, which it then must be possible to; None for wherever it is.
     """
 
     platforms = ("cpu",)
@@ -69,7 +71,7 @@ class BundledAttention(Bundled, Implementation[Schedule]):
         refuses_contradictions=True,
         source=(
             "kernels/cpu/attention.cpp: chunks at fixed positions, each from zero, merged in ascending order; "
-            "a key that a row cannot see is never multiplied into it"
+            "a key that a row cannot see is never multiplied into it, or by 0 if its value is a finite number"
         ),
     )
     support = Support(
@@ -85,13 +87,20 @@ class BundledAttention(Bundled, Implementation[Schedule]):
         chunk_size: int = DEFAULT_CHUNK_SIZE,
         source_directory: Path = SOURCE_DIRECTORY,
         shared_by: int = SHARED_BY,
+        amx: bool | None = None,
     ) -> None:
         super().__init__(source_directory)
         self._chunk_size = chunk_size
         self._shared_by = shared_by
         self.variant = "" if chunk_size == DEFAULT_CHUNK_SIZE else f"chunk_size={chunk_size}"
-        self.tiling = Tiling(query_tile=ROW_TILE, kv_tile=LANES, kv_split=chunk_size)
-        self.configuration = {"chunk_size": str(chunk_size), "lanes": str(LANES), "accumulator": "fp32"}
+        self.tiling = Tiling(query_tile=ROW_BLOCK, kv_tile=LANES, kv_split=chunk_size)
+        self._amx = has_amx() if amx is None else amx
+        self.configuration = {
+            "chunk_size": str(chunk_size),
+            "lanes": str(LANES),
+            "accumulator": "fp32",
+            "bf16 products": "amx" if self._amx else "fma",
+        }
 
     def plan(self, config: AttentionConfig, metadata: AttentionMetadata) -> Schedule:
         """Divides the batch into tasks and allocates scratch for the long ones."""
@@ -123,6 +132,7 @@ class BundledAttention(Bundled, Implementation[Schedule]):
             window=config.window,
             chunk_size=self._chunk_size,
             sinks=config.sinks,
+            amx=self._amx,
         )
 
     def _num_threads(self) -> int:

@@ -201,10 +201,13 @@ def test_unread_memory_may_hold_anything(kernel: BundledAttention, mask: Mask) -
     assert_same_rows(nan, large, "unread memory full of NaN and of large values")
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_key_that_only_other_rows_of_the_tile_see_does_not_reach_a_row(kernel: BundledAttention, value: float) -> None:
+def test_key_that_only_other_rows_of_the_tile_see_does_not_reach_a_row(
+    kernel: BundledAttention, value: float, dtype: str
+) -> None:
     window, length, hidden = 12, 24, 9
-    problem = Problem(geometry(window=window), Mask.SLIDING_WINDOW, "fp32", (Request(1, length),))
+    problem = Problem(geometry(window=window), Mask.SLIDING_WINDOW, dtype, (Request(1, length),))
     batch = make_batch(problem, CPU)
     expected, expected_lse = compute(kernel, batch)
     page, offset = divmod(int(batch.metadata.slot_mapping[hidden]), problem.geometry.page_size)
@@ -217,8 +220,9 @@ def test_key_that_only_other_rows_of_the_tile_see_does_not_reach_a_row(kernel: B
             lse[:, position], expected_lse[:, position]
         )
         assert unchanged != sees[position], f"position {position} {'ignores' if sees[position] else 'sees'} {value}"
-    seen_bits = set(output[sees].view(torch.int32)[output[sees].isnan()].tolist())
-    assert seen_bits == {0x7FC00000}, f"NaN results hold the bits {[hex(bits) for bits in seen_bits]}"
+    integer, quiet = (torch.int32, 0x7FC00000) if dtype == "fp32" else (torch.int16, 0x7FC0)
+    seen_bits = set(output[sees].view(integer)[output[sees].isnan()].tolist())
+    assert seen_bits == {quiet}, f"NaN results hold the bits {[hex(bits) for bits in seen_bits]}"
 
 
 @pytest.mark.parametrize("mask", MASKS, ids=str)
@@ -289,9 +293,9 @@ def test_rows_of_a_packed_projection_have_the_bits_of_contiguous_ones(kernel: Bu
     assert beside.isnan().all(), "the kernel wrote beside the output's heads"
 
 
-def test_bits_do_not_depend_on_the_instruction_set(kernel: BundledAttention) -> None:
+def test_bits_do_not_depend_on_the_instruction_set_without_matrix_unit() -> None:
     plain_flags = (*(flag for flag in build.FLAGS if not flag.startswith(("-march", "-O"))), "-O1")
-    plain = BundledAttention()
+    kernel, plain = BundledAttention(amx=False), BundledAttention(amx=False)
     plain._loaded = build.load_library(flags=plain_flags)
     for dtype in ("fp32", "bf16", "fp16"):
         shape = geometry(80, softcap=5.0, window=150, sinks=True)
@@ -315,9 +319,9 @@ def test_bits_do_not_depend_on_the_callers_subnormal_mode(kernel: BundledAttenti
 
 
 def test_python_mirrors_the_interface_of_the_kernel() -> None:
-    interface = (ctypes.c_int64 * 3)()
+    interface = (ctypes.c_int64 * 4)()
     build.load_library().samebits_interface(interface)
-    mirrored = [ctypes.sizeof(attention.AttentionCall), attention.ROW_TILE, attention.LANES]
+    mirrored = [ctypes.sizeof(attention.AttentionCall), attention.ROW_TILE, attention.ROW_BLOCK, attention.LANES]
     assert list(interface) == mirrored, f"C++ has {list(interface)}, Python {mirrored}"
 
 

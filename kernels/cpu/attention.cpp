@@ -2,37 +2,37 @@
 //
 // Keys are divided into chunks at multiples of `chunk_size`, counted from the request's first attended key. A chunk is
 // computed from zero: its own largest score, its own sum, its own weighted sum of values. Chunks are merged in
-// ascending order. Inside a chunk, lane `j % 16` of the sum belongs to key `j`, values are added in the order of keys,
-// and a dot product is sixteen sums over the head's elements, folded in halves. None of this knows the batch, the tile
-// that a row shares, the page that a key lies on, or the thread that computes; tiles, blocks of rows and tasks only
-// decide what is computed together. A key that a row cannot see is never multiplied into it, so it may be NaN. A sink is
-// a chunk of its own, behind all others: one key whose score is given and whose value is 0.
+// ascending order. The arithmetic inside a chunk is that of fma_chunk.h, or for bfloat16 of amx_chunk.h where the
+// processor has AMX. None of this knows the batch, the tile that a row shares, the page that a key lies on, or the
+// thread that computes; tiles, blocks of rows and tasks only decide what is computed together. A sink is a chunk of its
+// own, behind all others: one key whose score is given and whose value is 0.
 
 #include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstdint>
-#include <type_traits>
+#include <utility>
 #include <vector>
 
+#include "amx_chunk.h"
+#include "chunk.h"
 #include "elements.h"
+#include "fma_chunk.h"
 #include "lanes.h"
+#include "rows.h"
 #include "threads.h"
 #include "tile.h"
 
 namespace samebits {
 namespace {
 
-// Rows of queries that share the keys they load. A row is one query head of one token, tokens outermost.
-constexpr int kRowTile = 32;
-// How many keys ahead of their use memory is asked for them.
-constexpr int kPrefetchDistance = 16;
-
-// Rows of a request and chunks of its keys, for one thread to compute for one key/value head.
+// Rows of a request and chunks of its keys, for one thread to compute for some key/value heads.
 struct Task {
     int64_t request, first_row, num_rows;
     int64_t first_chunk, end_chunk;
     int64_t partials;  // offset in the scratch of the first chunk's sums for head 0; -1 to merge at once
+    int64_t heads;     // key/value heads that one thread computes in turn, chunk by chunk: rows of few queries wait for
+                       // memory, where the heads of a token lie side by side
 };
 
 // Mirrored by the ctypes structure in attention.py. Strides count elements.
@@ -54,25 +54,44 @@ struct AttentionCall {
     int64_t element, page_size, num_kv_heads, group_size, head_dim, chunk_size;
     int64_t window;  // 0 for none
     int64_t num_threads;
+    int64_t amx;  // whether bfloat16 is multiplied by AMX
     double scale, softcap;  // softcap 0 for none
 
-    int64_t padded_dim() const { return padded_to_lanes(head_dim); }
+    ChunkLayer layer() const {
+        ScoreRule rule;
+        rule.scale = static_cast<float>(scale);
+        rule.softcap = static_cast<float>(softcap);
+        rule.inverse_softcap = softcap == 0 ? 0.0f : static_cast<float>(1.0 / softcap);
+        return {head_dim, chunk_size, rule};
+    }
+};
+
+// Where the keys `in` of a chunk lie, for the first head.
+struct ChunkLocation {
+    KeyRange in = {0, 0};
+    std::vector<int64_t> keys, values;
 };
 
 // What one thread needs for one tile; kept between calls, so that a call allocates nothing.
+template <typename Chunk>
 struct Workspace {
-    ThreadRows queries, block, scores, chunk, total;
-    std::vector<int64_t> key_offsets, value_offsets;
+    struct Head {
+        ThreadRows queries, total;
+    };
+    Chunk chunk;
+    ThreadRows sums, quotients;
+    ChunkLocation here, next;
+    std::vector<Head> heads;
 
-    void fit(const AttentionCall& call) {
-        const int64_t dim = call.padded_dim();
-        queries.fit(kRowTile, dim);
-        block.fit(kKeyBlock, dim);
-        scores.fit(kRowTile, call.chunk_size);
-        chunk.fit(kRowTile, dim + 2);
-        total.fit(kRowTile, dim + 2);
-        key_offsets.resize(call.chunk_size);
-        value_offsets.resize(call.chunk_size);
+    void fit(const ChunkLayer& layer, int64_t num_heads) {
+        chunk.fit(layer);
+        sums.fit(kRowBlock, layer.padded_dim() + 2);
+        quotients.fit(1, layer.padded_dim());
+        for (ChunkLocation* location : {&here, &next}) {
+            location->keys.resize(layer.chunk_size);
+            location->values.resize(layer.chunk_size);
+        }
+        if (static_cast<int64_t>(heads.size()) < num_heads) heads.resize(num_heads);
     }
 };
 
@@ -82,42 +101,59 @@ SoftmaxSums sums_in(float* memory, int64_t num_rows, int64_t padded_dim) {
     return {largest, largest + num_rows, memory};
 }
 
-template <Element element>
+template <typename Chunk>
 class TileTask {
    public:
-    TileTask(const AttentionCall& call, const Task& task, int64_t kv_head, Workspace& workspace)
-        : call_(call), task_(task), kv_head_(kv_head), workspace_(workspace), padded_dim_(call.padded_dim()) {
-        rule_.scale = static_cast<float>(call.scale);
-        rule_.softcap = static_cast<float>(call.softcap);
-        rule_.inverse_softcap = call.softcap == 0 ? 0.0f : static_cast<float>(1.0 / call.softcap);
+    // For `num_heads` key/value heads from `first_head` on.
+    TileTask(const AttentionCall& call, const Task& task, int64_t first_head, int64_t num_heads,
+             Workspace<Chunk>& workspace)
+        : call_(call),
+          task_(task),
+          first_head_(first_head),
+          end_head_(first_head + num_heads),
+          workspace_(workspace),
+          layer_(call.layer()),
+          padded_dim_(layer_.padded_dim()),
+          kv_head_(first_head) {
+        workspace.fit(layer_, num_heads);
         for (int64_t row = 0; row < task.num_rows; ++row) visible_[row] = visible_keys(token_of(row));
     }
 
     // Computes the task's chunks, and finishes its rows unless their sums go to the scratch. False when the block table
     // holds a page that does not exist.
     bool compute() {
-        load_queries();
-        const SoftmaxSums total = sums_in(workspace_.total.row(0), task_.num_rows, padded_dim_);
-        const bool to_scratch = task_.partials >= 0;
-        for (int64_t chunk = task_.first_chunk; chunk < task_.end_chunk; ++chunk) {
-            const SoftmaxSums sums =
-                to_scratch ? partials_of(chunk) : sums_in(workspace_.chunk.row(0), task_.num_rows, padded_dim_);
-            if (!compute_chunk(chunk, sums)) return false;
-            if (!to_scratch) merge_chunk(chunk, sums, total);
-        }
-        if (!to_scratch) finish(total);
+        for_each_head([&] { load_queries(); });
+        for (int64_t chunk = task_.first_chunk; chunk < task_.end_chunk; ++chunk)
+            if (!compute_chunk(chunk)) return false;
+        if (task_.partials < 0) for_each_head([&] { finish(total()); });
         return true;
     }
 
     // Merges what other tasks left in the scratch, and finishes the rows.
     void merge() {
-        const SoftmaxSums total = sums_in(workspace_.total.row(0), task_.num_rows, padded_dim_);
-        for (int64_t chunk = task_.first_chunk; chunk < task_.end_chunk; ++chunk)
+        const SoftmaxSums total = this->total();
+        for (int64_t chunk = task_.first_chunk; chunk < task_.end_chunk; ++chunk) {
             merge_chunk(chunk, partials_of(chunk), total);
+            begin_rows(chunk);
+        }
         finish(total);
     }
 
    private:
+    // Calls `body` for each head, which `kv_head_` then is.
+    template <typename Body>
+    void for_each_head(Body body) {
+        for (kv_head_ = first_head_; kv_head_ < end_head_; ++kv_head_) body();
+        kv_head_ = first_head_;
+    }
+
+    typename Workspace<Chunk>::Head& memory() { return workspace_.heads[kv_head_ - first_head_]; }
+
+    SoftmaxSums total() {
+        memory().total.fit(kRowTile, padded_dim_ + 2);
+        return sums_in(memory().total.row(0), kRowTile, padded_dim_);
+    }
+
     int64_t token_of(int64_t row) const { return (task_.first_row + row) / call_.group_size; }
     int64_t head_of(int64_t row) const {
         return kv_head_ * call_.group_size + (task_.first_row + row) % call_.group_size;
@@ -146,127 +182,109 @@ class TileTask {
     }
 
     void load_queries() {
+        int64_t first[kRowTile];
         for (int64_t row = 0; row < task_.num_rows; ++row) {
             const int64_t token = call_.query_starts[task_.request] + token_of(row);
-            const int64_t first = token * call_.query_token_stride + head_of(row) * call_.query_head_stride;
-            widen_row<element>(call_.query, first, call_.head_dim, workspace_.queries.row(row));
+            first[row] = token * call_.query_token_stride + head_of(row) * call_.query_head_stride;
         }
+        Chunk::load_queries(layer_, call_.query, first, task_.num_rows, memory().queries);
     }
 
-    // Where the chunk's keys in `keys` lie in the caches.
-    bool locate(int64_t chunk, KeyRange keys) {
+    // Finds where the chunk's keys in `keys` lie. False when the block table holds a page that does not exist.
+    bool locate(int64_t chunk, KeyRange keys, ChunkLocation& location) const {
         const int32_t* pages = call_.block_table + task_.request * call_.block_table_stride;
         const int64_t slot = call_.kv_starts[task_.request] + chunk * call_.chunk_size + keys.begin;
         int64_t page_index = slot / call_.page_size;
         int64_t offset = slot % call_.page_size;
+        location.in = {0, 0};
         for (int64_t key = keys.begin; key < keys.end; ++page_index, offset = 0) {
             const int64_t page = pages[page_index];
             if (page < 0 || page >= call_.num_pages) return false;
             for (; offset < call_.page_size && key < keys.end; ++offset, ++key) {
-                workspace_.key_offsets[key] = page * call_.key_page_stride + offset * call_.key_slot_stride +
-                                              kv_head_ * call_.key_head_stride;
-                workspace_.value_offsets[key] = page * call_.value_page_stride + offset * call_.value_slot_stride +
-                                                kv_head_ * call_.value_head_stride;
+                location.keys[key] = page * call_.key_page_stride + offset * call_.key_slot_stride;
+                location.values[key] = page * call_.value_page_stride + offset * call_.value_slot_stride;
             }
         }
+        location.in = keys;
         return true;
     }
 
-    // Asks for a key, or for the value that is read as many steps after the last key. Must be inlined: GCC drops the
-    // call of a function that does nothing but prefetch.
-    SAMEBITS_INLINE void prefetch(const void* cache, const std::vector<int64_t>& offsets, int64_t key, KeyRange keys) {
-        if (key < keys.end) {
-            prefetch_row<element>(cache, offsets[key], call_.head_dim);
-        } else if (cache == call_.key_cache && key - (keys.end - keys.begin) < keys.end) {
-            const int64_t value = workspace_.value_offsets[key - (keys.end - keys.begin)];
-            prefetch_row<element>(call_.value_cache, value, call_.head_dim);
-        }
+    ChunkPlaces places_of(const ChunkLocation& location, int64_t kv_head) const {
+        const int64_t size = size_of(Chunk::kElement);
+        return {location.in, location.keys.data(), location.values.data(),
+                address(call_.key_cache, kv_head * call_.key_head_stride, size),
+                address(call_.value_cache, kv_head * call_.value_head_stride, size)};
     }
 
-    // One block of keys or values as floats, those in `keys` only.
-    const float* load_block(const void* cache, const std::vector<int64_t>& offsets, int64_t block, KeyRange keys) {
-        for (int64_t key = std::max(block, keys.begin); key < std::min<int64_t>(block + kKeyBlock, keys.end); ++key) {
-            prefetch(cache, offsets, key + kPrefetchDistance, keys);
-            widen_row<element>(cache, offsets[key], call_.head_dim, workspace_.block.row(key - block));
-        }
-        return workspace_.block.row(0);
+    // What each row sees of a chunk, and what any of them does.
+    KeyRange look_at(int64_t chunk, KeyRange* visible) const {
+        for (int64_t row = 0; row < task_.num_rows; ++row) visible[row] = visible_in_chunk(row, chunk);
+        return seen_by_any(visible, task_.num_rows);
     }
 
-    bool compute_chunk(int64_t chunk, SoftmaxSums sums) {
-        KeyRange seen = {call_.chunk_size, 0};
-        for (int64_t row = 0; row < task_.num_rows; ++row) {
-            const KeyRange visible = visible_in_chunk(row, chunk);
-            if (visible.empty()) continue;
-            seen = {std::min(seen.begin, visible.begin), std::max(seen.end, visible.end)};
-        }
+    bool compute_chunk(int64_t chunk) {
+        KeyRange visible[kRowTile], visible_next[kRowTile];
+        const KeyRange seen = look_at(chunk, visible);
         if (seen.empty()) return true;
-        if (!locate(chunk, seen)) return false;
-
-        const int64_t first_block = seen.begin / kKeyBlock * kKeyBlock;
-        for (int64_t block = first_block; block < seen.end; block += kKeyBlock) {
-            const float* keys = load_block(call_.key_cache, workspace_.key_offsets, block, seen);
-            in_steps_of_four(task_.num_rows, [&](auto rows, int64_t row) {
-                score_block<decltype(rows)::value>(workspace_.queries.row(row), keys, padded_dim_, rule_.scale,
-                                                   workspace_.scores.row(row) + block, call_.chunk_size);
-            });
-        }
-        for (int64_t row = 0; row < task_.num_rows; ++row) {
-            const KeyRange visible = visible_in_chunk(row, chunk);
-            if (!visible.empty())
-                softmax_row(workspace_.scores.row(row), visible, rule_, sums.largest + row, sums.sum + row);
-        }
-        std::fill_n(sums.weighted, task_.num_rows * padded_dim_, 0.0f);
-        for (int64_t block = first_block; block < seen.end; block += kKeyBlock) {
-            const float* values = load_block(call_.value_cache, workspace_.value_offsets, block, seen);
-            in_steps_of_four(task_.num_rows, [&](auto rows, int64_t row) {
-                accumulate_rows<decltype(rows)::value>(chunk, block, row, values, sums);
-            });
-        }
+        if (!locate(chunk, seen, workspace_.here)) return false;
+        // What the block table does not tell yet is told when its turn comes.
+        const bool last = chunk + 1 == task_.end_chunk;
+        locate(chunk + 1, last ? KeyRange{0, 0} : look_at(chunk + 1, visible_next), workspace_.next);
+        for_each_head([&] {
+            const ChunkPlaces next = kv_head_ + 1 < end_head_ ? places_of(workspace_.here, kv_head_ + 1)
+                                                              : places_of(workspace_.next, first_head_);
+            workspace_.chunk.compute(layer_, memory().queries, places_of(workspace_.here, kv_head_), next,
+                                     task_.num_rows, visible, sums_in(workspace_.sums.row(0), kRowBlock, padded_dim_),
+                                     [&](int64_t first_row, int64_t num_rows, SoftmaxSums sums) {
+                                         take_rows(chunk, first_row, num_rows, sums);
+                                     });
+        });
+        begin_rows(chunk);
         return true;
     }
 
-    // Takes `kRows` rows together where they see the same keys of the block, else one after another.
-    template <int kRows>
-    void accumulate_rows(int64_t chunk, int64_t block, int64_t row, const float* values, SoftmaxSums sums) {
-        const KeyRange first = visible_in_block(row, chunk, block);
-        bool same = true;
-        for (int i = 1; i < kRows; ++i) {
-            const KeyRange other = visible_in_block(row + i, chunk, block);
-            same = same && other.begin == first.begin && other.end == first.end;
+    void take_rows(int64_t chunk, int64_t first_row, int64_t num_rows, SoftmaxSums sums) {
+        if (task_.partials < 0) {
+            merge_rows(chunk, first_row, num_rows, sums, total().from(first_row, padded_dim_));
+        } else {
+            copy_rows(chunk, first_row, num_rows, sums, partials_of(chunk).from(first_row, padded_dim_));
         }
-        const float* weights = workspace_.scores.row(row) + block;
-        float* weighted = sums.weighted + row * padded_dim_;
-        if (same) {
-            accumulate_values<kRows>(weights, call_.chunk_size, values, padded_dim_, first, weighted);
-            return;
-        }
-        for (int i = 0; i < kRows; ++i)
-            accumulate_values<1>(weights + i * call_.chunk_size, call_.chunk_size, values, padded_dim_,
-                                 visible_in_block(row + i, chunk, block), weighted + i * padded_dim_);
     }
 
-    KeyRange visible_in_block(int64_t row, int64_t chunk, int64_t block) const {
-        const KeyRange visible = visible_in_chunk(row, chunk);
-        return {std::max<int64_t>(0, visible.begin - block), std::min<int64_t>(kKeyBlock, visible.end - block)};
+    // From now on, the rows that see anything of a chunk have sums.
+    void begin_rows(int64_t chunk) {
+        for (int64_t row = 0; row < task_.num_rows; ++row)
+            row_begun_[row] = row_begun_[row] || !visible_in_chunk(row, chunk).empty();
     }
 
-    // A chunk in which a row sees nothing leaves that row as it is.
+    // A chunk in which a row sees nothing leaves that row as it is. `sums` and `total` begin with the first row.
+    void merge_rows(int64_t chunk, int64_t first_row, int64_t num_rows, SoftmaxSums sums, SoftmaxSums total) {
+        for (int64_t row = 0; row < num_rows; ++row) {
+            if (visible_in_chunk(first_row + row, chunk).empty()) continue;
+            merge_row(total, !row_begun_[first_row + row], sums, row, padded_dim_);
+        }
+    }
+
     void merge_chunk(int64_t chunk, SoftmaxSums sums, SoftmaxSums total) {
-        for (int64_t row = 0; row < task_.num_rows; ++row) {
-            if (visible_in_chunk(row, chunk).empty()) continue;
-            merge_row(total, !row_begun_[row], sums, row, padded_dim_);
-            row_begun_[row] = true;
+        merge_rows(chunk, 0, task_.num_rows, sums, total);
+    }
+
+    void copy_rows(int64_t chunk, int64_t first_row, int64_t num_rows, SoftmaxSums sums, SoftmaxSums target) const {
+        for (int64_t row = 0; row < num_rows; ++row) {
+            if (visible_in_chunk(first_row + row, chunk).empty()) continue;
+            target.largest[row] = sums.largest[row];
+            target.sum[row] = sums.sum[row];
+            std::copy_n(sums.weighted + row * padded_dim_, padded_dim_, target.weighted + row * padded_dim_);
         }
     }
 
     void merge_sinks(SoftmaxSums total) {
-        const SoftmaxSums sink = sums_in(workspace_.chunk.row(0), task_.num_rows, padded_dim_);
-        std::fill_n(sink.weighted, task_.num_rows * padded_dim_, 0.0f);
+        float largest, sum = 1.0f, *weighted = workspace_.sums.row(0);
+        std::fill_n(weighted, padded_dim_, 0.0f);
         for (int64_t row = 0; row < task_.num_rows; ++row) {
-            sink.largest[row] = call_.sinks[head_of(row)];
-            sink.sum[row] = 1.0f;
-            merge_row(total, !row_begun_[row], sink, row, padded_dim_);
-            row_begun_[row] = true;
+            largest = call_.sinks[head_of(row)];
+            const SoftmaxSums sink = {&largest, &sum, weighted};
+            merge_row(total.from(row, padded_dim_), !row_begun_[row], sink, 0, padded_dim_);
         }
     }
 
@@ -276,45 +294,53 @@ class TileTask {
             const int64_t token = call_.query_starts[task_.request] + token_of(row);
             const int64_t first = token * call_.output_token_stride + head_of(row) * call_.output_head_stride;
             const float* weighted = total.weighted + row * padded_dim_;
-            for (int64_t d = 0; d < call_.head_dim; ++d) {
-                const float value = row_begun_[row] ? weighted[d] / total.sum[row] : 0.0f;
-                store_rounded(call_.output, first + d, value, element);
+            float* quotients = workspace_.quotients.row(0);
+            const bool has_sums = row_begun_[row] || call_.sinks != nullptr;
+            if (has_sums) {
+                Chunk::divide_row(weighted, total.sum[row], padded_dim_, quotients);
+            } else {
+                std::fill_n(quotients, padded_dim_, 0.0f);
             }
+            round_row<Chunk::kElement>(quotients, call_.head_dim, call_.output, first);
             if (call_.lse == nullptr) continue;
-            const double lse = row_begun_[row] ? total.largest[row] + std::log(static_cast<double>(total.sum[row]))
-                                               : -static_cast<double>(kInfinity);
+            const double lse = has_sums ? total.largest[row] + std::log(static_cast<double>(total.sum[row]))
+                                        : -static_cast<double>(kInfinity);
             call_.lse[head_of(row) * call_.lse_head_stride + token] = canonical(static_cast<float>(lse));
         }
     }
 
     const AttentionCall& call_;
     const Task& task_;
-    const int64_t kv_head_;
-    Workspace& workspace_;
+    const int64_t first_head_, end_head_;
+    Workspace<Chunk>& workspace_;
+    ChunkLayer layer_;
     const int64_t padded_dim_;
-    ScoreRule rule_;
+    int64_t kv_head_;
     KeyRange visible_[kRowTile];
     bool row_begun_[kRowTile] = {};
 };
 
-template <Element element>
+template <typename Chunk>
 int64_t run(const AttentionCall& call) {
     std::atomic<int64_t> faulty_request{-1};
 #pragma omp parallel num_threads(call.num_threads)
     {
         const ThreadEnvironment environment;
-        static thread_local Workspace workspace;
-        workspace.fit(call);
+        [[maybe_unused]] const typename Chunk::Environment chunk_environment;
+        static thread_local Workspace<Chunk> workspace;
 #pragma omp for schedule(dynamic, 1)
         for (int64_t i = 0; i < call.num_tasks * call.num_kv_heads; ++i) {
-            const Task& task = call.tasks[i / call.num_kv_heads];
-            if (!TileTask<element>(call, task, i % call.num_kv_heads, workspace).compute())
-                faulty_request = task.request;
+            // Heads outermost: tasks that follow one another read the same keys.
+            const int64_t kv_head = i / call.num_tasks;
+            const Task& task = call.tasks[i % call.num_tasks];
+            if (kv_head % task.heads != 0) continue;
+            const int64_t num_heads = std::min(task.heads, call.num_kv_heads - kv_head);
+            if (!TileTask<Chunk>(call, task, kv_head, num_heads, workspace).compute()) faulty_request = task.request;
         }
         // The loop above ends in a barrier: every sum that is merged here has been written.
 #pragma omp for schedule(dynamic, 1)
         for (int64_t i = 0; i < call.num_merges * call.num_kv_heads; ++i)
-            TileTask<element>(call, call.merges[i / call.num_kv_heads], i % call.num_kv_heads, workspace).merge();
+            TileTask<Chunk>(call, call.merges[i / call.num_kv_heads], i % call.num_kv_heads, 1, workspace).merge();
     }
     return faulty_request;
 }
@@ -327,18 +353,22 @@ extern "C" __attribute__((visibility("default"))) int64_t samebits_attention(con
     using samebits::Element;
     switch (static_cast<Element>(call->element)) {
         case Element::kFloat32:
-            return samebits::run<Element::kFloat32>(*call);
+            return samebits::run<samebits::FmaChunk<Element::kFloat32>>(*call);
         case Element::kBfloat16:
-            return samebits::run<Element::kBfloat16>(*call);
+#if defined(SAMEBITS_AMX)
+            if (call->amx) return samebits::run<samebits::AmxChunk>(*call);
+#endif
+            return samebits::run<samebits::FmaChunk<Element::kBfloat16>>(*call);
         case Element::kFloat16:
-            return samebits::run<Element::kFloat16>(*call);
+            return samebits::run<samebits::FmaChunk<Element::kFloat16>>(*call);
     }
     return -1;
 }
 
-// What attention.py repeats: the size of a call, the rows of a tile, the lanes.
-extern "C" __attribute__((visibility("default"))) void samebits_interface(int64_t interface[3]) {
+// What attention.py repeats: the size of a call, the rows of a tile and of a block, the lanes.
+extern "C" __attribute__((visibility("default"))) void samebits_interface(int64_t interface[4]) {
     interface[0] = sizeof(samebits::AttentionCall);
     interface[1] = samebits::kRowTile;
-    interface[2] = samebits::kLanes;
+    interface[2] = samebits::kRowBlock;
+    interface[3] = samebits::kLanes;
 }

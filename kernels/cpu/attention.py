@@ -12,13 +12,19 @@ import torch
 
 # Floats that a dot product and a softmax sum are computed on together; `kLanes` in lanes.h.
 LANES = 16
-ROW_TILE = 32  # `kRowTile` in attention.cpp
+ROW_TILE = 256  # `kRowTile` in chunk.h
+ROW_BLOCK = 32  # `kRowBlock` in chunk.h
+# Tiles that a request is cut into before they grow, so that threads can share it.
+TILES_PER_REQUEST = 4
 ELEMENTS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 # Waking a thread takes about as long as this many multiplications.
 _MULTIPLICATIONS_PER_THREAD = 1 << 20
 # A task is cut so that every thread has several, whatever their lengths.
 _TASKS_PER_THREAD = 4
+# Rows of queries that wait for memory, more than they compute, and how many elements side by side it is read best in.
+_FEW_ROWS = 16
+_ELEMENTS_TOGETHER = 1024
 # A shorter piece costs more in scratch and scheduling than it brings.
 _MIN_CHUNKS_PER_TASK = 4
 
@@ -36,6 +42,7 @@ class AttentionParameters:
         window: keys that a query of a causal request sees, its own among them; None for no window.
         chunk_size: keys per chunk, a multiple of 16. It decides bits.
         sinks: float32 `[num_heads]`, the score of a key without a value that every query of a head sees; None for none.
+        amx: whether bfloat16 is multiplied by AMX, if `samebits.kernels.cpu.amx.has_amx` says so. It decides bits.
     """
 
     num_kv_heads: int
@@ -47,6 +54,7 @@ class AttentionParameters:
     window: int | None
     chunk_size: int
     sinks: torch.Tensor | None = None
+    amx: bool = False
 
     def __post_init__(self) -> None:
         if self.chunk_size < LANES or self.chunk_size % LANES:
@@ -70,7 +78,8 @@ class Schedule:
         query_starts, query_lens: first query row and number of rows of each request.
         kv_starts, kv_lens: slot of the first attended key, counted from the request's first slot, and number of keys.
         causal: 1 for a request whose queries see no key after their own position, else 0.
-        tasks: int64 `[num_tasks, 6]`: request, first row, rows, first chunk, end chunk, offset of its partial sums.
+        tasks: int64 `[num_tasks, 7]`: request, first row, rows, first chunk, end chunk, offset of its partial sums,
+            key/value heads that a thread computes in turn.
         merges: as `tasks`, for the rows whose chunks were computed by several tasks.
         partials: float32 scratch for the partial sums of those rows.
         max_threads: more threads than this would not make it faster.
@@ -112,7 +121,7 @@ class AttentionCall(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("num_tasks", "num_merges")),
         ("partials", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("element", "page_size", "num_kv_heads", "group_size", "head_dim")),
-        *((name, ctypes.c_int64) for name in ("chunk_size", "window", "num_threads")),
+        *((name, ctypes.c_int64) for name in ("chunk_size", "window", "num_threads", "amx")),
         *((name, ctypes.c_double) for name in ("scale", "softcap")),
     ]
 
@@ -142,11 +151,13 @@ def schedule_batch(
     """
     query_lens = np.diff(query_start_loc)
     _check_lengths(parameters, block_table, query_start_loc, kv_starts, kv_lens, causal)
-    tiles_per_request = -(-query_lens * parameters.group_size // ROW_TILE)
+    rows = query_lens * parameters.group_size
+    tile_rows = np.clip(-(-rows // (TILES_PER_REQUEST * ROW_BLOCK)) * ROW_BLOCK, ROW_BLOCK, ROW_TILE)
+    tiles_per_request = -(-rows // tile_rows)
     request = np.repeat(np.arange(len(query_lens)), tiles_per_request)
     first_tile = np.cumsum(tiles_per_request) - tiles_per_request
-    first_row = (np.arange(len(request)) - first_tile[request]) * ROW_TILE
-    num_rows = np.minimum(ROW_TILE, query_lens[request] * parameters.group_size - first_row)
+    first_row = (np.arange(len(request)) - first_tile[request]) * tile_rows[request]
+    num_rows = np.minimum(tile_rows[request], rows[request] - first_row)
 
     context_len = (kv_lens - query_lens)[request]
     last_position = context_len + (first_row + num_rows - 1) // parameters.group_size
@@ -157,7 +168,9 @@ def schedule_batch(
     first_chunk = np.minimum(begin, end) // parameters.chunk_size
     end_chunk = -(-end // parameters.chunk_size)
 
-    tiles = np.stack([request, first_row, num_rows, first_chunk, end_chunk, np.full_like(request, -1)], axis=1)
+    heads_together = min(parameters.num_kv_heads, max(1, _ELEMENTS_TOGETHER // parameters.head_dim))
+    heads = np.where(num_rows <= _FEW_ROWS, heads_together, 1)
+    tiles = np.stack([request, first_row, num_rows, first_chunk, end_chunk, np.full_like(request, -1), heads], axis=1)
     padded_dim = -(-parameters.head_dim // LANES) * LANES
     floats_per_chunk = num_rows * (padded_dim + 2) * parameters.num_kv_heads
     rows_by_keys = int((num_rows * (end_chunk - first_chunk)).sum()) * parameters.chunk_size
@@ -245,6 +258,7 @@ def paged_attention(
         chunk_size=parameters.chunk_size,
         window=parameters.window or 0,
         num_threads=min(torch.get_num_threads(), schedule.max_threads),
+        amx=parameters.amx,
         scale=parameters.scale,
         softcap=parameters.softcap or 0.0,
     )
@@ -261,7 +275,7 @@ def _cut_long_tiles(tiles: Ints, floats_per_chunk: Ints, num_kv_heads: int, num_
     """Cuts tiles of many chunks into tasks whose sums meet in the scratch; returns tasks, merges and scratch floats."""
     num_chunks = tiles[:, 4] - tiles[:, 3]
     if num_threads > 1:
-        total_chunks = int(num_chunks.sum()) * num_kv_heads
+        total_chunks = int((num_chunks * -(-num_kv_heads // tiles[:, 6])).sum())
         chunks_per_task = max(_MIN_CHUNKS_PER_TASK, math.ceil(total_chunks / (num_threads * _TASKS_PER_THREAD)))
     else:
         chunks_per_task = max(1, int(num_chunks.max(initial=1)))

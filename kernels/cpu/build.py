@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import os
 import shlex
@@ -47,16 +48,38 @@ def load_library(source_directory: Path = SOURCE_DIRECTORY, flags: tuple[str, ..
         raise BuildError(f"the compiled kernel cannot be loaded: {_one_line(str(error))}") from None
 
 
+def compiler_command() -> list[str]:
+    """The C++ compiler and its first arguments: `$CXX`, or `g++`.
+
+    Raises:
+        BuildError: there is none.
+    """
+    command = shlex.split(os.environ.get("CXX", "")) or ["g++"]
+    if shutil.which(command[0]) is None:
+        raise BuildError(f"there is no C++ compiler {command[0]!r} on PATH; install g++, or set CXX to a compiler")
+    return command
+
+
+@functools.cache
+def predefined_macros(compiler: tuple[str, ...], flags: tuple[str, ...] = FLAGS) -> str:
+    """What a compiler defines under some flags, a line for each: under `-march=native`, what this processor has.
+
+    Raises:
+        BuildError: the compiler fails.
+    """
+    return _run([*compiler, *flags, "-dM", "-E", "-x", "c++", os.devnull])
+
+
 def cache_directory() -> Path:
     """Where compiled libraries are kept: `$XDG_CACHE_HOME/samebits`, or `~/.cache/samebits`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "samebits"
 
 
 def _compiled(source_directory: Path, flags: tuple[str, ...]) -> Path:
-    compiler = _compiler()
+    compiler = compiler_command()
     digest = hashlib.sha256()
     # The macros that a compiler predefines name its version and, under -march=native, what this processor has.
-    for part in (*compiler, *flags, _run([*compiler, *flags, "-dM", "-E", "-x", "c++", os.devnull])):
+    for part in (*compiler, *flags, predefined_macros(tuple(compiler), flags)):
         digest.update(part.encode() + b"\0")
     sources = sorted(source_directory.glob("*.cpp"))
     for source in (*sources, *sorted(source_directory.glob("*.h"))):
@@ -80,13 +103,6 @@ def _compile(compiler: list[str], flags: tuple[str, ...], sources: list[Path], l
             f"the kernel cache {library.parent} cannot be written ({error.strerror}); "
             "set XDG_CACHE_HOME to a directory that can"
         ) from None
-
-
-def _compiler() -> list[str]:
-    command = shlex.split(os.environ.get("CXX", "")) or ["g++"]
-    if shutil.which(command[0]) is None:
-        raise BuildError(f"there is no C++ compiler {command[0]!r} on PATH; install g++, or set CXX to a compiler")
-    return command
 
 
 def _run(command: list[str]) -> str:

@@ -53,11 +53,11 @@ SAMEBITS_INLINE void widen_row(const void* source, int64_t first, int64_t count,
     store(target + i, load_widened(rest, 0, element));
 }
 
-// Asks for a row that will be widened soon. Rows of one head lie too far apart for the processor to foresee them.
+// Asks for a row that will be read some time later. Rows of one head lie too far apart for the processor to foresee them.
 template <Element element>
 SAMEBITS_INLINE void prefetch_row(const void* source, int64_t first, int64_t count) {
     const char* begin = static_cast<const char*>(source) + first * size_of(element);
-    for (int64_t byte = 0; byte < count * size_of(element); byte += 64) __builtin_prefetch(begin + byte);
+    for (int64_t byte = 0; byte < count * size_of(element); byte += 64) __builtin_prefetch(begin + byte, 0, 2);
 }
 
 SAMEBITS_INLINE uint32_t bits_of(float value) {

@@ -7,10 +7,17 @@ import dataclasses
 import numpy as np
 import torch
 
-from samebits.kernels.cpu.attention import LANES, ROW_TILE, AttentionParameters, Ints, Schedule
+from samebits.kernels.cpu.attention import (
+    LANES,
+    ROW_TILE,
+    TILES_PER_REQUEST,
+    AttentionParameters,
+    Ints,
+    Schedule,
+)
 
 # A task of no rows and no chunks does nothing, whatever request it names; its sums go nowhere.
-_IDLE_TASK = (0, 0, 0, 0, 0, -1)
+_IDLE_TASK = (0, 0, 0, 0, 0, -1, 1)
 
 
 def lasting_schedule(
@@ -27,10 +34,10 @@ def lasting_schedule(
     """
     num_requests = block_table.shape[0]
     max_chunks = -(-max_kv_len // parameters.chunk_size)
-    # Each request may leave a tile that is not full.
-    num_tiles = num_tokens * parameters.group_size // ROW_TILE + num_requests
+    # Each request may have tiles that are not full.
+    num_tiles = num_tokens * parameters.group_size // ROW_TILE + num_requests * TILES_PER_REQUEST
     padded_dim = -(-parameters.head_dim // LANES) * LANES
-    floats_per_chunk = ROW_TILE * (padded_dim + 2) * parameters.num_kv_heads
+    floats_per_chunk = num_tokens * parameters.group_size * (padded_dim + 2) * parameters.num_kv_heads
 
     def of_requests() -> Ints:
         return np.zeros(num_requests, dtype=np.int64)
@@ -45,7 +52,7 @@ def lasting_schedule(
         causal=of_requests(),
         tasks=np.tile(np.array(_IDLE_TASK), (num_tiles * max(1, max_chunks), 1)),
         merges=np.tile(np.array(_IDLE_TASK), (num_tiles, 1)),
-        partials=torch.zeros(num_tiles * max_chunks * floats_per_chunk, dtype=torch.float32),
+        partials=torch.zeros(max_chunks * floats_per_chunk, dtype=torch.float32),
         max_threads=max_threads,
     )
 

@@ -28,6 +28,10 @@ struct KeyRange {
 // `exp(score - largest)`, and the sum of values under those weights, `[rows, padded_dim]`.
 struct SoftmaxSums {
     float *largest, *sum, *weighted;
+
+    SoftmaxSums from(int64_t row, int64_t padded_dim) const {
+        return {largest + row, sum + row, weighted + row * padded_dim};
+    }
 };
 
 // How scores follow from dot products.
@@ -143,8 +147,12 @@ inline void merge_row(SoftmaxSums total, bool total_empty, SoftmaxSums chunk, in
     }
     const float largest = chunk.largest[row] > total.largest[row] ? chunk.largest[row] : total.largest[row];
     const float shift = largest == -kInfinity ? 0.0f : largest;
-    const Lanes total_factor = exp_of_nonpositive(splat(total.largest[row] - shift));
-    const Lanes chunk_factor = exp_of_nonpositive(splat(chunk.largest[row] - shift));
+    // One of the two differences is 0, whose exponential is 1.
+    const auto factor_of = [](float difference) {
+        return difference == 0.0f ? splat(1.0f) : exp_of_nonpositive(splat(difference));
+    };
+    const Lanes total_factor = factor_of(total.largest[row] - shift);
+    const Lanes chunk_factor = factor_of(chunk.largest[row] - shift);
     total.largest[row] = largest;
     float sum[kLanes];
     store(sum, fma(splat(chunk.sum[row]), chunk_factor, multiply(splat(total.sum[row]), total_factor)));

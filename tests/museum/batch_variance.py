@@ -30,10 +30,12 @@ class ExponentialByMaskedTile(BundledAttention):
             "attention.cpp",
             ("    float scale;\n    float softcap,", "    float scale;\n    bool unmasked;\n    float softcap,"),
             (
-                "if (!locate(chunk, seen)) return false;",
-                "if (!locate(chunk, seen)) return false;\n"
-                "        rule_.unmasked = visible_in_chunk(0, chunk).end == call_.chunk_size;",
+                "if (!locate(chunk, seen, workspace_.here)) return false;",
+                "if (!locate(chunk, seen, workspace_.here)) return false;\n"
+                "        layer_.rule.unmasked = visible[0].end == call_.chunk_size;",
             ),
+            # On the matrix unit, scores that are rounded before the maximum is subtracted.
+            ("&& rule.scale > 0.0f)", "&& rule.scale > 0.0f && !rule.unmasked)"),
             (
                 "const Lanes weight = exp_of_nonpositive(subtract(load(scores + block), shift));",
                 "const Lanes difference = subtract(load(scores + block), shift);\n"

@@ -101,6 +101,10 @@ def implementations() -> list[BundledAttention]:
                 "visible.end - block, score, splat(-kInfinity));",
                 "visible.end - block, score, splat(0.0f));",
             ),
+            (
+                "_mm512_mask_loadu_ps(_mm512_set1_ps(-kInfinity), sees, score)",
+                "_mm512_mask_loadu_ps(_mm512_setzero_ps(), sees, score)",
+            ),
         ),
         # The last page is read to its end.
         Patched(

@@ -59,7 +59,7 @@ class PartialsInBf16(BundledAttention):
         super().run(replace(plan, merges=plan.merges[:0]), query, *tensors)
         parameters = plan.parameters
         padded_dim = -(-parameters.head_dim // LANES) * LANES
-        for _, _, rows, first, end, offset in plan.merges.tolist():
+        for rows, first, end, offset in plan.merges[:, 2:6].tolist():
             chunks = (end - first) * parameters.num_kv_heads
             partials = plan.partials[offset : offset + chunks * rows * (padded_dim + 2)].view(chunks, -1)
             outputs = partials[:, : rows * padded_dim]
@@ -78,12 +78,12 @@ class SinkAdded(BundledAttention):
             SOURCE_DIRECTORY,
             "attention.cpp",
             (
-                "merge_row(total, !row_begun_[row], sink, row, padded_dim_);",
+                "merge_row(total.from(row, padded_dim_), !row_begun_[row], sink, 0, padded_dim_);",
                 "if (row_begun_[row]) {\n"
-                "                total.sum[row] += sink.largest[row];\n"
+                "                total.sum[row] += largest;\n"
                 "                continue;\n"
                 "            }\n"
-                "            merge_row(total, true, sink, row, padded_dim_);",
+                "            merge_row(total.from(row, padded_dim_), true, sink, 0, padded_dim_);",
             ),
         )
         super().__init__(source_directory=planted)
