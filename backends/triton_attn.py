@@ -24,6 +24,9 @@ from samebits.backends.triton_hopper import (
     HEAD_DIMS as HOPPER_HEAD_DIMS,
 )
 from samebits.backends.triton_hopper import (
+    KERNELS as HOPPER_KERNELS,
+)
+from samebits.backends.triton_hopper import (
     HopperPlan,
     computes_batch,
     computes_caches,
@@ -183,7 +186,8 @@ class TritonAttention(Implementation[TritonPlan]):
 
     def probe(self) -> Availability:
         """Imports Triton, and the kernels as they will be run."""
-        return probe_kernels(self.kernels, self.device)
+        found = probe_kernels(self.kernels, self.device)
+        return probe_kernels(HOPPER_KERNELS, self.device) if found.available and self.on_hopper else found
 
     def plan(self, config: AttentionConfig, metadata: AttentionMetadata) -> TritonPlan:
         """Sizes the launch by upper bounds and decides how many programs share a tile's keys."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from samebits.backends import triton_hopper
 from samebits.backends.platform import accelerator, compute_capability
 from samebits.backends.problem import Geometry, Layout, Mask, Problem, Request, Strides
 from samebits.backends.target import TARGETS, supposing
@@ -78,6 +80,13 @@ def test_caches_whose_pages_are_no_rows_of_a_matrix_are_left_to_the_portable_ker
     for name, other in {"padded page": padded_page, "odd slot": odd_slot, "address": astray}.items():
         assert not computes_caches(cache, other), name
         assert not computes_caches(other, cache), name
+
+
+def test_a_triton_without_the_kernels_language_is_told_where_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, triton_hopper.KERNELS, None)
+    with supposing(TARGETS["sm_90"]):
+        assert triton_hopper.KERNELS in TritonAttention().probe().reason
+        assert TritonAttention(on_hopper=False).probe().available, "the portable kernel does not need it"
 
 
 def run(problem: Problem, **options: Any) -> Execution:  # noqa: ANN401
