@@ -216,7 +216,7 @@ def test_a_line_that_is_no_record_is_told(
         (b"\n", "line 1: '' is not JSON"),
         (b'{"kind": "run", "run_', "is cut off inside its first line"),
         (b"\xff\xfe\n", "line 1: '\ufffd\ufffd' is not JSON"),
-        (b"PK\x03\x04", "line 1: 'PK\\x03\\x04' is not JSON"),
+        (b"PK\x03\x04", "is compressed; unpack it first"),
         (RECORD.to_line().encode() + b"\n", "line 1: field 'kind' is 'cell'; it must be 'run'"),
         (replace(HEADER, schema_version=9).to_line().encode(), "line 1: field 'schema_version' is 9; it must be 2"),
         (
