@@ -246,8 +246,18 @@ def _compare(options: argparse.Namespace) -> int:
     directory = options.output or records_file(options.new).parent / f"against-{_short_name(options.old)}"
     report = write_report(run, old, directory)
     _print(report)
-    print(f"{'a' if report.regressed else 'no'} regression from {options.old} to {options.new}")
+    print(_told_comparison(report, options.old, options.new))
     return _EXIT_RED if report.regressed else _EXIT_GREEN
+
+
+def _told_comparison(report: Report, old: Path, new: Path) -> str:
+    """Whether a run regressed, in a line."""
+    if report.undecided:
+        return f"{new} was cut off, so a regression from {old} cannot be excluded"
+    if report.regressed:
+        return f"a regression from {old} to {new}"
+    known = f"; {new} is red for what fails in {old}, too, or is not in it" if report.red else ""
+    return f"no regression from {old} to {new}{known}"
 
 
 def _merge(options: argparse.Namespace) -> int:

@@ -104,8 +104,7 @@ def judge_examined(
             take_found(shown_by(concluded(findings), batch))
 
     if not availability.available:
-        verdict = Verdict.ERROR if availability.probe_failed else Verdict.UNAVAILABLE
-        return replace(record, verdict=verdict, reasons=(availability.reason,))
+        return _absent(record, availability)
     try:
         findings = examine(hand_on)
         if isinstance(findings, tuple):
@@ -135,6 +134,41 @@ def judge_examined(
     except BaseException as error:
         found, explanation = cut_short(found, told_error(error)), None
     return replace(found, explanation=explanation, seconds=time.perf_counter() - started)
+
+
+def judge_given_up(
+    cell: Cell,
+    availability: Availability,
+    command: str,
+    reasons_against_it: Callable[[], tuple[str, ...]],
+    given_up: str,
+) -> Record:
+    """What a cell comes to of whose implementation nothing is computed any more.
+
+    Args:
+        cell: what was to be checked.
+        availability: of its implementation.
+        command: reproduces the cell alone.
+        reasons_against_it: says why the cell could not be computed anyway, one sentence each.
+        given_up: why nothing is computed.
+    """
+    record = unjudged(cell, availability, command)
+    if not availability.available:
+        return _absent(record, availability)
+    try:
+        reasons = reasons_against_it()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        return replace(record, verdict=Verdict.ERROR, reasons=(told_error(error),))
+    if reasons:
+        return replace(record, verdict=Verdict.UNSUPPORTED, reasons=reasons)
+    return replace(record, verdict=Verdict.ERROR, reasons=(given_up,))
+
+
+def _absent(record: Record, availability: Availability) -> Record:
+    verdict = Verdict.ERROR if availability.probe_failed else Verdict.UNAVAILABLE
+    return replace(record, verdict=verdict, reasons=(availability.reason,))
 
 
 def cut_short(found: Record, reason: str) -> Record:

@@ -18,10 +18,10 @@ from samebits.backends.problem import DTYPE_NAMES
 from samebits.backends.subject import Subject
 from samebits.harness.code_state import code_digest, digest_of, loaded_code
 from samebits.harness.compilation.cases import CompiledSubject
-from samebits.harness.compilation.judgement import judge_compilation
+from samebits.harness.compilation.judgement import compiling_reasons, judge_compilation
 from samebits.harness.environment import environment
 from samebits.harness.executor import Executor
-from samebits.harness.judgement import TakeFound, judge, told_apart, unjudged
+from samebits.harness.judgement import TakeFound, computing_reasons, judge, judge_given_up, told_apart, unjudged
 from samebits.harness.matrix import Cell, Selection
 from samebits.harness.properties.cases import DrawnCase
 from samebits.harness.properties.draws import Draws
@@ -141,6 +141,22 @@ class MatrixSession:
             draws = self.options.draws
             return judge_drawn(cell, availability, self.executor(cell), command, options, draws, take_found)
         return judge(cell, availability, self.executor(cell), command, options, take_found)
+
+    def give_up(self, cell: Cell, reason: str) -> Record:
+        """The record of a cell that is not computed: what it cannot do is told as ever, and anything else by a reason.
+
+        Args:
+            cell: of this session.
+            reason: why it is not computed.
+        """
+        availability = self._availability(cell)
+
+        def reasons_against_it() -> tuple[str, ...]:
+            if isinstance(cell.implementation, CompiledSubject):
+                return compiling_reasons(cell)
+            return computing_reasons(cell, availability)
+
+        return judge_given_up(cell, availability, self._command(cell), reasons_against_it, reason)
 
     def executor(self, cell: Cell) -> Executor:
         """Runs the implementation of a cell, which computes something, where it is available."""

@@ -126,11 +126,14 @@ class History:
 
     @property
     def told(self) -> str:
-        """The history in a sentence."""
+        """The history in a sentence, and another for runs that were left out."""
         changed = sum(drift.before is not None for drift in self.drifts.values())
+        left_out = f" {text.counted(self.left_out, 'run')} left out: of other devices, or later than this one."
+        unreadable = f" {text.counted(self.unreadable, 'run')} left out: not to be read."
         return (
             f"History: of {text.counted(len(self.drifts), 'cell')} with bits, {changed:,} changed them over "
             f"{text.counted(len(self.runs), 'run')}, {self.moved[-1] or 'none'} of them in this one."
+            f"{left_out if self.left_out else ''}{unreadable if self.unreadable else ''}"
         )
 
     @property

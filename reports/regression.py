@@ -163,7 +163,16 @@ class Comparison:
     @property
     def regressed(self) -> bool:
         """Whether a cell regressed or is missing, or may have: nothing is known of what a run that was cut off left."""
-        return self.run.truncated or any(cell.state in (State.REGRESSED, State.MISSING) for cell in self.cells)
+        return self.run.truncated or self._worse
+
+    @property
+    def undecided(self) -> bool:
+        """Whether nothing regressed in what a run that was cut off did."""
+        return self.run.truncated and not self._worse
+
+    @property
+    def _worse(self) -> bool:
+        return any(cell.state in (State.REGRESSED, State.MISSING) for cell in self.cells)
 
     @property
     def changed_versions(self) -> Mapping[tuple[str, str, str], int]:

@@ -27,12 +27,14 @@ class Report:
         summary: for a terminal, of several lines.
         red: whether the run failed by itself or against its baseline.
         regressed: whether a cell regressed or is missing against the baseline, or the run was cut off before all ran.
+        undecided: whether it is so only because the run was cut off.
         paths: of the files written.
     """
 
     summary: str
     red: bool
     regressed: bool
+    undecided: bool
     paths: tuple[Path, ...]
 
 
@@ -88,5 +90,6 @@ def write_report(
         summary=summary.summary(comparison, cells, history),
         red=bool(red_reasons(run)) or comparison.regressed,
         regressed=comparison.regressed,
+        undecided=comparison.undecided,
         paths=paths,
     )

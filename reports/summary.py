@@ -92,7 +92,7 @@ def _resources(comparison: Comparison) -> Iterator[str]:
     if spilling:
         headings = [(upper, lower) for upper, _, lower in (column.rpartition(" ") for column in COLUMNS)]
         yield from columns(headings, spilling[:_MOST], WORDS)
-    yield from _more(len(spilling), "kernels that spill")
+    yield from _more(len(spilling), "kernel", " that spill")
 
 
 def _aligned(table: pd.DataFrame, shown: list[str]) -> Iterator[str]:
@@ -128,7 +128,7 @@ def _failures(found: Sequence[Finding]) -> Iterator[str]:
         yield f"    reproduce: {text.plain(example.command)}"
         if example.repro:
             yield f"    just that batch: {text.plain(example.repro)}"
-    yield from _more(len(found), "groups")
+    yield from _more(len(found), "group")
 
 
 def _variations(found: Sequence[Finding]) -> Iterator[str]:
@@ -152,7 +152,7 @@ def _gaps(comparison: Comparison) -> Iterator[str]:
         yield from text.wrapped(
             f"{gap.label}: {text.counted(gap.cells, 'cell')} {gap.verdict}: {gap.reason}", "  ", most=2
         )
-    yield from _more(len(found), "reasons")
+    yield from _more(len(found), "reason")
 
 
 def _changes(comparison: Comparison, table: pd.DataFrame) -> Iterator[str]:
@@ -167,7 +167,7 @@ def _changes(comparison: Comparison, table: pd.DataFrame) -> Iterator[str]:
     regressed = [cell for cell in comparison.cells if cell.state is State.REGRESSED]
     for cell in regressed[:_MOST]:
         yield "  " + text.plain(f"regressed: {cell.known.cell_id}, {cell.note}")
-    yield from _more(len(regressed), "regressed cells")
+    yield from _more(len(regressed), "regressed cell")
     missing: dict[str, list[str]] = {}
     for cell in comparison.cells:
         if cell.state is State.MISSING:
@@ -175,7 +175,7 @@ def _changes(comparison: Comparison, table: pd.DataFrame) -> Iterator[str]:
     for cell_ids in list(missing.values())[:_MOST]:
         others = f" and {len(cell_ids) - 1:,} more of the implementation" if len(cell_ids) > 1 else ""
         yield from text.wrapped(f"missing: {cell_ids[0]}{others}", "  ")
-    yield from _more(len(missing), "implementations with missing cells")
+    yield from _more(len(missing), "implementation", " with missing cells")
 
 
 def _conclusion(comparison: Comparison) -> Iterator[str]:
@@ -183,9 +183,9 @@ def _conclusion(comparison: Comparison) -> Iterator[str]:
     yield from text.wrapped(conclusion(comparison))
 
 
-def _more(found: int, what: str) -> Iterator[str]:
+def _more(found: int, noun: str, which: str = "") -> Iterator[str]:
     if found > _MOST:
-        yield f"  and {found - _MOST:,} more {what}, in the files"
+        yield f"  and {text.counted(found - _MOST, f'more {noun}')}{which}, in the files"
 
 
 def _formatted(column: str, value: Any) -> str:  # noqa: ANN401 -- a data frame's value

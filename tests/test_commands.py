@@ -67,10 +67,27 @@ def test_exit_codes_tell_a_regression(
     assert code == of_report, out
     code, out, _ = told_by(capsys, "compare", earlier, later, "-o", tmp_path / "out")
     assert code == of_compare, out
-    assert ("no regression" if code == 0 else "a regression") in out.splitlines()[-1]
+    told = out.splitlines()[-1]
+    assert ("no regression" if code == 0 else "a regression") in told
+    assert (" is red for what fails in " in told) == (of_report == 1 and of_compare == 0), told
     written = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert written == ["implementations.md", "index.html", "regression.csv", "regression.md"]
     assert "Against the baseline 'run-0'" in out
+
+
+def test_of_a_run_that_was_cut_off_a_regression_is_not_made_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    earlier = save(tmp_path / "old", *GREEN, run_id="run-0")
+    later = save(tmp_path / "new", *GREEN[:-1], finished=False, run_id="run-1")
+    code, out, _ = told_by(capsys, "compare", earlier, later)
+    assert code == 1, out
+    assert out.splitlines()[-1] == f"{later} was cut off, so a regression from {earlier} cannot be excluded"
+    later = save(tmp_path / "worse", *REGRESSED[:-1], finished=False, run_id="run-2")
+    _, out, _ = told_by(capsys, "compare", earlier, later)
+    assert out.splitlines()[-1] == f"a regression from {earlier} to {later}", (
+        "what did regress is told as if it had not"
+    )
 
 
 def test_compare_leaves_both_runs_as_they_were_and_says_where_it_writes(

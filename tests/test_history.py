@@ -58,6 +58,7 @@ def test_other_devices_later_runs_and_the_run_itself_are_no_history() -> None:
     others = [last, run_at(6, cell(digest="cc")), run_at(1, cell(digest="dd"), environment=GPU)]
     history = History.of(last, others)
     assert (len(history.runs), history.left_out) == (1, 2)
+    assert history.told.endswith(" 2 runs left out: of other devices, or later than this one."), history.told
     assert history.drifts[ID].told == "", "there is no earlier run to tell of"
     assert list(history.drifts) == [ID], "what has no bits, or is a control, has no history"
 

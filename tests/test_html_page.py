@@ -143,7 +143,10 @@ def test_the_first_screen_tells_each_reason_once_and_every_broken_implementation
         f" of {name} batch_invariant: of_{name}" for name in "abc"
     ]
     assert panel.text.endswith("3 reasons more, by implementation")
-    links = {link.text: link.attributes["href"] for link in panel.all("li")[0].all("a")}
+    first = panel.all("li")[0].all("a")
+    stops = [link.attributes["href"] for link in first if link.attributes.get("tabindex") != "-1"]
+    assert len(stops) == len(set(stops)) == len({link.attributes["href"] for link in first}), "a cell has two tab stops"
+    links = {link.text: link.attributes["href"] for link in first}
     assert links["decode"] == "#cell=CPU%2Fbundled%3Adecode%3Allama3-8b-causal-mixed%3Abf16"
 
 

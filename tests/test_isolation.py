@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from samebits.harness.isolation import isolated_session, limits
+from samebits.harness.isolation import isolated_session, limits, served
 from samebits.harness.isolation.frames import FrameReader, Garbled, write_frame
 from samebits.harness.isolation.isolated_session import IsolatedSession
-from samebits.harness.isolation.last_words import Tail, ending, last_words
+from samebits.harness.isolation.last_words import Tail, ending, last_words, memory
 from samebits.harness.isolation.limits import Limits, machine_memory, share_of_memory
 from samebits.harness.isolation.served import Lost, Template
 from samebits.harness.records import Record, Verdict
@@ -41,6 +41,25 @@ def make_server(options):
             send(repr(result).encode())
     return answer
 """
+# Answers as the server of cells does where nothing is to be computed, and hangs anywhere else.
+HALF_HANGING_SERVER = """
+import json, time
+from samebits.harness.isolation import cell_server
+
+def make_server(options):
+    answer_well = cell_server.make_server(options)
+
+    def answer(question, send):
+        suite, cell_id, given_up = json.loads(question)
+        if given_up or "gemma2" in cell_id:
+            return answer_well(question, send)
+        messages = []
+        answer_well(json.dumps([suite, cell_id, "hangs"]).encode(), messages.append)
+        send(messages[0])
+        time.sleep(1000)
+
+    return answer
+"""
 # Each is right in one cell, and does to its process what its name says in the next: behind that comes another's.
 FAULTS_RUN = ("--load", PLANTED / "faults.py", "--backend", "FAULTS", "--tier", "smoke", "--dtype", "fp32")
 FAULTS_CELLS = ("-k", "not CONTROL and llama3-8b-causal-mixed and (position or max_seq_len)")
@@ -55,7 +74,7 @@ TOLD: dict[str, str | None] = {
     "exits": "SystemExit: enough",
     "forks": None,
     "healthy": None,
-    "hoards": "GiB of memory, and may hold 1.0",
+    "hoards": " MiB of memory, and may hold 1,024 MiB: ",
     "interrupts": "its process was ended by SIGINT (Interrupt): ",
     "leaves-others-behind": "its process ended with exit code 1: left ",
     "loses-its-device": "left its device unusable: CUDA error: an illegal memory access was encountered",
@@ -214,6 +233,61 @@ def test_who_does_not_answer_is_asked_where_it_is_and_ended(template: Template, 
     assert is_gone(server.pid)
 
 
+@pytest.mark.parametrize(
+    "question",
+    [
+        "held = bytearray(b'1') * (160 << 20) if os.fork() else bytearray(b'2') * (160 << 20); time.sleep(1000)",
+        "import mmap; held = mmap.mmap(-1, 320 << 20); held.write(b'1' * (32 << 20) * 10); time.sleep(1000)",
+    ],
+)
+def test_memory_of_children_and_shared_memory_count(
+    template: Template, monkeypatch: pytest.MonkeyPatch, question: str
+) -> None:
+    monkeypatch.setattr(served, "_SESSION_TICK_SECONDS", 0.1)
+    server = template.fork()
+    server.send(question.encode())
+    with pytest.raises(Lost, match=r"held \d+ MiB of memory, and may hold 256 MiB") as lost:
+        server.receive(Limits(seconds=30, nbytes=256 << 20))
+    assert lost.value.broke_limit
+
+
+def test_pages_that_copies_of_a_process_share_count_once(template: Template, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(served, "_SESSION_TICK_SECONDS", 0.1)
+    server = template.fork()
+    copies = "held = bytearray(b'1') * (96 << 20); all(os.fork() for _ in range(3)) or time.sleep(1000)"
+    server.send(f"{copies}; time.sleep(0.5); result = len(held)".encode())
+    assert server.receive(Limits(seconds=30, nbytes=256 << 20)) == str(96 << 20).encode()
+    counted = limits.held_by_session(server.pid, allowed=float("inf"))
+    assert counted > 256 << 20, f"the copies were gone, and {counted} bytes were never too much"
+    server.kill()
+
+
+def test_what_is_left_behind_in_a_session_of_its_own_is_ended(template: Template) -> None:
+    server = template.fork()
+    server.send(
+        b"left = subprocess.Popen(['sh', '-c', 'setsid sleep 999 & echo $!; exec sleep 999'], "
+        b"stdout=subprocess.PIPE, start_new_session=True); result = [left.pid, int(left.stdout.readline())]"
+    )
+    left = [int(pid) for pid in re.findall(rb"\d+", server.receive(PATIENT))]
+    assert not any(map(is_gone, left)), "nothing was left behind"
+    server.kill()
+    assert all(map(is_gone, left)), f"of {left}, started in sessions of their own, one is still there"
+
+
+def test_who_prints_without_end_beyond_its_group_does_not_hold_up_who_asks(
+    template: Template, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(served, "_STACK_SECONDS", 0.1)
+    monkeypatch.setattr(served, "_PATIENCE_SECONDS", 0.1)
+    server = template.fork()
+    server.send(b"pass")
+    server.receive(PATIENT)
+    # As if something were always there to be read.
+    monkeypatch.setattr(server, "_read", lambda seconds: True)
+    server.kill()
+    wait_until(lambda: is_gone(server.pid))
+
+
 def test_a_server_that_was_asked_nothing_more_but_died_is_known_to_have(template: Template) -> None:
     server = template.fork()
     server.send(b"threading.Timer(0.05, os._exit, [7]).start()")
@@ -257,6 +331,7 @@ def test_who_hangs_again_and_again_is_not_waited_for_in_every_cell(
     (tmp_path / "hanging_server.py").write_text(hangs + "        time.sleep(1000)\n    return answer\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(isolated_session, "_MODULE", "hanging_server")
+    monkeypatch.setattr(served, "_QUIET_SECONDS", 0.01)
     session = MatrixSession(Options(implementations=("CPU/bundled", "CPU/torch"), tier="smoke", dtypes=("fp32",)))
     cells = [cell for cell in session.cells("dtype") if cell.implementation.label == "CPU/bundled"][:5]
     other = next(cell for cell in session.cells("dtype") if cell.implementation.label == "CPU/torch")
@@ -268,6 +343,29 @@ def test_who_hangs_again_and_again_is_not_waited_for_in_every_cell(
     told = [record.reasons[0].partition(":")[0] for record in records]
     waited = "its process did not answer in full for 0.1 s"
     assert told == [waited] * 3 + ["not run"] * 2 + [waited], told
+
+
+def test_who_is_given_up_still_does_not_support_what_it_never_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "half_hanging_server.py").write_text(HALF_HANGING_SERVER)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(isolated_session, "_MODULE", "half_hanging_server")
+    monkeypatch.setattr(served, "_QUIET_SECONDS", 0.01)
+    session = MatrixSession(Options(implementations=("CPU/torch",), tier="smoke", dtypes=("fp32",)))
+    cells = [cell for cell in session.cells("dtype") if cell.flaw is None]
+    softcaps = iter([cell for cell in cells if "gemma2" in cell.cell_id])
+    others = iter([cell for cell in cells if "gemma2" not in cell.cell_id])
+    # What is unsupported in between was not computed, and says nothing for the implementation.
+    order = [next(softcaps if is_softcap else others) for is_softcap in (False, True, False, False, True, False)]
+    isolated = IsolatedSession(session, Limits(seconds=0.3))
+    records = [isolated.run(cell) for cell in order]
+    isolated.close()
+    told = [f"{record.verdict}: {record.reasons[0]}" for record in records]
+    waited, unsupported = "error: its process did not answer in full", "unsupported: softcap 50 is not supported"
+    wanted = [waited, unsupported, waited, waited, unsupported]
+    assert all(map(str.startswith, told, wanted)), told
+    assert told[-1] == "error: not run: 3 cells of CPU/torch before it broke their limits"
 
 
 def test_what_a_process_may_hold_is_its_share(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -290,6 +388,10 @@ def test_last_words_are_the_last_lines_and_the_innermost_frames() -> None:
     told = last_words(lines + "Fatal Python error: Aborted\n\nStack (most recent call first):\n" + frames)
     assert told.startswith("line 5 / line 6 / line 7 / line 8 / Fatal Python error: Aborted / File")
     assert told.endswith("line 3 in f"), told
+    far = last_words('Traceback:\n  File "/a/b c/planted/faults.py", line 9 in f\n  File "/kernel.py", line 1\n')
+    assert far == 'Traceback: / File ".../planted/faults.py", line 9 in f / File "/kernel.py", line 1', far
+    assert memory(1.5 * GIB + (4 << 20)) == "1,540 MiB", "what was held is not told from what is allowed"
+    assert memory(64.25 * GIB) == "64.25 GiB"
     assert ending(-signal.SIGSEGV) == "was ended by SIGSEGV (Segmentation fault)"
     assert ending(-99) == "was ended by signal 99"
     tail = Tail()

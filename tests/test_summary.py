@@ -182,6 +182,8 @@ def test_the_summary_fits_a_terminal_of_120_columns(tmp_path: Path) -> None:
     assert len(summary.splitlines()) < 110, f"{len(summary.splitlines())} lines are no summary"
     assert "and 4 more groups, in the files" in summary
     assert "and 12 more reasons, in the files" in summary
+    nine = report_of(tmp_path, *cells[-9:]).summary
+    assert "and 1 more reason, in the files" in nine
 
 
 def test_suites_have_lines_of_their_own(tmp_path: Path) -> None:

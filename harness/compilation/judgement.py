@@ -32,7 +32,7 @@ def judge_compilation(cell: Cell, availability: Availability, command: str) -> R
     assert isinstance(case, KernelCase), f"{case.case_id} names no kernel"
     try:
         record = replace(record, configuration=dict(subject.settings(case)))
-        reasons = _reasons_against(subject, case, cell.dtype)
+        reasons = compiling_reasons(cell)
         if reasons:
             return replace(record, verdict=Verdict.UNSUPPORTED, reasons=reasons)
         compilation = subject.compile(case, cell.dtype)
@@ -50,10 +50,17 @@ def judge_compilation(cell: Cell, availability: Availability, command: str) -> R
     )
 
 
-def _reasons_against(subject: CompiledSubject, case: KernelCase, dtype: str) -> tuple[str, ...]:
+def compiling_reasons(cell: Cell) -> tuple[str, ...]:
+    """Why a cell's kernel is not compiled, one sentence each; empty when it is.
+
+    Args:
+        cell: of the compile suite.
+    """
+    subject, case = cell.implementation, cell.case
     if not isinstance(subject, CompiledImplementation):
         return ()
-    return tuple(reasons_against(subject.subject, case.problem(dtype, subject.tiling, 0)))
+    assert isinstance(case, KernelCase), f"{case.case_id} names no kernel"
+    return tuple(reasons_against(subject.subject, case.problem(cell.dtype, subject.tiling, 0)))
 
 
 def _complaint(compilation: Compilation, case: KernelCase) -> str:

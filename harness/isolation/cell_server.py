@@ -41,12 +41,16 @@ class _CellServer:
         """Runs a cell, and tells before each step what the cell's record is if that is the end.
 
         Args:
-            question: names of a suite and of a cell of it, as JSON.
+            question: names of a suite and of a cell of it, and why the cell is not to be computed, as JSON; an empty
+                reason where it is.
             send: takes each message.
         """
-        suite, cell_id = json.loads(question)
+        suite, cell_id, given_up = json.loads(question)
         cell = self._cell(suite, cell_id)
         send(_message(BEGUN, self._session.not_run(cell)))
+        if given_up:
+            send(_message(DONE, self._session.give_up(cell, given_up)))
+            return
         with noted_warnings() as noted:
             record = self._session.run(cell, lambda found: send(_message(FOUND, found)))
         if noted:

@@ -15,11 +15,13 @@ import select
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from samebits.harness.isolation.frames import FrameReader, read_frame, write_frame
-from samebits.harness.isolation.parent_death import end_with_parent
+from samebits.harness.isolation.parent_death import adopt_orphans, end_with_parent
+from samebits.harness.isolation.processes import processes
 
 # Sends a message to who asked.
 Send = Callable[[bytes], None]
@@ -30,6 +32,9 @@ STACK_SIGNAL = signal.SIGUSR1
 # Pipes of a server: its questions, its answers, its stdout and its stderr.
 PIPES = 4
 _FIRST_TO_GO = "1000"
+# A process in a system call that does not return ends when that does.
+_ADOPTED_SECONDS = 2.0
+_PAUSE_SECONDS = 0.002
 
 
 def fork_on_demand(control: socket.socket, module: str, options: object) -> None:
@@ -44,6 +49,7 @@ def fork_on_demand(control: socket.socket, module: str, options: object) -> None
     # What is imported is garbage in no server, and memory that nobody looks at stays shared.
     gc.collect()
     gc.freeze()
+    adopt_orphans()
     template, pid = _Template(control), os.getpid()
     pipes = template.wait_for_server()
     if pipes is not None:
@@ -89,6 +95,7 @@ class _Template:
             pass  # The asking process is gone.
         for pid in self._servers:
             _kill_group(pid)
+        _end_adopted()
         return None
 
     def _tell_endings(self) -> None:
@@ -98,6 +105,9 @@ class _Template:
                 _kill_group(pid)
                 _, status = os.waitpid(pid, 0)
                 self._servers.remove(pid)
+                # Whose they are cannot be told where another server lives, which may need them.
+                if not self._servers:
+                    _end_adopted()
                 self._control.sendall(f"ended {pid} {os.waitstatus_to_exitcode(status)}\n".encode())
 
     def _forget(self) -> None:
@@ -109,10 +119,29 @@ class _Template:
 
 
 def _kill_group(pid: int) -> None:
-    """Ends a server, which may not have a group yet, and what it started and left behind."""
+    """Ends a server, which may not have a group yet, and what it started in its group."""
     for kill in (os.killpg, os.kill):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             kill(pid, signal.SIGKILL)
+
+
+def _end_adopted() -> None:
+    """Ends what servers left behind in sessions of their own, which became this process's children, and their children.
+
+    Each that ends hands on its own children, so this goes on until there is none, or one cannot be ended.
+    """
+    end = time.monotonic() + _ADOPTED_SECONDS
+    while time.monotonic() < end:
+        adopted = [process.pid for process in processes() if process.parent == os.getpid()]
+        if not adopted:
+            return
+        for pid in adopted:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        for pid in adopted:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+        time.sleep(_PAUSE_SECONDS)
 
 
 def _become_server(template: int, output: int, errors: int) -> None:

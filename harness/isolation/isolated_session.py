@@ -24,6 +24,7 @@ _MODULE = "samebits.harness.isolation.cell_server"
 _START_SECONDS = 300.0
 # Who hangs or eats all memory in as many cells one after another does so in the next, too; all would take days.
 _BREACHES_IN_A_ROW = 3
+_NOT_COMPUTED = (Verdict.UNSUPPORTED, Verdict.UNAVAILABLE)
 
 
 class IsolatedSession:
@@ -44,6 +45,8 @@ class IsolatedSession:
         self._before: list[str] = []
         # How many cells of an implementation broke a limit, one after another.
         self._breaches: dict[tuple[str, str], int] = {}
+        # Those that broke the process when they were only asked what they support: nothing more is asked of them.
+        self._silent: set[tuple[str, str]] = set()
 
     def start(self) -> None:
         """Begins to import what cells need, and does not wait for it."""
@@ -54,8 +57,7 @@ class IsolatedSession:
         started = time.perf_counter()
         subject = (cell.implementation.operation, cell.implementation.label)
         if self._breaches.get(subject, 0) >= _BREACHES_IN_A_ROW:
-            reason = f"not run: {_BREACHES_IN_A_ROW} cells of {cell.implementation.label} before it broke their limits"
-            return _error(self._session.not_probed(cell), reason)
+            return self._give_up(cell, subject)
         messages: list[bytes] = []
         try:
             warned = self._ask(cell, messages)
@@ -64,7 +66,9 @@ class IsolatedSession:
             self._breaches[subject] = self._breaches.get(subject, 0) + 1 if lost.broke_limit else 0
             record = replace(self._of_lost(cell, messages, lost), seconds=time.perf_counter() - started)
         else:
-            self._breaches[subject] = 0
+            # Of what was not computed nothing is known that would speak for the next cell.
+            if record.verdict not in _NOT_COMPUTED:
+                self._breaches[subject] = 0
             record = told_warnings(record, warned.removeprefix(WARNED).decode())
         return record
 
@@ -75,12 +79,25 @@ class IsolatedSession:
             self._process = None
         self._template.close()
 
-    def _ask(self, cell: Cell, messages: list[bytes]) -> bytes:
+    def _give_up(self, cell: Cell, subject: tuple[str, str]) -> Record:
+        """The record of a cell that is not computed: an error, unless it is unsupported or unavailable."""
+        reason = f"not run: {_BREACHES_IN_A_ROW} cells of {cell.implementation.label} before it broke their limits"
+        messages: list[bytes] = []
+        if subject not in self._silent:
+            try:
+                self._ask(cell, messages, given_up=reason)
+                return _record_in(messages[-1])
+            except Lost:
+                self._silent.add(subject)
+        return _error(self._session.not_probed(cell), reason)
+
+    def _ask(self, cell: Cell, messages: list[bytes], given_up: str = "") -> bytes:
         """Has the other process run a cell.
 
         Args:
             cell: what to run.
             messages: takes what that process tells of it, the last of which has the cell's record.
+            given_up: why nothing of it is to be computed; empty where it is.
 
         Returns:
             The message of its warnings; empty where there are none.
@@ -92,7 +109,7 @@ class IsolatedSession:
         is_new, warned = not self._before, b""
         limits = replace(self._limits, seconds=max(self._limits.seconds, _START_SECONDS * is_new))
         try:
-            process.send(json.dumps([cell.suite, cell.cell_id]).encode())
+            process.send(json.dumps([cell.suite, cell.cell_id, given_up]).encode())
             messages.append(process.receive(limits))
             while not messages[-1].startswith((DONE, SPOILT)):
                 message = process.receive(self._limits)

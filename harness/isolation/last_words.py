@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 
 _KEPT_BYTES = 1 << 16
@@ -9,6 +10,8 @@ _LINES = 5
 # What faulthandler writes above frames, the innermost of which comes first.
 _FRAMES_BEGIN = "Stack (most recent call first):"
 _FRAMES = 4
+# Of a frame's file, all but its folder and its name: whole, they would bury what a reason says.
+_FAR_FOLDERS = re.compile(r'(?<=File ")[^"]*/(?=[^"/]+/[^"/]+")')
 
 
 class Tail:
@@ -50,10 +53,16 @@ def ending(exit_code: int) -> str:
     return f"was ended by {name} ({signal.strsignal(-exit_code)})"
 
 
+def memory(nbytes: float) -> str:
+    """Bytes in words, as fine as it takes to tell what was held from what is allowed."""
+    return f"{nbytes / 2**20:,.0f} MiB" if nbytes < 10 * 2**30 else f"{nbytes / 2**30:,.2f} GiB"
+
+
 def last_words(text: str) -> str:
     """The last lines that a process wrote, in one line.
 
     Of a dump of Python's frames, which begins with the innermost, it is the beginning that tells where a process was.
+    Of the path of a frame's file the last two parts are told; the whole is in what was captured.
 
     Args:
         text: the end of what it wrote.
@@ -62,4 +71,4 @@ def last_words(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip("\t ^~")]
     dump = lines.index(_FRAMES_BEGIN) if _FRAMES_BEGIN in lines else len(lines)
     told = lines[:dump][-_LINES:] + lines[dump + 1 :][:_FRAMES]
-    return " / ".join(told) or "it wrote nothing"
+    return " / ".join(_FAR_FOLDERS.sub(".../", line) for line in told) or "it wrote nothing"

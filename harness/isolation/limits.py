@@ -1,4 +1,4 @@
-"""What an answer of another process may cost: time, and memory that the process holds meanwhile."""
+"""What an answer of another process may cost: time, and memory that it and its children hold meanwhile."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from samebits.harness.isolation.processes import processes
 
 # Of the machine's memory, for all such processes together: the rest is for those that ask them.
 _SHARED_OUT = 0.8
@@ -21,7 +23,7 @@ class Limits:
 
     Attributes:
         seconds: until the next message of it has come.
-        nbytes: that the process may hold for itself meanwhile.
+        nbytes: that the process and those that it starts may hold meanwhile.
     """
 
     seconds: float = math.inf
@@ -46,16 +48,40 @@ def machine_memory() -> int:
 
 
 def held_memory(pid: int) -> int:
-    """Bytes that a process holds for itself: what it shares with others and what lies in files does not count.
+    """Bytes that a process holds, its shared memory among them; what lies in files does not count.
 
     Args:
         pid: of the process; one that is gone, or of a system that does not tell, holds nothing.
     """
+    return _told_bytes(pid, "status", ("RssAnon", "RssShmem"))
+
+
+def held_by_session(session: int, allowed: float) -> int:
+    """Bytes that the processes of a session hold together; what lies in files does not count.
+
+    A process and its copies share pages, which count in each. Only where that makes more than is allowed they are
+    counted by share, for which the kernel looks at every page.
+
+    Args:
+        session: number of the process that began it.
+        allowed: bytes.
+    """
+    members = [process.pid for process in processes() if process.session == session]
+    counted = sum(map(held_memory, members))
+    if counted <= allowed:
+        return counted
+    shares = sum(_told_bytes(pid, "smaps_rollup", ("Pss_Anon", "Pss_Shmem")) for pid in members)
+    return shares or counted  # Older kernels tell no shares.
+
+
+def _told_bytes(pid: int, file: str, names: tuple[str, ...]) -> int:
+    """The sum of some lines of a file that the system has of a process, which it tells in KiB."""
     try:
-        _, resident, shared, *_ = Path(f"/proc/{pid}/statm").read_text().split()
-    except (OSError, ValueError):
+        lines = Path(f"/proc/{pid}/{file}").read_text().splitlines()
+    except OSError:
         return 0
-    return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
+    told = (line.split() for line in lines)
+    return sum(int(words[1]) << 10 for words in told if words and words[0].rstrip(":") in names)
 
 
 def _group_limits() -> Iterator[int]:

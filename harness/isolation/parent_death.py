@@ -1,4 +1,4 @@
-"""Processes that end with the one that started them, even where that one is killed."""
+"""Processes that end with the one that started them, or fall to another, even where that one is killed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,13 @@ import signal
 import sys
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def adopt_orphans() -> None:
+    """Has this process become the parent of what its children leave behind, where the system is Linux."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def end_with_parent(parent: int) -> None:

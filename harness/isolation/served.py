@@ -20,8 +20,8 @@ from collections.abc import Iterable
 
 from samebits.harness.isolation.forked import STACK_SIGNAL
 from samebits.harness.isolation.frames import FrameReader, Garbled, write_frame
-from samebits.harness.isolation.last_words import Tail, ending, last_words
-from samebits.harness.isolation.limits import Limits, held_memory
+from samebits.harness.isolation.last_words import Tail, ending, last_words, memory
+from samebits.harness.isolation.limits import Limits, held_by_session, held_memory
 
 _MODULE = "samebits.harness.isolation.template_main"
 _PIECE = 1 << 16
@@ -29,6 +29,8 @@ _PIECE = 1 << 16
 _START_SECONDS = 300.0
 # How often memory is looked at: an allocation takes longer to fill a machine.
 _TICK_SECONDS = 0.1
+# How often that of its children is, too, for which all processes of the machine are looked at.
+_SESSION_TICK_SECONDS = 1.0
 # For what takes no time unless something is wrong: to end, or to write down where it is.
 _PATIENCE_SECONDS = 10.0
 _STACK_SECONDS = 2.0
@@ -217,7 +219,8 @@ class ServedProcess:
         Raises:
             Lost: it ended, or was ended because it broke a limit.
         """
-        end = time.monotonic() + limits.seconds
+        begun = time.monotonic()
+        end, next_look = begun + limits.seconds, begun + _SESSION_TICK_SECONDS
         wait = 0.0  # What came together with the message before is there already.
         while True:
             # Before the clock is looked at: this process, too, may have been stopped for a while.
@@ -232,8 +235,11 @@ class ServedProcess:
             if self._has_ended():
                 raise self._lost(self._how_it_ended())
             held = held_memory(self.pid)
+            if held <= limits.nbytes and time.monotonic() > next_look:
+                held = held_by_session(self.pid, limits.nbytes)
+                next_look = time.monotonic() + _SESSION_TICK_SECONDS
             if held > limits.nbytes:
-                told = f"held {held / 2**30:.1f} GiB of memory, and may hold {limits.nbytes / 2**30:.1f}"
+                told = f"held {memory(held)} of memory, and may hold {memory(limits.nbytes)}"
                 raise self._lost(told, broke_limit=True)
             if time.monotonic() > end:
                 self._ask_for_stack()
@@ -283,7 +289,8 @@ class ServedProcess:
     def _wait(self, seconds: float) -> None:
         end = time.monotonic() + seconds
         while self._template.exit_code(self.pid) is None and self._template.control in self._selector.get_map():
-            if not self._read(max(0.0, end - time.monotonic())):
+            # Time is looked at even where something comes again and again, as of who prints without end.
+            if not self._read(max(0.0, end - time.monotonic())) or time.monotonic() > end:
                 return
 
     def _kill(self) -> None:
@@ -294,8 +301,9 @@ class ServedProcess:
                 except ProcessLookupError:
                     continue
             self._wait(_PATIENCE_SECONDS)
-        # What is still in the pipes.
-        while self._read(0.0):
+        # What is still in the pipes, into which a process in a session of its own may write on.
+        end = time.monotonic() + _STACK_SECONDS
+        while self._read(0.0) and time.monotonic() < end:
             continue
         self._is_open = False
         self._selector.close()

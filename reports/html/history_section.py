@@ -85,9 +85,7 @@ class HistoryView:
     """All that the page tells of earlier runs.
 
     Attributes:
-        sentence: the whole in one.
-        left_out: how many runs are of other devices, or later.
-        unreadable: how many could not be read.
+        sentence: the whole in one, and which runs were left out.
         runs: the latest first.
         drifts: the latest first.
         more_drifts: groups that are not told.
@@ -95,8 +93,6 @@ class HistoryView:
     """
 
     sentence: str
-    left_out: int
-    unreadable: int
     runs: tuple[RunLine, ...]
     drifts: tuple[DriftLine, ...]
     more_drifts: int
@@ -108,8 +104,6 @@ def history_view(history: History) -> HistoryView:
     groups = grouped_drifts(history)
     return HistoryView(
         sentence=history.told,
-        left_out=history.left_out,
-        unreadable=history.unreadable,
         runs=tuple(reversed([_run_line(history, number) for number in range(len(history.runs))])),
         drifts=tuple(
             DriftLine(
