@@ -115,7 +115,7 @@ _OPTIONS = (
     _Option(
         "cell-timeout", "SECONDS", "how long a cell may take before its process is ended (default: 600)", default="600"
     ),
-    _Option("cell-memory", "GIB", "what the process of a cell may hold (default: its share of the machine's memory)"),
+    _Option("cell-memory", "GIB", "what the processes of a cell may hold (default: its share of the machine's memory)"),
     _Option("no-isolation", "", "run cells in this process, where a debugger reaches them", flag=True),
     _Option(
         "draw-seed", "N", "seed of the batches that are drawn (default: the same ones; in the nightly tier, fresh)"

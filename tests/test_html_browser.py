@@ -136,6 +136,14 @@ def test_one_failure_among_many_others_is_two_clicks_away(
         told = page.tab.get_by_text("the planted reason").first.bounding_box()
         assert told is not None
         assert told["y"] + told["height"] < height, f"the reason is below the first screen, at {told}"
+        bar, *links = [found.bounding_box() for found in page.tab.locator("body > header, body > header nav a").all()]
+        outside = [
+            link
+            for link in links
+            if not (bar and link and link["x"] + link["width"] <= width and link["y"] + link["height"] <= bar["height"])
+        ]
+        assert links, "there are no links to the sections"
+        assert not outside, f"links to sections are cut, at {outside}"
         page.tab.click(".panel >> text=FLASH_ATTN/torch")
         page.tab.locator("#details-title", has_text=planted.cell_id).wait_for()
         assert "the planted reason" in page.tab.locator("#details .reasons").inner_text()

@@ -2,6 +2,9 @@
 
 Each follows a heuristic of a public kernel: it is right for a small batch, and for a large one too, and only their bits
 differ.
+
+The default tier catches all of them, and so does the nightly tier, which has all of its cells. The smoke tier catches
+`pages-in-order` alone: the batches whose sizes and lengths cross the other thresholds are not among its cells.
 """
 
 from __future__ import annotations
