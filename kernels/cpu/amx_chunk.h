@@ -68,12 +68,16 @@ class AmxChunk {
     void compute(const ChunkLayer& layer, ThreadRows& queries, const ChunkPlaces& places, const ChunkPlaces& next,
                  int64_t num_rows, const KeyRange* visible, const SoftmaxSums& sums, Take take) {
         prepare_keys(layer, places, num_rows > kRowBlock);
-        const bool harmless = all_same(visible, num_rows) ? pack_values<false>(layer, places, places.in, next)
-                                                          : pack_values<true>(layer, places, places.in, next);
+        Foresight<kElement> foresight(next, layer.head_dim);
+        const bool one_block = num_rows <= kRowBlock;
+        const bool harmless = all_same(visible, num_rows)
+                                  ? pack_values<false>(layer, places, places.in, foresight, one_block ? 1 : 0)
+                                  : pack_values<true>(layer, places, places.in, foresight, one_block ? 1 : 0);
+        const int64_t asked_at_once = one_block ? 8 : 1 + layer.chunk_size * kTileDepth * kTileRows / (padded_chunk(layer) * num_rows);
         RowBlock block = row_block(0, num_rows, visible);
         ScoreProduct scores(layer, *this, queries, block, 0);
         for (int buffer = 0; block.num_rows > 0; buffer = 1 - buffer) {
-            scores.finish();
+            while (scores.advance()) foresight.ask_for(one_block ? 4 : 0);
             const RowBlock following = row_block(block.first + kRowBlock, num_rows, visible);
             scores = ScoreProduct(layer, *this, queries, following, 1 - buffer);
             for (int64_t row = 0; row < block.num_rows; row += kTileRows) {
@@ -82,6 +86,7 @@ class AmxChunk {
                                     std::min<int64_t>(kTileRows, block.num_rows - row),
                                     scores_.row(buffer * padded_chunk(layer)) + row);
                 softmax.weigh(weights_.row(row), padded_chunk(layer) / 2, [&] {
+                    foresight.ask_for(asked_at_once);
                     scores.advance();
                     scores.advance();
                 });
@@ -91,7 +96,7 @@ class AmxChunk {
             if (harmless) {
                 multiply_values(layer, groups_of(block), block.seen, sums.weighted);
             } else {
-                multiply_values_apart(layer, places, block, visible + block.first, sums.weighted);
+                multiply_values_apart(layer, places, block, visible + block.first, sums.weighted, foresight);
             }
             take(block.first, block.num_rows, sums);
             block = following;
@@ -137,8 +142,6 @@ class AmxChunk {
 
     static int64_t groups_of(const RowBlock& block) { return (block.num_rows + kTileRows - 1) / kTileRows; }
 
-    static constexpr ChunkPlaces kNothing = {};
-
     struct KeyTile {
         const char* first;
         int64_t row_stride, step;  // in bytes
@@ -157,17 +160,19 @@ class AmxChunk {
               end_(rows.seen.end) {}
 
         void finish() {
-            while (key_ < end_) advance();
+            while (advance()) continue;
         }
 
-        void advance() {
+        // One step, if there is one left.
+        bool advance() {
             const int64_t tiles = (end_ - key_ + kTileRows - 1) / kTileRows;
-            if (tiles <= 0) return;
+            if (tiles <= 0) return false;
             if (groups_ == 1) {
                 tiles >= 4 ? advance_by<4, 1>() : advance_by<1, 1>();
             } else {
                 tiles >= 2 ? advance_by<2, 2>() : advance_by<1, 2>();
             }
+            return true;
         }
 
        private:
@@ -242,17 +247,16 @@ class AmxChunk {
     // values_[pair of keys][element] of the keys in `present`, as `divide_row` reads them, and zeros for others. When
     // asked to check, false when one of them is no finite number.
     template <bool kCheck>
-    bool pack_values(const ChunkLayer& layer, const ChunkPlaces& places, KeyRange present, const ChunkPlaces& next) {
+    bool pack_values(const ChunkLayer& layer, const ChunkPlaces& places, KeyRange present,
+                     Foresight<kElement>& foresight, int64_t asked_at_once) {
         const auto* cache = static_cast<const uint16_t*>(places.value_cache);
         const int64_t whole = layer.head_dim / kTileDepth * kTileDepth;
         __m512i largest = _mm512_setzero_si512();
         const auto check = [&](__m512i elements) {
             if constexpr (kCheck) largest = _mm512_max_epu16(largest, _mm512_add_epi16(elements, elements));
         };
-        int64_t asked = next.in.begin;
         for (int64_t key = first_of_group(present); key < round_up(present.end); key += 2) {
-            ask_for<kElement>(next, asked++, layer.head_dim);
-            ask_for<kElement>(next, asked++, layer.head_dim);
+            foresight.ask_for(asked_at_once);
             const __mmask32 even_present = present.begin <= key && key < present.end ? ~__mmask32(0) : 0;
             const __mmask32 odd_present = present.begin <= key + 1 && key + 1 < present.end ? ~__mmask32(0) : 0;
             const uint16_t* even_row = cache + (even_present ? places.values[key] : 0);
@@ -299,17 +303,17 @@ class AmxChunk {
 
     // The same where a value is no finite number: rows that see the same keys at a time, with the values of those only.
     void multiply_values_apart(const ChunkLayer& layer, const ChunkPlaces& places, const RowBlock& block,
-                               const KeyRange* visible, float* products) {
+                               const KeyRange* visible, float* products, Foresight<kElement>& foresight) {
         const int64_t dim = layer.padded_dim();
         std::vector<float> of_some(kRowBlock * dim);
         for (int64_t first = 0, end; first < block.num_rows; first = end) {
             for (end = first + 1; end < block.num_rows && all_same(visible + first, end + 1 - first);) ++end;
             if (visible[first].empty()) continue;
-            pack_values<false>(layer, places, visible[first], kNothing);
+            pack_values<false>(layer, places, visible[first], foresight, 0);
             multiply_groups<2>(layer, visible[first], of_some.data());
             std::copy(of_some.data() + first * dim, of_some.data() + end * dim, products + first * dim);
         }
-        pack_values<false>(layer, places, places.in, kNothing);
+        pack_values<false>(layer, places, places.in, foresight, 0);
     }
 
     template <int kGroups>

@@ -113,22 +113,28 @@ class LaneSoftmax {
         const int64_t first_whole = std::min(seen_by_all.begin, keys_.end);
         const int64_t end_whole = std::max(seen_by_all.end, first_whole);
 
-        largest_ = _mm512_set1_ps(-kInfinity);
-        const auto look_at = [&](int64_t key) {
+        // Several, since each instruction waits for the one before on the same.
+        __m512 largest[4];
+        for (__m512& some : largest) some = _mm512_set1_ps(-kInfinity);
+        const auto look_at = [&](int64_t key, int64_t which) {
             // Of a NaN and another number the instruction takes the second.
-            largest_ = _mm512_max_ps(_mm512_load_ps(scores_ + key * kRowBlock), largest_);
+            largest[which] = _mm512_max_ps(_mm512_load_ps(scores_ + key * kRowBlock), largest[which]);
         };
         const auto mask = [&](int64_t key) {
             float* score = scores_ + key * kRowBlock;
             const __m512i place = _mm512_sub_epi32(_mm512_set1_epi32(static_cast<int32_t>(key)), begin);
             const __mmask16 sees = _mm512_cmplt_epu32_mask(place, count);
             _mm512_store_ps(score, _mm512_mask_loadu_ps(_mm512_set1_ps(-kInfinity), sees, score));
-            look_at(key);
+            look_at(key, 0);
         };
         for (int64_t key = keys_.begin; key < first_whole; ++key) mask(key);
-        for (int64_t key = first_whole; key < end_whole; ++key) look_at(key);
-        for (int64_t key = end_whole; key < keys_.end; ++key) mask(key);
-        largest_ = _mm512_mul_ps(largest_, _mm512_set1_ps(scale_));
+        int64_t key = first_whole;
+        for (; key + 4 <= end_whole; key += 4)
+            for (int64_t i = 0; i < 4; ++i) look_at(key + i, i);
+        for (; key < end_whole; ++key) look_at(key, 0);
+        for (key = end_whole; key < keys_.end; ++key) mask(key);
+        const __m512 all = _mm512_max_ps(_mm512_max_ps(largest[0], largest[1]), _mm512_max_ps(largest[2], largest[3]));
+        largest_ = _mm512_mul_ps(all, _mm512_set1_ps(scale_));
     }
 
     const KeyRange keys_;

@@ -11,6 +11,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -116,7 +117,11 @@ class TileTask {
           padded_dim_(layer_.padded_dim()),
           kv_head_(first_head) {
         workspace.fit(layer_, num_heads);
-        for (int64_t row = 0; row < task.num_rows; ++row) visible_[row] = visible_keys(token_of(row));
+        for (int64_t row = 0; row < task.num_rows; ++row) {
+            visible_[row] = visible_keys(token_of(row));
+            seen_by_all_.begin = std::max(seen_by_all_.begin, visible_[row].begin);
+            seen_by_all_.end = std::min(seen_by_all_.end, visible_[row].end);
+        }
     }
 
     // Computes the task's chunks, and finishes its rows unless their sums go to the scratch. False when the block table
@@ -218,8 +223,17 @@ class TileTask {
 
     // What each row sees of a chunk, and what any of them does.
     KeyRange look_at(int64_t chunk, KeyRange* visible) const {
+        const KeyRange whole = {0, call_.chunk_size};
+        if (seen_whole(chunk)) {
+            std::fill_n(visible, task_.num_rows, whole);
+            return whole;
+        }
         for (int64_t row = 0; row < task_.num_rows; ++row) visible[row] = visible_in_chunk(row, chunk);
         return seen_by_any(visible, task_.num_rows);
+    }
+
+    bool seen_whole(int64_t chunk) const {
+        return seen_by_all_.begin <= chunk * call_.chunk_size && (chunk + 1) * call_.chunk_size <= seen_by_all_.end;
     }
 
     bool compute_chunk(int64_t chunk) {
@@ -317,6 +331,7 @@ class TileTask {
     const int64_t padded_dim_;
     int64_t kv_head_;
     KeyRange visible_[kRowTile];
+    KeyRange seen_by_all_ = {0, std::numeric_limits<int64_t>::max()};
     bool row_begun_[kRowTile] = {};
 };
 

@@ -32,14 +32,27 @@ struct ChunkPlaces {
     const void *key_cache, *value_cache;
 };
 
-// Asks memory for one key and its value, for the second-level cache: what is asked for a chunk ahead has no room in the
-// first. Must be inlined: GCC drops the call of a function that does nothing but prefetch.
+// Asks memory for keys and values that will be read next, a few at a time: a processor waits for memory that it has asked
+// too much of. They go to the second-level cache, as the first has no room for what is read so much later.
 template <Element element>
-SAMEBITS_INLINE void ask_for(const ChunkPlaces& places, int64_t key, int64_t head_dim) {
-    if (key < places.in.begin || key >= places.in.end) return;
-    prefetch_row<element>(places.key_cache, places.keys[key], head_dim);
-    prefetch_row<element>(places.value_cache, places.values[key], head_dim);
-}
+class Foresight {
+   public:
+    Foresight(const ChunkPlaces& places, int64_t head_dim)
+        : places_(places), head_dim_(head_dim), key_(places.in.begin) {}
+
+    // Must be inlined: GCC drops the call of a function that does nothing but prefetch.
+    SAMEBITS_INLINE void ask_for(int64_t count) {
+        for (const int64_t end = std::min(key_ + count, places_.in.end); key_ < end; ++key_) {
+            prefetch_row<element>(places_.key_cache, places_.keys[key_], head_dim_);
+            prefetch_row<element>(places_.value_cache, places_.values[key_], head_dim_);
+        }
+    }
+
+   private:
+    const ChunkPlaces& places_;
+    const int64_t head_dim_;
+    int64_t key_;
+};
 
 // The keys of a chunk that any of some rows sees, which may see none.
 inline KeyRange seen_by_any(const KeyRange* visible, int64_t num_rows) {

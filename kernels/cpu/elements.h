@@ -87,6 +87,18 @@ SAMEBITS_INLINE uint16_t round_to_float16(float value) {
     return sign | uint16_t((magnitude + 0xfffu + ((magnitude >> 13) & 1u) - (112u << 23)) >> 13);
 }
 
+// The same of sixteen floats.
+SAMEBITS_INLINE void store_bfloat16(uint16_t* target, Lanes value) {
+    HalfRegister rounded[kRegisters];
+    for (int i = 0; i < kRegisters; ++i) {
+        const UintRegister bits = (UintRegister)value.part[i];
+        const UintRegister up = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+        const UintRegister is_number = (UintRegister)(value.part[i] == value.part[i]);
+        rounded[i] = __builtin_convertvector((up & is_number) | (0x7fc0u & ~is_number), HalfRegister);
+    }
+    std::memcpy(target, rounded, sizeof(rounded));
+}
+
 SAMEBITS_INLINE void store_rounded(void* target, int64_t index, float value, Element element) {
     if (element == Element::kFloat32) static_cast<float*>(target)[index] = canonical(value);
     if (element == Element::kBfloat16) static_cast<uint16_t*>(target)[index] = round_to_bfloat16(value);

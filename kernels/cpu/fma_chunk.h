@@ -40,10 +40,10 @@ class FmaChunk {
     template <typename Take>
     void compute(const ChunkLayer& layer, ThreadRows& queries, const ChunkPlaces& places, const ChunkPlaces& next,
                  int64_t num_rows, const KeyRange* visible, const SoftmaxSums& sums, Take take) {
-        for (int64_t key = next.in.begin; key < next.in.end; ++key) ask_for<element>(next, key, layer.head_dim);
+        Foresight<element> foresight(next, layer.head_dim);
         for (RowBlock block = row_block(0, num_rows, visible); block.num_rows > 0;
              block = row_block(block.first + kRowBlock, num_rows, visible)) {
-            compute_block(layer, queries, places, block, visible + block.first, sums);
+            compute_block(layer, queries, places, block, visible + block.first, sums, foresight);
             take(block.first, block.num_rows, sums);
         }
     }
@@ -56,11 +56,13 @@ class FmaChunk {
 
    private:
     void compute_block(const ChunkLayer& layer, ThreadRows& queries, const ChunkPlaces& places,
-                       const RowBlock& block_of_rows, const KeyRange* visible, const SoftmaxSums& sums) {
+                       const RowBlock& block_of_rows, const KeyRange* visible, const SoftmaxSums& sums,
+                       Foresight<element>& foresight) {
         const int64_t padded_dim = layer.padded_dim(), num_rows = block_of_rows.num_rows;
         const KeyRange seen = block_of_rows.seen;
         const int64_t first_block = seen.begin / kKeyBlock * kKeyBlock;
         for (int64_t block = first_block; block < seen.end; block += kKeyBlock) {
+            foresight.ask_for(kKeyBlock / 2);
             const float* keys = load_block(layer, places.key_cache, places.keys, block, seen);
             in_steps_of_four(num_rows, [&](auto rows, int64_t row) {
                 score_block<decltype(rows)::value>(queries.row(block_of_rows.first + row), keys, padded_dim, layer.rule.scale,
@@ -72,6 +74,7 @@ class FmaChunk {
                 softmax_row(scores_.row(row), visible[row], layer.rule, sums.largest + row, sums.sum + row);
         std::fill_n(sums.weighted, num_rows * padded_dim, 0.0f);
         for (int64_t block = first_block; block < seen.end; block += kKeyBlock) {
+            foresight.ask_for(kKeyBlock / 2);
             const float* values = load_block(layer, places.value_cache, places.values, block, seen);
             in_steps_of_four(num_rows, [&](auto rows, int64_t row) {
                 accumulate_rows<decltype(rows)::value>(layer, visible + row, block, row, values, sums);

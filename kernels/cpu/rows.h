@@ -11,7 +11,11 @@ namespace samebits {
 // Rounds `count` floats to the elements from index `first` on, and writes no other.
 template <Element element>
 SAMEBITS_INLINE void round_row(const float* source, int64_t count, void* target, int64_t first) {
-    for (int64_t i = 0; i < count; ++i) store_rounded(target, first + i, source[i], element);
+    int64_t i = 0;
+    if constexpr (element == Element::kBfloat16)
+        for (; i + kLanes <= count; i += kLanes)
+            store_bfloat16(static_cast<uint16_t*>(target) + first + i, load(source + i));
+    for (; i < count; ++i) store_rounded(target, first + i, source[i], element);
 }
 
 SAMEBITS_INLINE const char* address(const void* tensor, int64_t index, int64_t element_size) {
