@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from samebits.harness.records import TIERS, Environment, Record, Run, RunHeader, UnusableInput, Verdict
@@ -84,11 +84,13 @@ class Baseline:
         name: of its file or directory.
         rows: in order of their cell ids.
         of_directory: whether it is all that a directory holds, of which nothing needs to fit; a file is meant.
+        files: the rows of each file of a directory; empty where there is one file.
     """
 
     name: str
     rows: tuple[BaselineRow, ...]
     of_directory: bool = False
+    files: tuple[tuple[BaselineRow, ...], ...] = ()
     _by_cell: Mapping[str, list[BaselineRow]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -100,6 +102,25 @@ class Baseline:
     def rows_of(self, cell_id: str) -> list[BaselineRow]:
         """All rows of a cell, of whatever device, threads and configuration."""
         return self._by_cell.get(cell_id, [])
+
+    def rows_to_ask_for(self, header: RunHeader) -> Iterator[BaselineRow]:
+        """Rows whose cells a run may miss.
+
+        Two files of a directory may tell of processors of the same kind, in two machines and on two days, and an older
+        one of cells that are no more. Of each device and number of threads the file counts whose versions are most like
+        the run's.
+        """
+        own = header.environment.versions
+        likeness: dict[tuple[str, int], dict[int, int]] = {}
+        for number, rows in enumerate(self.files):
+            for row in rows:
+                alike = sum(own.get(name) == version for name, version in row.environment.versions.items())
+                of_files = likeness.setdefault(row.place, {})
+                of_files[number] = max(of_files.get(number, 0), alike)
+        if not self.files:
+            yield from self.rows
+        for number, rows in enumerate(self.files):
+            yield from (row for row in rows if likeness[row.place][number] == max(likeness[row.place].values()))
 
     def row_for(self, record: Record, header: RunHeader) -> BaselineRow | None:
         """The row to compare a record with; None where no row has its key.

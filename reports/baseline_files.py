@@ -95,7 +95,8 @@ def read_baseline(path: Path | None) -> Baseline:
     path = _PACKAGED if path is None else path
     if os.path.isdir(path):
         files = [_read_file(file) for file in sorted(path.glob("*.jsonl"))]
-        return Baseline(path.name, tuple(row for file in files for row in file.rows), of_directory=True)
+        rows = tuple(row for file in files for row in file.rows)
+        return Baseline(path.name, rows, of_directory=True, files=tuple(file.rows for file in files))
     return _read_file(path)
 
 

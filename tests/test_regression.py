@@ -185,6 +185,20 @@ def test_a_row_that_the_run_should_have_produced_is_missing(
     assert comparison.regressed is missing
 
 
+def test_of_two_files_of_a_device_the_one_of_the_runs_versions_says_what_is_missing() -> None:
+    older = replace(CPU, versions=dict(CPU.versions) | {"torch": "1.0"})
+    gone, own = (tuple(baseline_of(*cells).rows) for cells in ((replace(MISSED, environment=older),), (CELL, MISSED)))
+    run = run_of(CELL, asked=ASKED)
+    both = Baseline("baselines", (*gone, *own[:1]), of_directory=True, files=(gone, own[:1]))
+    assert states(compare(run, both)) == {CELL.cell_id: State.SAME}, (
+        "another machine's cell of another day was asked for"
+    )
+    both = Baseline("baselines", (*gone, *own), of_directory=True, files=(gone, own))
+    assert states(compare(run, both)) == {CELL.cell_id: State.SAME, MISSED.cell_id: State.MISSING}
+    alone = Baseline("baselines", gone, of_directory=True, files=(gone,))
+    assert states(compare(run, alone))[MISSED.cell_id] is State.MISSING, "no file is nearer"
+
+
 def test_a_run_that_was_cut_off_misses_nothing_and_is_no_pass() -> None:
     comparison = compare(replace(run_of(CELL), truncated=True), baseline_of(CELL, MISSED))
     assert states(comparison) == {CELL.cell_id: State.SAME}
