@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
+from samebits.backends import triton_hopper
 from samebits.backends.contract import (
     AttentionConfig,
     AttentionMetadata,
@@ -20,22 +21,6 @@ from samebits.backends.platform import accelerator, compute_capability, multipro
 from samebits.backends.problem import Mask
 from samebits.backends.subject import GraphSupport, PaddingRows, Subject
 from samebits.backends.support import Support
-from samebits.backends.triton_hopper import (
-    HEAD_DIMS as HOPPER_HEAD_DIMS,
-)
-from samebits.backends.triton_hopper import (
-    KERNELS as HOPPER_KERNELS,
-)
-from samebits.backends.triton_hopper import (
-    HopperPlan,
-    computes_batch,
-    computes_caches,
-    computes_layer,
-    launch_on_hopper,
-    num_tiles_for,
-    plan_on_hopper,
-    programs_at_once,
-)
 from samebits.backends.triton_kernels import load_kernels, next_power_of_two, probe_kernels
 from samebits.backends.triton_operations import operations
 from samebits.backends.vllm_triton import vllm_triton_attention
@@ -124,7 +109,7 @@ class TritonPlan:
     configuration: KernelConfiguration
     num_tiles: int
     num_segments: int
-    hopper: HopperPlan | None
+    hopper: triton_hopper.HopperPlan | None
     partials: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None
 
 
@@ -187,7 +172,7 @@ class TritonAttention(Implementation[TritonPlan]):
     def probe(self) -> Availability:
         """Imports Triton, and the kernels as they will be run."""
         found = probe_kernels(self.kernels, self.device)
-        return probe_kernels(HOPPER_KERNELS, self.device) if found.available and self.on_hopper else found
+        return probe_kernels(triton_hopper.KERNELS, self.device) if found.available and self.on_hopper else found
 
     def plan(self, config: AttentionConfig, metadata: AttentionMetadata) -> TritonPlan:
         """Sizes the launch by upper bounds and decides how many programs share a tile's keys."""
@@ -201,11 +186,12 @@ class TritonAttention(Implementation[TritonPlan]):
             config.num_heads,
             math.ceil(metadata.max_seq_len / configuration.kv_chunk),
         )
-        on_hopper = self.on_hopper and computes_layer(config) and computes_batch(config, metadata)
+        on_hopper = self.on_hopper and triton_hopper.computes(config, metadata)
         num_segments = self.num_segments
         if num_segments is None:
             if on_hopper:
-                programs, tiles = programs_at_once(config, metadata), num_tiles_for(config, metadata)
+                programs = triton_hopper.programs_at_once(config, metadata)
+                tiles = triton_hopper.num_tiles_for(config, metadata)
             else:
                 programs, tiles = self._programs_at_once(config), num_tiles
             num_segments = _segments_for_load(config, programs, tiles, partial_shape)
@@ -222,7 +208,7 @@ class TritonAttention(Implementation[TritonPlan]):
             configuration=configuration,
             num_tiles=num_tiles,
             num_segments=num_segments,
-            hopper=plan_on_hopper(config, metadata, num_segments) if on_hopper else None,
+            hopper=triton_hopper.plan_on_hopper(config, metadata, num_segments) if on_hopper else None,
             partials=partials,
         )
 
@@ -263,8 +249,8 @@ class TritonAttention(Implementation[TritonPlan]):
             "CHUNK": configuration.kv_chunk,
         }
         padded_head_dim = max(next_power_of_two(config.head_dim), 16)
-        if plan.hopper is not None and computes_caches(key_cache, value_cache):
-            launch_on_hopper(
+        if plan.hopper is not None and triton_hopper.computes_caches(key_cache, value_cache):
+            triton_hopper.launch_on_hopper(
                 plan.hopper,
                 config,
                 metadata,
@@ -349,7 +335,7 @@ class TritonAttention(Implementation[TritonPlan]):
             return self._configurations["fp32"]
         if config.head_dim > 128:
             return self._configurations["16-bit wide"]
-        in_tiles_of_hopper = config.head_dim in HOPPER_HEAD_DIMS and HOPPER_CASE in self._configurations
+        in_tiles_of_hopper = config.head_dim in triton_hopper.HEAD_DIMS and HOPPER_CASE in self._configurations
         return self._configurations[HOPPER_CASE if in_tiles_of_hopper else "16-bit"]
 
     def _programs_at_once(self, config: AttentionConfig) -> int:

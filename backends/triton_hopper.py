@@ -71,8 +71,12 @@ class _Rows:
     head_columns: int
 
 
-def computes_layer(config: AttentionConfig) -> bool:
-    """Whether the kernel can compute a layer, if tensors and batch allow."""
+def computes(config: AttentionConfig, metadata: AttentionMetadata) -> bool:
+    """Whether the kernel can compute a batch of a layer, if its caches allow.
+
+    Keys have to begin where a page does, and one rule of causality to be for all requests.
+    """
+    begins_with_page = metadata.encoder_seq_lens is None or config.mask is Mask.CROSS
     return (
         config.dtype.itemsize == 2
         and config.head_dim in HEAD_DIMS
@@ -80,13 +84,9 @@ def computes_layer(config: AttentionConfig) -> bool:
         and config.page_size >= _LEAST_PAGE
         and config.page_size == next_power_of_two(config.page_size)
         and config.softcap is None
+        and begins_with_page
+        and metadata.causal_requests is None
     )
-
-
-def computes_batch(config: AttentionConfig, metadata: AttentionMetadata) -> bool:
-    """Whether the kernel can compute a batch: keys begin where a page does, and one rule of causality is for all."""
-    begins_with_page = metadata.encoder_seq_lens is None or config.mask is Mask.CROSS
-    return begins_with_page and metadata.causal_requests is None
 
 
 def computes_caches(key_cache: torch.Tensor, value_cache: torch.Tensor) -> bool:
@@ -114,8 +114,8 @@ def plan_on_hopper(config: AttentionConfig, metadata: AttentionMetadata, num_seg
     """Decides how a batch is launched, by bounds alone. Nothing here changes a bit.
 
     Args:
-        config: of a layer that `computes_layer`.
-        metadata: of a batch that `computes_batch`.
+        config: of the layer.
+        metadata: of a batch that it `computes`.
         num_segments: programs that share the keys of a tile.
     """
     warpgroups, num_tiles = warpgroups_for(config, metadata), num_tiles_for(config, metadata)
