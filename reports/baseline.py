@@ -107,20 +107,22 @@ class Baseline:
         """Rows whose cells a run may miss.
 
         Two files of a directory may tell of processors of the same kind, in two machines and on two days, and an older
-        one of cells that are no more. Of each device and number of threads the file counts whose versions are most like
-        the run's.
+        one of cells that are no more. Of each device and number of threads the file counts whose versions differ least
+        from the run's.
         """
-        own = header.environment.versions
-        likeness: dict[tuple[str, int], dict[int, int]] = {}
-        for number, rows in enumerate(self.files):
+        of_place: dict[tuple[str, int], list[tuple[int, list[BaselineRow]]]] = {}
+        for rows in self.files or (self.rows,):
+            own: dict[tuple[str, int], list[BaselineRow]] = {}
             for row in rows:
-                alike = sum(own.get(name) == version for name, version in row.environment.versions.items())
-                of_files = likeness.setdefault(row.place, {})
-                of_files[number] = max(of_files.get(number, 0), alike)
-        if not self.files:
-            yield from self.rows
-        for number, rows in enumerate(self.files):
-            yield from (row for row in rows if likeness[row.place][number] == max(likeness[row.place].values()))
+                own.setdefault(row.place, []).append(row)
+            for place, found in own.items():
+                # Rows of a file share their environments: each is looked at once.
+                made_with = {id(row.environment): row.environment.versions for row in found}
+                differing = min(len(changes(versions, header.environment.versions)) for versions in made_with.values())
+                of_place.setdefault(place, []).append((differing, found))
+        for files in of_place.values():
+            least = min(differing for differing, _ in files)
+            yield from (row for differing, found in files if differing == least for row in found)
 
     def row_for(self, record: Record, header: RunHeader) -> BaselineRow | None:
         """The row to compare a record with; None where no row has its key.
