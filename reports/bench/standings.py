@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from samebits.harness.bench.records import Bench, Group, Measurement, Role
+from samebits.harness.bench.records import Bench, Group, Measurement
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,3 @@ def _standing(bench: Bench, problem: str, dtype: str, rows: Sequence[Measurement
     return Standing(
         problem, dtype, tuple(rows), max(moving, computing), "bandwidth" if moving >= computing else "arithmetic"
     )
-
-
-def implementations_of(found: Iterable[Standing]) -> list[str]:
-    """Libraries of the registry that were timed or failed, in order of first mention."""
-    libraries = (row.library for standing in found for row in standing.rows if row.role is Role.IMPLEMENTATION)
-    return list(dict.fromkeys(libraries))
