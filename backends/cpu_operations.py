@@ -29,6 +29,7 @@ from samebits.backends.subject import Availability, Claims, GraphSupport, KnownG
 from samebits.backends.token_problem import CacheWrite, Linear, MergeStates, RmsNorm, RotaryEmbedding
 from samebits.backends.torch_operations import OnTorch
 from samebits.kernels.cpu import linear, rms_norm
+from samebits.kernels.cpu.amx import has_amx
 from samebits.kernels.cpu.build import SOURCE_DIRECTORY, BuildError, load_library
 from samebits.kernels.cpu.cache_write import write_cache
 from samebits.kernels.cpu.merge import merge_states
@@ -130,15 +131,30 @@ class BundledMerge(Bundled, MergeImplementation):
 
 
 class BundledLinear(Bundled, LinearImplementation):
-    """A linear layer that sums in one order, whatever the number of rows."""
+    """A linear layer that sums in one order, whatever the number of rows.
 
-    claims = _invariant("linear.cpp: chunks at fixed positions, each from zero, added in ascending order")
+    Args:
+        source_directory: where its sources are.
+        amx: whether bf16 is multiplied by AMX, which it then must be possible to; None for wherever it is.
+    """
+
+    claims = _invariant(
+        "linear.cpp: chunks at fixed positions, or the whole row, each from zero, added in ascending order"
+    )
     tiling = Tiling(query_tile=linear.ROW_TILE)
-    configuration = MappingProxyType({"chunk": str(linear.CHUNK), "accumulator": "fp32"})
+
+    def __init__(self, source_directory: Path = SOURCE_DIRECTORY, amx: bool | None = None) -> None:
+        super().__init__(source_directory)
+        self._amx = has_amx() if amx is None else amx
+        self.configuration = {
+            "chunk": str(linear.CHUNK),
+            "accumulator": "fp32",
+            "bf16 products": "amx" if self._amx else "fma",
+        }
 
     def compute(self, operation: Linear, tensors: LinearTensors) -> None:
         """Launches the kernel on torch's number of threads."""
-        linear.linear(self._library(), tensors.input, tensors.weight, tensors.bias, tensors.output)
+        linear.linear(self._library(), tensors.input, tensors.weight, tensors.bias, tensors.output, amx=self._amx)
 
 
 class BundledRmsNorm(Bundled, RmsNormImplementation):

@@ -11,6 +11,7 @@ import torch
 from samebits.backends.contract import DTYPES
 from samebits.backends.operations import TokenTensors
 from samebits.kernels.cpu import build, cache_write, linear, merge, rms_norm, rotary
+from samebits.kernels.cpu.amx import has_amx
 
 from .token_operations import BUNDLED, OPERATIONS, AnyToken, assert_same_bits, each_dtype, tensors_of
 
@@ -65,10 +66,37 @@ def test_bits_do_not_depend_on_threads_nor_on_the_callers_floating_point_environ
 def test_bits_do_not_depend_on_the_instruction_set(
     implementation: AnyToken, dtype: str, plain_library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(implementation, "_amx", False, raising=False)
     tensors = tensors_of(implementation.operation, 37, dtype)
     native = run_on_copies(implementation, tensors)
     monkeypatch.setattr(implementation, "_loaded", plain_library)
     assert_same_results(run_on_copies(implementation, tensors), native, f"compiled for any {platform.machine()}")
+
+
+@pytest.mark.parametrize("amx", [False, True])
+def test_a_row_of_a_linear_has_its_bits_in_any_block_of_rows_features_and_elements(amx: bool) -> None:
+    if amx and not has_amx():
+        pytest.skip("this processor, its compiler or its system has no AMX")
+    generator = torch.Generator().manual_seed(1)
+    library = build.load_library()
+
+    def product(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        output = torch.full((len(rows), len(weight)), torch.nan, dtype=torch.bfloat16)
+        linear.linear(library, rows, weight, None, output, amx=amx)
+        return output
+
+    for in_features, out_features in ((1030, 300), (160, 32)):
+        memory = torch.randn(290, in_features + 5, generator=generator).bfloat16()
+        weight = torch.randn(out_features, in_features, generator=generator).bfloat16()
+        memory[:, in_features:] = torch.nan  # behind each row
+        memory[7, 3] = torch.nan  # in one of them
+        rows = memory[:, :in_features]
+        together = product(rows, weight)
+        for row in (0, 6, 8, 15, 16, 31, 32, 255, 256, 289):
+            assert_same_bits(together[row : row + 1], product(rows[row : row + 1], weight), f"row {row} alone")
+        assert_same_bits(together[:, 17:29], product(rows, weight[17:29].contiguous()), "twelve features alone")
+        worst = (together[8:].double() - rows[8:].double() @ weight.double().T).abs().max().item()
+        assert worst < 0.6, f"an element of about {in_features**0.5:.0f} is off by {worst}"
 
 
 def test_python_mirrors_the_interfaces_of_the_kernels() -> None:

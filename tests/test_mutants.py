@@ -138,9 +138,9 @@ for before, after in (
     ("// Normalisation", "// A normalisation"),
     ("for schedule(static)", "for schedule(dynamic)"),
     ("kChunk = 256", "kChunk = 128"),
-    ("(row, call.size,", "(row, call.size - 1,"),
+    ("(row + first, count,", "(row + first, count - 1,"),
     ("widen_row<element>(call.input", "__builtin_trap(); widen_row<element>(call.input"),
-    ("const float root", "const float float"),
+    ("const float factor", "const float float"),
 ):
     start = content.index(before.encode())
     edits.append(Edit(start, start + len(before), Operator.STATEMENT, after))
@@ -173,12 +173,12 @@ def test_mutants_come_to_what_they_should(tmp_path: Path) -> None:
         "// A normalisation by the root mean square, row by row.": (Fate.UNCHANGED, 0),
         "#pragma omp for schedule(dynamic)": (Fate.UNCHANGED, 3),
         "constexpr int kChunk = 128;": (Fate.SURVIVED, 3),
-        "round_row<element>(row, call.size - 1, call.output, index * call.size);": (Fate.KILLED, 1),
+        "round_row<element>(row + first, count - 1, call.output, index * call.size + first);": (Fate.KILLED, 1),
         "__builtin_trap(); widen_row<element>(call.input, call.rows.first_of(index), call.size, row);": (
             Fate.KILLED,
             0,
         ),
-        "const float float = std::sqrt(mean_square + static_cast<float>(call.epsilon));": (Fate.INVALID, 0),
+        "const float float = 1.0f / std::sqrt(mean_square + static_cast<float>(call.epsilon));": (Fate.INVALID, 0),
     }
     told = {finding.told.partition(":")[0] for finding in found.values() if finding.ran == 0}
     assert told >= {"the same machine code", "crashed"}

@@ -112,6 +112,15 @@ struct TileProduct {
         for_constants<kRowTiles * kColumnTiles>([](auto sum) { zero_tile<sum>(); });
     }
 
+    // Goes on from sums that were stored.
+    static void resume(const TileSums& sums) {
+        for_constants<kRowTiles>([&](auto row) {
+            for_constants<kColumnTiles>([&](auto column) {
+                load_tile<row * kColumnTiles + column>(place(sums, row, column), sums.row_stride * int64_t(sizeof(float)));
+            });
+        });
+    }
+
     // A row of `left` holds elements of the depth one after another, a row of `right` pairs of them, of one column after
     // another. The operand of fewer tiles stays in registers 4 and 5, the other one passes through 6 and 7.
     SAMEBITS_INLINE static void add(const TileOperand<kRowTiles>& left, const TileOperand<kColumnTiles>& right,
@@ -145,12 +154,21 @@ struct TileProduct {
     static void end(const TileSums& sums) {
         for_constants<kRowTiles>([&](auto row) {
             for_constants<kColumnTiles>([&](auto column) {
-                float* first = sums.first + row * sums.tile_row_stride + column * sums.tile_column_stride;
-                store_tile<row * kColumnTiles + column>(first, sums.row_stride * int64_t(sizeof(float)));
+                store_tile<row * kColumnTiles + column>(place(sums, row, column), sums.row_stride * int64_t(sizeof(float)));
             });
         });
     }
+
+   private:
+    static float* place(const TileSums& sums, int row, int column) {
+        return sums.first + row * sums.tile_row_stride + column * sums.tile_column_stride;
+    }
 };
+
+// A mask of the first `count` of thirty-two elements.
+SAMEBITS_INLINE __mmask32 first_of_32(int64_t count) {
+    return count >= 32 ? 0xffffffffu : count <= 0 ? 0u : (1u << count) - 1u;
+}
 
 // Transposes sixteen times sixteen pairs of bfloat16, or anything of that size.
 SAMEBITS_INLINE void transpose(__m512i (&rows)[16]) {

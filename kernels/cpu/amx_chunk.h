@@ -67,17 +67,18 @@ class AmxChunk {
     template <typename Take>
     void compute(const ChunkLayer& layer, ThreadRows& queries, const ChunkPlaces& places, const ChunkPlaces& next,
                  int64_t num_rows, const KeyRange* visible, const SoftmaxSums& sums, Take take) {
-        prepare_keys(layer, places, num_rows > kRowBlock);
+        const bool several_blocks = num_rows > kRowBlock;
+        const bool checked = !all_same(visible, num_rows);
         Foresight<kElement> foresight(next, layer.head_dim);
-        const bool one_block = num_rows <= kRowBlock;
-        const bool harmless = all_same(visible, num_rows)
-                                  ? pack_values<false>(layer, places, places.in, foresight, one_block ? 1 : 0)
-                                  : pack_values<true>(layer, places, places.in, foresight, one_block ? 1 : 0);
-        const int64_t asked_at_once = one_block ? 8 : 1 + layer.chunk_size * kTileDepth * kTileRows / (padded_chunk(layer) * num_rows);
+        prepare_keys(layer, places, several_blocks);
+        // Values wait in the cache until they are multiplied. For several blocks they are packed once, and memory is
+        // asked while rows are computed; one block has nothing else to wait for.
+        bool harmless = several_blocks && pack_values(layer, places, places.in, checked, foresight, 0);
+        const int64_t asked_at_once = several_blocks ? 1 + kAskedPerTile * kTileRows / num_rows : 0;
         RowBlock block = row_block(0, num_rows, visible);
         ScoreProduct scores(layer, *this, queries, block, 0);
         for (int buffer = 0; block.num_rows > 0; buffer = 1 - buffer) {
-            while (scores.advance()) foresight.ask_for(one_block ? 4 : 0);
+            scores.finish();
             const RowBlock following = row_block(block.first + kRowBlock, num_rows, visible);
             scores = ScoreProduct(layer, *this, queries, following, 1 - buffer);
             for (int64_t row = 0; row < block.num_rows; row += kTileRows) {
@@ -93,10 +94,11 @@ class AmxChunk {
                 softmax.store_sums(sums.largest + row, sums.sum + row);
             }
             scores.finish();
+            if (!several_blocks) harmless = pack_values(layer, places, places.in, checked, foresight, 2);
             if (harmless) {
                 multiply_values(layer, groups_of(block), block.seen, sums.weighted);
             } else {
-                multiply_values_apart(layer, places, block, visible + block.first, sums.weighted, foresight);
+                multiply_values_apart(layer, places, block, visible + block.first, sums.weighted);
             }
             take(block.first, block.num_rows, sums);
             block = following;
@@ -124,13 +126,13 @@ class AmxChunk {
     }
 
    private:
+    // Keys that memory is asked for with every thirty-two that sixteen rows weigh, over the tiles of rows of a task.
+    static constexpr int64_t kAskedPerTile = 32;
+
     static int64_t round_up(int64_t count) { return (count + kTileDepth - 1) / kTileDepth * kTileDepth; }
     static int64_t first_of_group(KeyRange keys) { return keys.begin / kTileDepth * kTileDepth; }
     static int64_t padded_chunk(const ChunkLayer& layer) { return round_up(layer.chunk_size); }
     static int64_t dot_dim(const ChunkLayer& layer) { return round_up(layer.head_dim); }
-    static __mmask32 first_of_32(int64_t count) {
-        return count >= 32 ? 0xffffffffu : count <= 0 ? 0u : (1u << count) - 1u;
-    }
 
     static float* query_tile(const ChunkLayer& layer, ThreadRows& queries, int64_t group, int64_t d) {
         return queries.row(0) + (group * dot_dim(layer) + d) / 2 * kTileRows;
@@ -246,9 +248,15 @@ class AmxChunk {
 
     // values_[pair of keys][element] of the keys in `present`, as `divide_row` reads them, and zeros for others. When
     // asked to check, false when one of them is no finite number.
-    template <bool kCheck>
-    bool pack_values(const ChunkLayer& layer, const ChunkPlaces& places, KeyRange present,
+    bool pack_values(const ChunkLayer& layer, const ChunkPlaces& places, KeyRange present, bool checked,
                      Foresight<kElement>& foresight, int64_t asked_at_once) {
+        return checked ? pack<true>(layer, places, present, foresight, asked_at_once)
+                       : pack<false>(layer, places, present, foresight, asked_at_once);
+    }
+
+    template <bool kCheck>
+    bool pack(const ChunkLayer& layer, const ChunkPlaces& places, KeyRange present, Foresight<kElement>& foresight,
+              int64_t asked_at_once) {
         const auto* cache = static_cast<const uint16_t*>(places.value_cache);
         const int64_t whole = layer.head_dim / kTileDepth * kTileDepth;
         __m512i largest = _mm512_setzero_si512();
@@ -286,7 +294,8 @@ class AmxChunk {
             check(odd);
             const __m512i wide_even = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(even));
             const __m512i wide_odd = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(odd));
-            _mm512_store_si512(pairs + whole / kLanes * next_tile, _mm512_or_si512(wide_even, _mm512_slli_epi32(wide_odd, 16)));
+            const __m512i wide = _mm512_or_si512(wide_even, _mm512_slli_epi32(wide_odd, 16));
+            _mm512_store_si512(pairs + whole / kLanes * next_tile, wide);
         }
         // Doubled, the bits of an infinity or a NaN are at least 0xff00.
         return _mm512_cmpge_epu16_mask(largest, _mm512_set1_epi16(static_cast<int16_t>(0xff00))) == 0;
@@ -303,17 +312,18 @@ class AmxChunk {
 
     // The same where a value is no finite number: rows that see the same keys at a time, with the values of those only.
     void multiply_values_apart(const ChunkLayer& layer, const ChunkPlaces& places, const RowBlock& block,
-                               const KeyRange* visible, float* products, Foresight<kElement>& foresight) {
+                               const KeyRange* visible, float* products) {
         const int64_t dim = layer.padded_dim();
         std::vector<float> of_some(kRowBlock * dim);
+        Foresight<kElement> nothing({}, 0);
         for (int64_t first = 0, end; first < block.num_rows; first = end) {
             for (end = first + 1; end < block.num_rows && all_same(visible + first, end + 1 - first);) ++end;
             if (visible[first].empty()) continue;
-            pack_values<false>(layer, places, visible[first], foresight, 0);
+            pack_values(layer, places, visible[first], false, nothing, 0);
             multiply_groups<2>(layer, visible[first], of_some.data());
             std::copy(of_some.data() + first * dim, of_some.data() + end * dim, products + first * dim);
         }
-        pack_values<false>(layer, places, places.in, foresight, 0);
+        pack_values(layer, places, places.in, false, nothing, 0);
     }
 
     template <int kGroups>

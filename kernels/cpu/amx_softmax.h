@@ -14,18 +14,17 @@
 
 namespace samebits {
 
-// exp(x) for x of at most about 0, as 2^floor(t) 2^f with t = x log2(e): a least-maximum fit of degree 4 to 2^f on
-// [0, 1] with p(0) = 1, whose error is 3e-6, 2^-18, of the result. Weights are then rounded to 2^-9 of theirs.
-SAMEBITS_INLINE __m512 exponential_of_weight(__m512 x) {
+// 2^x for x of at most about 0, as 2^floor(x) 2^f: a least-maximum fit of degree 4 to 2^f on [0, 1] with p(0) = 1, whose
+// error is 3e-6, 2^-18, of the result. Weights are then rounded to 2^-9 of theirs.
+SAMEBITS_INLINE __m512 power_of_two_of_weight(__m512 x) {
     constexpr int kPartAboveFloor = 0x9;  // 0 for an infinity
-    const __m512 t = _mm512_mul_ps(x, _mm512_set1_ps(0x1.715476p0f));
-    const __m512 fraction = _mm512_reduce_ps(t, kPartAboveFloor);
+    const __m512 fraction = _mm512_reduce_ps(x, kPartAboveFloor);
     __m512 p = _mm512_set1_ps(0x1.b7f734p-7f);
     p = _mm512_fmadd_ps(p, fraction, _mm512_set1_ps(0x1.abf868p-5f));
     p = _mm512_fmadd_ps(p, fraction, _mm512_set1_ps(0x1.ee2452p-3f));
     p = _mm512_fmadd_ps(p, fraction, _mm512_set1_ps(0x1.62d6c6p-1f));
     p = _mm512_fmadd_ps(p, fraction, _mm512_set1_ps(1.0f));
-    return _mm512_scalef_ps(p, t);  // takes the floor itself
+    return _mm512_scalef_ps(p, x);  // takes the floor itself
 }
 
 // Sixteen pairs of bfloat16, one of each lane, rounded to nearest. The lower bits of a NaN are 0, as it came out of a
@@ -58,7 +57,8 @@ class LaneSoftmax {
     void weigh(float* weights, int64_t row_stride, Meanwhile meanwhile) {
         // -inf - -inf would make NaN of a weight that is 0.
         const __mmask16 above = _mm512_cmp_ps_mask(largest_, _mm512_set1_ps(-kInfinity), _CMP_NEQ_OQ);
-        const __m512 shift = _mm512_maskz_mov_ps(above, largest_), scale = _mm512_set1_ps(scale_);
+        const __m512 log2_e = _mm512_set1_ps(0x1.715476p0f), scale = _mm512_mul_ps(_mm512_set1_ps(scale_), log2_e);
+        const __m512 shift = _mm512_maskz_mul_ps(above, largest_, log2_e);
         __m512 sums[4] = {};
         for (int64_t key = keys_.begin; key < keys_.end; key += kTileDepth) {
             meanwhile();
@@ -68,8 +68,8 @@ class LaneSoftmax {
                 const float* even_score = scores_ + (key + 2 * pair) * kRowBlock;
                 const __m512 even_difference = _mm512_fmsub_ps(_mm512_load_ps(even_score), scale, shift);
                 const __m512 odd_difference = _mm512_fmsub_ps(_mm512_load_ps(even_score + kRowBlock), scale, shift);
-                const __m512 even = exponential_of_weight(even_difference);
-                const __m512 odd = exponential_of_weight(odd_difference);
+                const __m512 even = power_of_two_of_weight(even_difference);
+                const __m512 odd = power_of_two_of_weight(odd_difference);
                 sums[2 * pair % 4] = _mm512_add_ps(sums[2 * pair % 4], even);
                 sums[2 * pair % 4 + 1] = _mm512_add_ps(sums[2 * pair % 4 + 1], odd);
                 pairs[pair] = pair_of(even, odd);

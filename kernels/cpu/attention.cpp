@@ -273,9 +273,21 @@ class TileTask {
 
     // A chunk in which a row sees nothing leaves that row as it is. `sums` and `total` begin with the first row.
     void merge_rows(int64_t chunk, int64_t first_row, int64_t num_rows, SoftmaxSums sums, SoftmaxSums total) {
+        float largest[kLanes], of_total[kLanes], of_chunk[kLanes];
         for (int64_t row = 0; row < num_rows; ++row) {
+            const int64_t lane = row % kLanes;
+            if (lane == 0) {
+                float of_totals[kLanes] = {}, of_sums[kLanes] = {};
+                std::copy_n(total.largest + row, std::min<int64_t>(kLanes, num_rows - row), of_totals);
+                std::copy_n(sums.largest + row, std::min<int64_t>(kLanes, num_rows - row), of_sums);
+                const MergeFactors factors = merge_factors(load(of_totals), load(of_sums));
+                store(largest, factors.largest);
+                store(of_total, factors.total);
+                store(of_chunk, factors.chunk);
+            }
             if (visible_in_chunk(first_row + row, chunk).empty()) continue;
-            merge_row(total, !row_begun_[first_row + row], sums, row, padded_dim_);
+            merge_row(total, !row_begun_[first_row + row], sums, row, padded_dim_, largest[lane], of_total[lane],
+                      of_chunk[lane]);
         }
     }
 

@@ -49,7 +49,7 @@ class Foresight {
     }
 
    private:
-    const ChunkPlaces& places_;
+    const ChunkPlaces places_;
     const int64_t head_dim_;
     int64_t key_;
 };

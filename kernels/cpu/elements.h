@@ -10,7 +10,7 @@ namespace samebits {
 
 enum class Element : int64_t { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2 };
 
-SAMEBITS_INLINE int64_t size_of(Element element) { return element == Element::kFloat32 ? 4 : 2; }
+constexpr int64_t size_of(Element element) { return element == Element::kFloat32 ? 4 : 2; }
 
 typedef uint16_t HalfRegister __attribute__((vector_size(kRegisterLanes * 2)));
 
@@ -26,11 +26,15 @@ SAMEBITS_INLINE FloatRegister widen_bfloat16(HalfRegister bits) { return (FloatR
 
 // The exponent field moves by 13 bits and its bias by 112; the product by 2^112 also makes subnormal numbers normal.
 SAMEBITS_INLINE FloatRegister widen_float16(HalfRegister bits) {
+#if defined(__AVX512F__)
+    return (FloatRegister)_mm512_cvtph_ps((__m256i)bits);
+#else
     const UintRegister wide = zero_extend(bits);
     const UintRegister magnitude = wide & 0x7fffu;
     const FloatRegister scaled = (FloatRegister)(magnitude << 13) * 0x1p112f;
     const UintRegister not_finite = (UintRegister)(magnitude >= 0x7c00u) & 0x7f800000u;
     return (FloatRegister)((UintRegister)scaled | not_finite | ((wide & 0x8000u) << 16));
+#endif
 }
 
 SAMEBITS_INLINE Lanes load_widened(const void* source, int64_t index, Element element) {
@@ -87,22 +91,39 @@ SAMEBITS_INLINE uint16_t round_to_float16(float value) {
     return sign | uint16_t((magnitude + 0xfffu + ((magnitude >> 13) & 1u) - (112u << 23)) >> 13);
 }
 
-// The same of sixteen floats.
-SAMEBITS_INLINE void store_bfloat16(uint16_t* target, Lanes value) {
-    HalfRegister rounded[kRegisters];
-    for (int i = 0; i < kRegisters; ++i) {
-        const UintRegister bits = (UintRegister)value.part[i];
-        const UintRegister up = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-        const UintRegister is_number = (UintRegister)(value.part[i] == value.part[i]);
-        rounded[i] = __builtin_convertvector((up & is_number) | (0x7fc0u & ~is_number), HalfRegister);
-    }
-    std::memcpy(target, rounded, sizeof(rounded));
-}
-
 SAMEBITS_INLINE void store_rounded(void* target, int64_t index, float value, Element element) {
     if (element == Element::kFloat32) static_cast<float*>(target)[index] = canonical(value);
     if (element == Element::kBfloat16) static_cast<uint16_t*>(target)[index] = round_to_bfloat16(value);
     if (element == Element::kFloat16) static_cast<uint16_t*>(target)[index] = round_to_float16(value);
+}
+
+// The same of sixteen floats.
+template <Element element>
+SAMEBITS_INLINE void store_rounded(void* target, int64_t index, Lanes value) {
+    if constexpr (element == Element::kBfloat16) {
+        HalfRegister rounded[kRegisters];
+        for (int i = 0; i < kRegisters; ++i) {
+            const UintRegister bits = (UintRegister)value.part[i];
+            const UintRegister up = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+            const UintRegister is_number = (UintRegister)(value.part[i] == value.part[i]);
+            rounded[i] = __builtin_convertvector((up & is_number) | (0x7fc0u & ~is_number), HalfRegister);
+        }
+        std::memcpy(static_cast<uint16_t*>(target) + index, rounded, sizeof(rounded));
+        return;
+    }
+#if defined(__AVX512F__)
+    if constexpr (element == Element::kFloat16) {
+        const __m512 floats = (__m512)value.part[0];
+        const __m512i rounded = _mm512_cvtepu16_epi32(_mm512_cvtps_ph(floats, _MM_FROUND_TO_NEAREST_INT));
+        const __mmask16 is_nan = _mm512_cmp_ps_mask(floats, floats, _CMP_UNORD_Q);
+        const __m256i result = _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(rounded, is_nan, _mm512_set1_epi32(0x7e00)));
+        std::memcpy(static_cast<uint16_t*>(target) + index, &result, sizeof(result));
+        return;
+    }
+#endif
+    float lane[kLanes];
+    store(lane, value);
+    for (int i = 0; i < kLanes; ++i) store_rounded(target, index + i, lane[i], element);
 }
 
 }  // namespace samebits

@@ -2,12 +2,15 @@
 //
 // The elements of a row are divided into chunks of `kChunk`, at fixed positions. A chunk's dot product is sixteen sums
 // folded in halves (`score_block` in tile.h, which any number of rows may share); chunks are added in ascending order,
-// then the bias, and the sum is rounded once. Rows, features and threads only decide what is computed together.
+// then the bias, and the sum is rounded once. Rows, features and threads only decide what is computed together. bfloat16
+// is computed as in amx_linear.h where the processor has AMX.
 
 #include <algorithm>
 #include <cstdint>
 
+#include "amx_linear.h"
 #include "elements.h"
+#include "linear_call.h"
 #include "rows.h"
 #include "threads.h"
 #include "tile.h"
@@ -20,15 +23,6 @@ constexpr int kChunk = 256;
 // Rows and output features of one task; each block of features is one of keys to `score_block`.
 constexpr int kRowTile = 32;
 constexpr int kFeatureTile = 4 * kKeyBlock;
-
-// Mirrored by the ctypes structure in linear.py. The weight and the output are contiguous.
-struct LinearCall {
-    const void *input, *weight, *bias;  // bias null for none
-    void* output;
-    LeadingDimensions rows;
-    int64_t in_features, out_features;
-    int64_t element, num_threads;
-};
 
 struct Workspace {
     ThreadRows input, weight, products, sums;
@@ -118,10 +112,35 @@ void run(const LinearCall& call) {
     }
 }
 
+#if defined(SAMEBITS_AMX)
+void run_amx(const LinearCall& call) {
+    static thread_local ThreadRows memory;  // of the calling thread, for all
+    memory.fit(1, AmxLinear::packed_floats(call));
+    float* packed = memory.row(0);
+#pragma omp parallel num_threads(call.num_threads)
+    {
+        const TileConfiguration tiles;
+        for (int64_t row = 0; row < call.rows.num_rows(); row += AmxLinear::kRowPanel) {
+            AmxLinear panel(call, row, packed);
+#pragma omp for schedule(static)
+            for (int64_t block = 0; block < panel.row_blocks(); ++block) panel.pack(block);
+            // The loop above ends in a barrier, and so does this one: what was packed is read before the next panel.
+#pragma omp for schedule(dynamic, 1)
+            for (int64_t feature = 0; feature < call.out_features; feature += AmxLinear::kFeaturePanel)
+                panel.multiply(feature);
+        }
+    }
+}
+#endif
+
 }  // namespace
 }  // namespace samebits
 
 extern "C" __attribute__((visibility("default"))) void samebits_linear(const samebits::LinearCall* call) {
+#if defined(SAMEBITS_AMX)
+    if (call->amx && static_cast<samebits::Element>(call->element) == samebits::Element::kBfloat16)
+        return samebits::run_amx(*call);
+#endif
     samebits::with_element(call->element, [&](auto element) { samebits::run<element.value>(*call); });
 }
 

@@ -20,12 +20,18 @@ class LinearCall(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("input", "weight", "bias", "output")),
         ("rows", LeadingDimensions),
         *((name, ctypes.c_int64) for name in ("in_features", "out_features")),
-        *((name, ctypes.c_int64) for name in ("element", "num_threads")),
+        *((name, ctypes.c_int64) for name in ("element", "num_threads", "amx")),
     ]
 
 
 def linear(
-    library: ctypes.CDLL, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, output: torch.Tensor
+    library: ctypes.CDLL,
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    output: torch.Tensor,
+    *,
+    amx: bool = False,
 ) -> None:
     """`output = input @ weight.T + bias`, summed in float32 in a fixed order, with one rounding at the end.
 
@@ -35,6 +41,7 @@ def linear(
         weight: `[out_features, in_features]`, contiguous, of the input's dtype.
         bias: `[out_features]`, contiguous, of the input's dtype; None for none.
         output: `[..., out_features]` with the leading dimensions of `input`, contiguous, of the input's dtype.
+        amx: whether bfloat16 is multiplied by AMX, if `samebits.kernels.cpu.amx.has_amx` says so. It decides bits.
     """
     out_features, in_features = weight.shape
     call = LinearCall(
@@ -48,6 +55,7 @@ def linear(
         element=element_of(input),
         # Elements are multiplied and added sixteen at a time.
         num_threads=num_threads(input.numel() * out_features // LANES),
+        amx=amx,
     )
     library.samebits_linear.restype = None
     library.samebits_linear(ctypes.byref(call))

@@ -17,6 +17,9 @@ namespace {
 // Elements that are summed from zero before they join the sum of the chunks before. It decides bits.
 constexpr int kChunk = 256;
 
+// Outputs of more bytes than this, which caches do not hold, are written past them.
+constexpr int64_t kStreamedBytes = 1 << 22;
+
 // Mirrored by the ctypes structure in rms_norm.py. The output is contiguous.
 struct RmsNormCall {
     const void *input, *weight;
@@ -42,6 +45,7 @@ float sum_of_squares(const float* row, int64_t padded_size) {
 template <Element element>
 void run(const RmsNormCall& call) {
     const int64_t padded_size = padded_to_lanes(call.size);
+    const bool streamed = call.rows.num_rows() * call.size * size_of(element) > kStreamedBytes;
 #pragma omp parallel num_threads(call.num_threads)
     {
         const ThreadEnvironment environment;
@@ -53,11 +57,24 @@ void run(const RmsNormCall& call) {
         for (int64_t index = 0; index < call.rows.num_rows(); ++index) {
             widen_row<element>(call.input, call.rows.first_of(index), call.size, row);
             const float mean_square = sum_of_squares(row, padded_size) / static_cast<float>(call.size);
-            const float root = std::sqrt(mean_square + static_cast<float>(call.epsilon));
-            for (int64_t i = 0; i < padded_size; i += kLanes)
-                store(row + i, multiply(divide(load(row + i), splat(root)), load(weight + i)));
-            round_row<element>(row, call.size, call.output, index * call.size);
+            // One division for the row: those of its elements would take longer than to read and write them.
+            const float factor = 1.0f / std::sqrt(mean_square + static_cast<float>(call.epsilon));
+            const int64_t next = call.rows.first_of(std::min(index + 1, call.rows.num_rows() - 1));
+            for (int64_t first = 0; first < call.size; first += kChunk) {
+                const int64_t count = std::min<int64_t>(kChunk, call.size - first);
+                // The next row is read while this one is written.
+                prefetch_row<element>(call.input, next + first, count);
+                for (int64_t i = first; i < first + count; i += kLanes)
+                    store(row + i, multiply(multiply(load(row + i), splat(factor)), load(weight + i)));
+                if (!streamed)
+                    round_row<element>(row + first, count, call.output, index * call.size + first);
+                else
+                    stream_row<element>(row + first, count, call.output, index * call.size + first);
+            }
         }
+#if defined(__AVX512F__)
+        _mm_sfence();  // streamed stores are ordered by nothing else
+#endif
     }
 }
 

@@ -12,10 +12,30 @@ namespace samebits {
 template <Element element>
 SAMEBITS_INLINE void round_row(const float* source, int64_t count, void* target, int64_t first) {
     int64_t i = 0;
-    if constexpr (element == Element::kBfloat16)
-        for (; i + kLanes <= count; i += kLanes)
-            store_bfloat16(static_cast<uint16_t*>(target) + first + i, load(source + i));
+    for (; i + kLanes <= count; i += kLanes) store_rounded<element>(target, first + i, load(source + i));
     for (; i < count; ++i) store_rounded(target, first + i, source[i], element);
+}
+
+// The same past the caches, for more than they hold: a line that is written whole need not be read first.
+template <Element element>
+SAMEBITS_INLINE void stream_row(const float* source, int64_t count, void* target, int64_t first) {
+#if defined(__AVX512F__)
+    constexpr int64_t kStoredBytes = kLanes * size_of(element);
+    char* line = static_cast<char*>(target) + first * size_of(element);
+    if (reinterpret_cast<uintptr_t>(line) % 64 == 0 && count % kLanes == 0) {
+        for (int64_t i = 0; i < count; i += kLanes, line += kStoredBytes) {
+            alignas(64) char rounded[kStoredBytes];
+            store_rounded<element>(rounded, 0, load(source + i));
+            if constexpr (kStoredBytes == 64)
+                _mm512_stream_si512(reinterpret_cast<__m512i*>(line), _mm512_load_si512(rounded));
+            else
+                _mm256_stream_si256(reinterpret_cast<__m256i*>(line),
+                                    _mm256_load_si256(reinterpret_cast<const __m256i*>(rounded)));
+        }
+        return;
+    }
+#endif
+    round_row<element>(source, count, target, first);
 }
 
 SAMEBITS_INLINE const char* address(const void* tensor, int64_t index, int64_t element_size) {

@@ -135,8 +135,23 @@ inline void accumulate_values(const float* weights, int64_t weights_stride, cons
     });
 }
 
+// What the sums of two sets of keys are multiplied by before they are added, one row in each lane.
+struct MergeFactors {
+    Lanes largest, total, chunk;
+};
+
+inline MergeFactors merge_factors(Lanes total_largest, Lanes chunk_largest) {
+    const Lanes largest = maximum(total_largest, chunk_largest);
+    const Lanes shift = for_each_register([&](int i) {
+        return largest.part[i] == splat_register(-kInfinity) ? splat_register(0.0f) : largest.part[i];
+    });
+    return {largest, exp_of_nonpositive(subtract(total_largest, shift)),
+            exp_of_nonpositive(subtract(chunk_largest, shift))};
+}
+
 // Merges one row of a later chunk, which is not empty, into the row of the chunks before it.
-inline void merge_row(SoftmaxSums total, bool total_empty, SoftmaxSums chunk, int64_t row, int64_t padded_dim) {
+inline void merge_row(SoftmaxSums total, bool total_empty, SoftmaxSums chunk, int64_t row, int64_t padded_dim,
+                      float largest, float total_factor, float chunk_factor) {
     float* total_weighted = total.weighted + row * padded_dim;
     const float* chunk_weighted = chunk.weighted + row * padded_dim;
     if (total_empty) {
@@ -145,21 +160,24 @@ inline void merge_row(SoftmaxSums total, bool total_empty, SoftmaxSums chunk, in
         std::memcpy(total_weighted, chunk_weighted, padded_dim * sizeof(float));
         return;
     }
-    const float largest = chunk.largest[row] > total.largest[row] ? chunk.largest[row] : total.largest[row];
-    const float shift = largest == -kInfinity ? 0.0f : largest;
-    // One of the two differences is 0, whose exponential is 1.
-    const auto factor_of = [](float difference) {
-        return difference == 0.0f ? splat(1.0f) : exp_of_nonpositive(splat(difference));
-    };
-    const Lanes total_factor = factor_of(total.largest[row] - shift);
-    const Lanes chunk_factor = factor_of(chunk.largest[row] - shift);
     total.largest[row] = largest;
+    const Lanes of_total = splat(total_factor), of_chunk = splat(chunk_factor);
     float sum[kLanes];
-    store(sum, fma(splat(chunk.sum[row]), chunk_factor, multiply(splat(total.sum[row]), total_factor)));
+    store(sum, fma(splat(chunk.sum[row]), of_chunk, multiply(splat(total.sum[row]), of_total)));
     total.sum[row] = sum[0];
     for (int64_t d = 0; d < padded_dim; d += kLanes)
         store(total_weighted + d,
-              fma(load(chunk_weighted + d), chunk_factor, multiply(load(total_weighted + d), total_factor)));
+              fma(load(chunk_weighted + d), of_chunk, multiply(load(total_weighted + d), of_total)));
+}
+
+// The same of a row by itself.
+inline void merge_row(SoftmaxSums total, bool total_empty, SoftmaxSums chunk, int64_t row, int64_t padded_dim) {
+    const MergeFactors factors = merge_factors(splat(total.largest[row]), splat(chunk.largest[row]));
+    float largest[kLanes], of_total[kLanes], of_chunk[kLanes];
+    store(largest, factors.largest);
+    store(of_total, factors.total);
+    store(of_chunk, factors.chunk);
+    merge_row(total, total_empty, chunk, row, padded_dim, largest[0], of_total[0], of_chunk[0]);
 }
 
 }  // namespace samebits
