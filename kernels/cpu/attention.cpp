@@ -159,6 +159,9 @@ class TileTask {
         return sums_in(memory().total.row(0), kRowTile, padded_dim_);
     }
 
+    // Key of the request, from its first attended one on, that a chunk begins with.
+    int64_t first_key(int64_t chunk) const { return chunk * call_.chunk_size; }
+
     int64_t token_of(int64_t row) const { return (task_.first_row + row) / call_.group_size; }
     int64_t head_of(int64_t row) const {
         return kv_head_ * call_.group_size + (task_.first_row + row) % call_.group_size;
@@ -175,7 +178,7 @@ class TileTask {
 
     // A row's visible keys inside a chunk, counted from the chunk's first key.
     KeyRange visible_in_chunk(int64_t row, int64_t chunk) const {
-        const int64_t first = chunk * call_.chunk_size;
+        const int64_t first = first_key(chunk);
         return {std::max<int64_t>(0, visible_[row].begin - first),
                 std::min<int64_t>(call_.chunk_size, visible_[row].end - first)};
     }
@@ -198,7 +201,7 @@ class TileTask {
     // Finds where the chunk's keys in `keys` lie. False when the block table holds a page that does not exist.
     bool locate(int64_t chunk, KeyRange keys, ChunkLocation& location) const {
         const int32_t* pages = call_.block_table + task_.request * call_.block_table_stride;
-        const int64_t slot = call_.kv_starts[task_.request] + chunk * call_.chunk_size + keys.begin;
+        const int64_t slot = call_.kv_starts[task_.request] + first_key(chunk) + keys.begin;
         int64_t page_index = slot / call_.page_size;
         int64_t offset = slot % call_.page_size;
         location.in = {0, 0};
@@ -233,7 +236,7 @@ class TileTask {
     }
 
     bool seen_whole(int64_t chunk) const {
-        return seen_by_all_.begin <= chunk * call_.chunk_size && (chunk + 1) * call_.chunk_size <= seen_by_all_.end;
+        return seen_by_all_.begin <= first_key(chunk) && first_key(chunk) + call_.chunk_size <= seen_by_all_.end;
     }
 
     bool compute_chunk(int64_t chunk) {

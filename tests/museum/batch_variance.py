@@ -93,18 +93,12 @@ class ChunksFromContext(BundledAttention):
             SOURCE_DIRECTORY,
             "attention.cpp",
             (
-                "    int64_t token_of(int64_t row) const {",
-                "    int64_t first_key(int64_t chunk) const {\n"
+                "return chunk * call_.chunk_size; }",
+                "\n"
                 "        const int64_t r = task_.request, context = call_.kv_lens[r] - call_.query_lens[r];\n"
                 "        const int64_t size = call_.chunk_size;\n"
                 "        return chunk * size - (size - (context % size + size) % size) % size;\n"
-                "    }\n"
-                "    int64_t token_of(int64_t row) const {",
-            ),
-            ("const int64_t first = chunk * call_.chunk_size;", "const int64_t first = first_key(chunk);"),
-            (
-                "call_.kv_starts[task_.request] + chunk * call_.chunk_size + keys.begin;",
-                "call_.kv_starts[task_.request] + first_key(chunk) + keys.begin;",
+                "    }",
             ),
         )
         super().__init__(source_directory=planted)
