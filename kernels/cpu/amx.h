@@ -1,8 +1,8 @@
 // Products of matrices of bfloat16 by AMX, the matrix unit of Intel's processors from 2023 on.
 //
 // A tile register holds sixteen rows of 64 bytes. One instruction adds to each element of a tile of sixteen times
-// sixteen floats the dot product of thirty-two pairs of bfloat16: the products of the pairs' even places are summed, and
-// those of the odd places, each with fused multiply-adds from 0; then the two sums are added, and the result to the
+// sixteen floats the dot product of thirty-two pairs of bfloat16: the products of those at even places are summed, and
+// of those at odd ones, each with fused multiply-adds from 0; then the two sums are added, and the result to the
 // element. Rounding is to nearest even, and numbers below the smallest normal one are taken for 0 (Intel 64 and IA-32
 // Architectures Software Developer's Manual, TDPBF16PS). No other row or column enters an element.
 #pragma once
@@ -116,13 +116,13 @@ struct TileProduct {
     static void resume(const TileSums& sums) {
         for_constants<kRowTiles>([&](auto row) {
             for_constants<kColumnTiles>([&](auto column) {
-                load_tile<row * kColumnTiles + column>(place(sums, row, column), sums.row_stride * int64_t(sizeof(float)));
+                load_tile<row * kColumnTiles + column>(place(sums, row, column), 4 * sums.row_stride);
             });
         });
     }
 
-    // A row of `left` holds elements of the depth one after another, a row of `right` pairs of them, of one column after
-    // another. The operand of fewer tiles stays in registers 4 and 5, the other one passes through 6 and 7.
+    // A row of `left` holds elements of the depth one after another, a row of `right` pairs of them, of one column
+    // after another. The operand of fewer tiles stays in registers 4 and 5, the other one passes through 6 and 7.
     SAMEBITS_INLINE static void add(const TileOperand<kRowTiles>& left, const TileOperand<kColumnTiles>& right,
                                     int64_t step) {
         const auto load_left = [&](auto tile, auto to) {
@@ -154,7 +154,7 @@ struct TileProduct {
     static void end(const TileSums& sums) {
         for_constants<kRowTiles>([&](auto row) {
             for_constants<kColumnTiles>([&](auto column) {
-                store_tile<row * kColumnTiles + column>(place(sums, row, column), sums.row_stride * int64_t(sizeof(float)));
+                store_tile<row * kColumnTiles + column>(place(sums, row, column), 4 * sums.row_stride);
             });
         });
     }

@@ -14,8 +14,8 @@
 
 namespace samebits {
 
-// 2^x for x of at most about 0, as 2^floor(x) 2^f: a least-maximum fit of degree 4 to 2^f on [0, 1] with p(0) = 1, whose
-// error is 3e-6, 2^-18, of the result. Weights are then rounded to 2^-9 of theirs.
+// 2^x for x of at most about 0, as 2^floor(x) 2^f: a least-maximum fit of degree 4 to 2^f on [0, 1] with p(0) = 1, of
+// an error of 3e-6, 2^-18, of the result. Weights are then rounded to 2^-9 of theirs.
 SAMEBITS_INLINE __m512 power_of_two_of_weight(__m512 x) {
     constexpr int kPartAboveFloor = 0x9;  // 0 for an infinity
     const __m512 fraction = _mm512_reduce_ps(x, kPartAboveFloor);
@@ -50,8 +50,8 @@ class LaneSoftmax {
         find_largest(visible);
     }
 
-    // Replaces weights[row][key] by bfloat16 of `exp(score - largest)`; `weights` begins with the first of the rows, and
-    // has sixteen, `row_stride` floats apart. Four sums take a key each in turn, and are folded in halves. Calls
+    // Replaces weights[row][key] by bfloat16 of `exp(score - largest)`; `weights` begins with the first row of sixteen,
+    // `row_stride` floats apart. Four sums take a key each in turn, and are folded in halves. Calls
     // `meanwhile` every thirty-two keys, for the matrix unit to be given work.
     template <typename Meanwhile>
     void weigh(float* weights, int64_t row_stride, Meanwhile meanwhile) {

@@ -12,14 +12,11 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
-#include <utility>
 #include <vector>
 
 #include "amx_chunk.h"
 #include "chunk.h"
-#include "elements.h"
 #include "fma_chunk.h"
-#include "lanes.h"
 #include "rows.h"
 #include "threads.h"
 #include "tile.h"

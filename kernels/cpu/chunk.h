@@ -32,8 +32,8 @@ struct ChunkPlaces {
     const void *key_cache, *value_cache;
 };
 
-// Asks memory for keys and values that will be read next, a few at a time: a processor waits for memory that it has asked
-// too much of. They go to the second-level cache, as the first has no room for what is read so much later.
+// Asks memory for keys and values that will be read next, a few at a time: a processor waits for memory that it has
+// asked too much of. They go to the second-level cache, as the first has no room for what is read so much later.
 template <Element element>
 class Foresight {
    public:

@@ -57,7 +57,7 @@ SAMEBITS_INLINE void widen_row(const void* source, int64_t first, int64_t count,
     store(target + i, load_widened(rest, 0, element));
 }
 
-// Asks for a row that will be read some time later. Rows of one head lie too far apart for the processor to foresee them.
+// Asks for a row that will be read some time later. Rows of one head lie too far apart for a processor to foresee them.
 template <Element element>
 SAMEBITS_INLINE void prefetch_row(const void* source, int64_t first, int64_t count) {
     const char* begin = static_cast<const char*>(source) + first * size_of(element);

@@ -65,8 +65,8 @@ class FmaChunk {
             foresight.ask_for(kKeyBlock / 2);
             const float* keys = load_block(layer, places.key_cache, places.keys, block, seen);
             in_steps_of_four(num_rows, [&](auto rows, int64_t row) {
-                score_block<decltype(rows)::value>(queries.row(block_of_rows.first + row), keys, padded_dim, layer.rule.scale,
-                                                   scores_.row(row) + block, layer.chunk_size);
+                score_block<decltype(rows)::value>(queries.row(block_of_rows.first + row), keys, padded_dim,
+                                                   layer.rule.scale, scores_.row(row) + block, layer.chunk_size);
             });
         }
         for (int64_t row = 0; row < num_rows; ++row)

@@ -2,8 +2,8 @@
 //
 // The elements of a row are divided into chunks of `kChunk`, at fixed positions. A chunk's dot product is sixteen sums
 // folded in halves (`score_block` in tile.h, which any number of rows may share); chunks are added in ascending order,
-// then the bias, and the sum is rounded once. Rows, features and threads only decide what is computed together. bfloat16
-// is computed as in amx_linear.h where the processor has AMX.
+// then the bias, and the sum is rounded once. Rows, features and threads only decide what is computed together. For
+// bfloat16 on AMX see amx_linear.h.
 
 #include <algorithm>
 #include <cstdint>
