@@ -44,7 +44,7 @@ def test_bits_do_not_depend_on_threads_nor_on_the_callers_floating_point_environ
     implementation: AnyToken, dtype: str
 ) -> None:
     tensors = tensors_of(implementation.operation, 6000, dtype)
-    for name in {"query", "input", "prefix_output", "suffix_output"} & set(vars(tensors)):
+    for name in {"query", "input", "bias", "prefix_output", "suffix_output"} & set(vars(tensors)):
         getattr(tensors, name)[::2] *= torch.finfo(DTYPES[dtype]).tiny  # about half of them subnormal
 
     def run_on(threads: int) -> TokenTensors:
@@ -85,7 +85,7 @@ def test_a_row_of_a_linear_has_its_bits_in_any_block_of_rows_features_and_elemen
         linear.linear(library, rows, weight, None, output, amx=amx)
         return output
 
-    for in_features, out_features in ((1030, 300), (160, 32)):
+    for in_features, out_features in ((1030, 300), (160, 32), (0, 20)):
         memory = torch.randn(290, in_features + 5, generator=generator).bfloat16()
         weight = torch.randn(out_features, in_features, generator=generator).bfloat16()
         memory[:, in_features:] = torch.nan  # behind each row

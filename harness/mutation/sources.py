@@ -93,9 +93,9 @@ def _of(label: str, *operations: str) -> tuple[Group, ...]:
 
 
 _CPU, _TRITON, _FLEX = "CPU/bundled", "TRITON_ATTN/bundled", "FLEX_ATTENTION/torch"
-# Left out: kernels/cpu/build.py and amx.py, which compute nothing; kernels/cpu/amx*.h, which few processors run; and
-# the Triton kernel of the copy to a persistent buffer, which no cell calls on a processor. Headers that all operations
-# share are judged by those that use most of them.
+# Left out: kernels/cpu/build.py and amx.py, which compute nothing, and the Triton kernel of the copy to a persistent
+# buffer, which no cell calls on a processor. Headers that all operations share are judged by those that use most of
+# them. kernels/cpu/amx*.h are compiled where a processor has AMX; elsewhere no mutant of theirs changes machine code.
 SOURCES = (
     Source("kernels/cpu/attention.cpp", _of(_CPU, _ATTENTION)),
     Source("kernels/cpu/cache_write.cpp", _of(_CPU, _WRITE)),
@@ -103,6 +103,11 @@ SOURCES = (
     Source("kernels/cpu/merge.cpp", _of(_CPU, _MERGE)),
     Source("kernels/cpu/rms_norm.cpp", _of(_CPU, _NORM)),
     Source("kernels/cpu/rotary.cpp", _of(_CPU, _ROPE)),
+    Source("kernels/cpu/amx.h", _of(_CPU, _LINEAR, _ATTENTION)),
+    Source("kernels/cpu/amx_chunk.h", _of(_CPU, _ATTENTION)),
+    Source("kernels/cpu/amx_linear.h", _of(_CPU, _LINEAR)),
+    Source("kernels/cpu/amx_softmax.h", _of(_CPU, _ATTENTION)),
+    Source("kernels/cpu/attention_call.h", _of(_CPU, _ATTENTION)),
     Source("kernels/cpu/chunk.h", _of(_CPU, _ATTENTION)),
     Source("kernels/cpu/elements.h", _of(_CPU, _ROPE, _ATTENTION, _MERGE)),
     Source("kernels/cpu/exponential.h", _of(_CPU, _MERGE, _ATTENTION)),

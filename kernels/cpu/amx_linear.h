@@ -83,7 +83,10 @@ class AmxLinear {
     static constexpr int64_t kCachedTiles = 1024;
     static constexpr int64_t kAhead = 8;  // steps
     static int64_t blocks_of(int64_t rows) { return (rows + kBlock - 1) / kBlock; }
-    static int64_t steps_of(const LinearCall& call) { return (call.in_features + kTileDepth - 1) / kTileDepth; }
+    // At least one: a sum of nothing is 0.
+    static int64_t steps_of(const LinearCall& call) {
+        return std::max<int64_t>(1, (call.in_features + kTileDepth - 1) / kTileDepth);
+    }
 
     float* input_tile(int64_t block, int64_t step) const {
         return packed_ + (block * steps_of(call_) + step) * 2 * kTileFloats;

@@ -104,7 +104,7 @@ class Schedule:
 
 
 class AttentionCall(ctypes.Structure):
-    """`AttentionCall` in attention.cpp."""
+    """`AttentionCall` in attention_call.h."""
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("query", "key_cache", "value_cache", "output", "lse", "sinks")),

@@ -119,6 +119,7 @@ void run_amx(const LinearCall& call) {
     float* packed = memory.row(0);
 #pragma omp parallel num_threads(call.num_threads)
     {
+        const ThreadEnvironment environment;
         const TileConfiguration tiles;
         for (int64_t row = 0; row < call.rows.num_rows(); row += AmxLinear::kRowPanel) {
             AmxLinear panel(call, row, packed);

@@ -14,7 +14,7 @@ ROW_TILE = 32  # `kRowTile` in linear.cpp
 
 
 class LinearCall(ctypes.Structure):
-    """`LinearCall` in linear.cpp."""
+    """`LinearCall` in linear_call.h."""
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("input", "weight", "bias", "output")),
