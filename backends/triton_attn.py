@@ -78,8 +78,18 @@ COMPILED = {
 }
 # Where heads are those that the kernel for Hopper computes, the other computes in its tiles, and so has its bits.
 HOPPER = KernelConfiguration(block_rows=64, kv_tile=128, kv_chunk=1024, num_warps=4, num_stages=2)
-HOPPER_CASE = "16-bit, head_dim 64 or 128"
-COMPILED_FOR_HOPPER = {HOPPER_CASE: HOPPER, **COMPILED}
+HOPPER_WIDE = replace(HOPPER, kv_tile=64)
+
+
+def _hopper_case(head_dims: tuple[int, ...]) -> str:
+    return f"16-bit, head_dim {', '.join(map(str, head_dims))}"
+
+
+COMPILED_FOR_HOPPER = {
+    _hopper_case(triton_hopper.HEAD_DIMS): HOPPER,
+    _hopper_case(triton_hopper.WIDE_HEAD_DIMS): HOPPER_WIDE,
+    **COMPILED,
+}
 # Small, so that short requests cross several tiles and chunks.
 INTERPRETED = KernelConfiguration(block_rows=32, kv_tile=32, kv_chunk=64, num_warps=1, num_stages=1)
 # Programs that fill the interpreter: fewer, and requests are shared, so that both ways to merge are in daily use.
@@ -208,7 +218,11 @@ class TritonAttention(Implementation[TritonPlan]):
             configuration=configuration,
             num_tiles=num_tiles,
             num_segments=num_segments,
-            hopper=triton_hopper.plan_on_hopper(config, metadata, num_segments) if on_hopper else None,
+            hopper=(
+                triton_hopper.plan_on_hopper(config, metadata, num_segments, configuration.kv_tile)
+                if on_hopper
+                else None
+            ),
             partials=partials,
         )
 
@@ -333,10 +347,10 @@ class TritonAttention(Implementation[TritonPlan]):
             return self._configurations["all"]
         if config.dtype == torch.float32:
             return self._configurations["fp32"]
-        if config.head_dim > 128:
-            return self._configurations["16-bit wide"]
-        in_tiles_of_hopper = config.head_dim in triton_hopper.HEAD_DIMS and HOPPER_CASE in self._configurations
-        return self._configurations[HOPPER_CASE if in_tiles_of_hopper else "16-bit"]
+        for head_dims in (triton_hopper.HEAD_DIMS, triton_hopper.WIDE_HEAD_DIMS):
+            if config.head_dim in head_dims and _hopper_case(head_dims) in self._configurations:
+                return self._configurations[_hopper_case(head_dims)]
+        return self._configurations["16-bit wide" if config.head_dim > 128 else "16-bit"]
 
     def _programs_at_once(self, config: AttentionConfig) -> int:
         return INTERPRETED_PROGRAMS if self.interpreted else 2 * multiprocessors(config.device)

@@ -24,7 +24,10 @@ KERNELS = "samebits.kernels.triton.hopper_attention"
 # Rows of a warpgroup, and columns that lie side by side in shared memory: see the kernel.
 WARPGROUP_ROWS = 64
 _SPAN = 64
-HEAD_DIMS = (64, 128)
+# Powers of two, and those with a second part that fills a box. Of the wide ones a program has registers for one tile of
+# rows alone.
+HEAD_DIMS = (64, 80, 96, 128)
+WIDE_HEAD_DIMS = (160, 192, 256)
 # Shared memory is swizzled in groups of so many rows, which a page has to fill.
 _LEAST_PAGE = 8
 _ALIGNMENT_BYTES = 16
@@ -32,6 +35,9 @@ _ALIGNMENT_BYTES = 16
 _LOADING_REGISTERS, _COMPUTING_REGISTERS = 24, 240
 # So that two programs fit a multiprocessor.
 _REGISTERS_OF_TWO = 128
+# Of a multiprocessor, less what barriers take.
+_SHARED_MEMORY_BYTES = 226 << 10
+_MOST_STAGES = 3
 
 
 @dataclass(frozen=True)
@@ -62,10 +68,12 @@ class _Rows:
 
     Attributes:
         descriptor: of the matrix and of the boxes in which it is read.
+        rest_descriptor: of boxes for what a head has over a power of two; None where it has nothing.
         page_rows, head_rows, head_columns: from a page, or a head, to the next.
     """
 
     descriptor: Any
+    rest_descriptor: Any
     page_rows: int
     head_rows: int
     head_columns: int
@@ -79,7 +87,7 @@ def computes(config: AttentionConfig, metadata: AttentionMetadata) -> bool:
     begins_with_page = metadata.encoder_seq_lens is None or config.mask is Mask.CROSS
     return (
         config.dtype.itemsize == 2
-        and config.head_dim in HEAD_DIMS
+        and config.head_dim in HEAD_DIMS + WIDE_HEAD_DIMS
         and config.group_size <= WARPGROUP_ROWS
         and config.page_size >= _LEAST_PAGE
         and config.page_size == next_power_of_two(config.page_size)
@@ -107,27 +115,37 @@ def num_tiles_for(config: AttentionConfig, metadata: AttentionMetadata) -> int:
 
 def programs_at_once(config: AttentionConfig, metadata: AttentionMetadata) -> int:
     """Programs that run at once where the keys of a tile are shared."""
-    return multiprocessors(config.device) * (3 - warpgroups_for(config, metadata))
+    two_fit = warpgroups_for(config, metadata) == 1 and config.head_dim in HEAD_DIMS
+    return multiprocessors(config.device) * (2 if two_fit else 1)
 
 
-def plan_on_hopper(config: AttentionConfig, metadata: AttentionMetadata, num_segments: int) -> HopperPlan:
+def plan_on_hopper(config: AttentionConfig, metadata: AttentionMetadata, num_segments: int, kv_tile: int) -> HopperPlan:
     """Decides how a batch is launched, by bounds alone. Nothing here changes a bit.
 
     Args:
         config: of the layer.
         metadata: of a batch that it `computes`.
         num_segments: programs that share the keys of a tile.
+        kv_tile: keys of a tile.
     """
     warpgroups, num_tiles = warpgroups_for(config, metadata), num_tiles_for(config, metadata)
     num_items = num_tiles * config.num_kv_heads * num_segments
-    if warpgroups == 2:
-        # Tiles are of all sizes: who is done takes another.
-        counter = torch.zeros(1, dtype=torch.int32, device=config.device)
-        num_programs = min(num_items, multiprocessors(config.device))
-        return HopperPlan(2, num_tiles, num_programs, counter, key_stages=3, value_stages=3, max_registers=None)
-    if num_segments == 1:
-        return HopperPlan(1, num_tiles, num_items, None, key_stages=3, value_stages=3, max_registers=None)
-    return HopperPlan(1, num_tiles, num_items, None, key_stages=2, value_stages=1, max_registers=_REGISTERS_OF_TWO)
+    if num_segments > 1 and warpgroups == 1 and config.head_dim in HEAD_DIMS:
+        return HopperPlan(1, num_tiles, num_items, None, key_stages=2, value_stages=1, max_registers=_REGISTERS_OF_TWO)
+    key_stages, value_stages = _stages_that_fit(config.head_dim, warpgroups, kv_tile)
+    if warpgroups == 1:
+        return HopperPlan(1, num_tiles, num_items, None, key_stages, value_stages, max_registers=None)
+    # Tiles are of all sizes: who is done takes another.
+    counter = torch.zeros(1, dtype=torch.int32, device=config.device)
+    num_programs = min(num_items, multiprocessors(config.device))
+    return HopperPlan(2, num_tiles, num_programs, counter, key_stages, value_stages, max_registers=None)
+
+
+def _stages_that_fit(head_dim: int, warpgroups: int, kv_tile: int) -> tuple[int, int]:
+    """Tiles of keys, and of values, for which a program has room beside its queries."""
+    row_bytes = 2 * head_dim
+    fitting = (_SHARED_MEMORY_BYTES // row_bytes - warpgroups * WARPGROUP_ROWS) // kv_tile
+    return min(_MOST_STAGES, -(-fitting // 2)), min(_MOST_STAGES, fitting // 2)
 
 
 def launch_on_hopper(
@@ -175,7 +193,9 @@ def launch_on_hopper(
     kernel[(plan.num_programs,)](
         query,
         keys.descriptor,
+        keys.rest_descriptor,
         values.descriptor,
+        values.rest_descriptor,
         *results,
         metadata.query_start_loc,
         kv_lens,
@@ -218,10 +238,10 @@ def _kernel() -> Any:  # noqa: ANN401 -- Triton's, which has no types
 
 
 @functools.cache
-def _box_layout() -> Any:  # noqa: ANN401
+def _box_layout(columns: int) -> Any:  # noqa: ANN401
     from triton.experimental.gluon import language as gl
 
-    return gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
+    return gl.NVMMASharedLayout(swizzle_byte_width=2 * columns, element_bitwidth=16, rank=2)
 
 
 def _is_matrix(cache: torch.Tensor) -> bool:
@@ -242,8 +262,13 @@ def _as_rows(cache: torch.Tensor, box_rows: int) -> _Rows:
     within_row = head_stride % slot_stride != 0
     head_columns = head_stride if within_row else 0
     shape = [_num_rows(cache), (cache.shape[2] - 1) * head_columns + cache.shape[3]]
-    descriptor = TensorDescriptor(cache, shape, [slot_stride, 1], [box_rows, _SPAN], _box_layout())
-    return _Rows(descriptor, page_stride // slot_stride, 0 if within_row else head_stride // slot_stride, head_columns)
+    rest = cache.shape[3] - (1 << cache.shape[3].bit_length() - 1)
+    descriptor, rest_descriptor = (
+        TensorDescriptor(cache, shape, [slot_stride, 1], [box_rows, columns], _box_layout(columns)) if columns else None
+        for columns in (_SPAN, min(_SPAN, rest))
+    )
+    head_rows = 0 if within_row else head_stride // slot_stride
+    return _Rows(descriptor, rest_descriptor, page_stride // slot_stride, head_rows, head_columns)
 
 
 def _num_rows(cache: torch.Tensor) -> int:

@@ -21,6 +21,7 @@ from samebits.harness.execution import Execution, execute
 
 CPU = torch.device("cpu")
 LLAMA = Geometry("test", num_heads=8, num_kv_heads=2, head_dim=128)
+HEAD_DIMS = triton_hopper.HEAD_DIMS + triton_hopper.WIDE_HEAD_DIMS
 on_hopper = pytest.mark.skipif(compute_capability() != (9, 0), reason="there is no Hopper GPU to run its kernel on")
 
 
@@ -35,19 +36,30 @@ def causal(*requests: Request, geometry: Geometry = LLAMA, dtype: str = "bf16") 
 
 
 def test_hopper_computes_in_its_own_tiles_whoever_launches_them() -> None:
-    plan = planned(causal(Request(1, 5, 20)))
-    portable = planned(causal(Request(1, 5, 20)), on_hopper=False)
-    assert plan.hopper is not None, "the kernel for Hopper was not chosen"
-    assert portable.hopper is None, "the portable kernel was asked for"
-    assert plan.configuration == portable.configuration, "the two kernels compute in different tiles"
+    for head_dim in HEAD_DIMS:
+        problem = causal(Request(1, 5, 20), geometry=replace(LLAMA, head_dim=head_dim))
+        plan, portable = planned(problem), planned(problem, on_hopper=False)
+        assert plan.hopper is not None, f"the kernel for Hopper was not chosen for heads of {head_dim}"
+        assert portable.hopper is None, "the portable kernel was asked for"
+        assert plan.configuration == portable.configuration, f"heads of {head_dim} have different tiles in the kernels"
+
+
+def test_queries_and_two_tiles_of_keys_and_of_values_fit_the_shared_memory() -> None:
+    for head_dim, query_len in itertools.product(HEAD_DIMS, (1, 100)):
+        plan = planned(causal(Request(1, query_len, 20), geometry=replace(LLAMA, head_dim=head_dim)))
+        stages = plan.hopper.key_stages, plan.hopper.value_stages
+        assert min(stages) >= 2, f"heads of {head_dim}: {stages} buffers, and nothing is loaded ahead"
+        rows = 64 * plan.hopper.warpgroups + plan.configuration.kv_tile * sum(stages)
+        # A program has 227 KiB on Hopper, of which barriers and numbers take less than one.
+        assert rows * head_dim * 2 <= 226 * 1024, f"heads of {head_dim}: {stages} buffers are more than there is"
 
 
 @pytest.mark.parametrize(
     "problem",
     [
         causal(Request(1, 5, 20), dtype="fp32"),
-        causal(Request(1, 5, 20), geometry=replace(LLAMA, head_dim=96)),
-        causal(Request(1, 5, 20), geometry=replace(LLAMA, head_dim=256)),
+        causal(Request(1, 5, 20), geometry=replace(LLAMA, head_dim=32)),
+        causal(Request(1, 5, 20), geometry=replace(LLAMA, head_dim=112)),
         causal(Request(1, 5, 20), geometry=replace(LLAMA, softcap=30.0)),
         causal(Request(1, 5, 20), geometry=replace(LLAMA, page_size=48)),
         causal(Request(1, 5, 20), geometry=replace(LLAMA, page_size=4)),
@@ -55,7 +67,7 @@ def test_hopper_computes_in_its_own_tiles_whoever_launches_them() -> None:
         Problem(LLAMA, Mask.PER_REQUEST, "bf16", (Request(1, 5, 20),)),
         Problem(LLAMA, Mask.CAUSAL, "bf16", (Request(1, 5, 20, encoder_len=7),)),
     ],
-    ids=["fp32", "head_dim 96", "head_dim 256", "softcap", "page 48", "page 4", "group 71", "per request", "encoder"],
+    ids=["fp32", "head_dim 32", "head_dim 112", "softcap", "page 48", "page 4", "group 71", "per request", "encoder"],
 )
 def test_what_the_kernel_for_hopper_cannot_compute_is_left_to_the_portable_one(problem: Problem) -> None:
     assert planned(problem).hopper is None
@@ -97,9 +109,10 @@ BATCH = (Request(1, 1, 1500), Request(2, 40, 90), Request(3, 200, 0), Request(4,
 
 
 @on_hopper
-def test_every_geometry_has_the_bits_of_the_portable_kernel() -> None:
-    for dtype, group, head_dim, page_size in itertools.product(
-        ("bf16", "fp16"), (1, 3, 4, 7, 16, 64), (64, 128), (8, 16, 64, 128, 512)
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+def test_every_geometry_has_the_bits_of_the_portable_kernel(head_dim: int) -> None:
+    for (group, page_size), dtype in itertools.product(
+        ((1, 16), (3, 8), (4, 16), (7, 128), (16, 64), (64, 512)), ("bf16", "fp16")
     ):
         geometry = Geometry("test", num_heads=2 * group, num_kv_heads=2, head_dim=head_dim, page_size=page_size)
         problem = causal(*BATCH, geometry=geometry, dtype=dtype)
@@ -107,11 +120,13 @@ def test_every_geometry_has_the_bits_of_the_portable_kernel() -> None:
 
 
 @on_hopper
-def test_every_mask_and_share_has_the_bits_of_the_portable_kernel() -> None:
+@pytest.mark.parametrize("head_dim", [96, 128, 256])
+def test_every_mask_and_share_has_the_bits_of_the_portable_kernel(head_dim: int) -> None:
     masks = (Mask.CAUSAL, Mask.NON_CAUSAL, Mask.SLIDING_WINDOW)
     batches = (BATCH, BATCH[:1], BATCH[3:4], BATCH[2:3])
     for requests, mask, sinks in itertools.product(batches, masks, (False, True)):
-        problem = Problem(replace(LLAMA, sinks=sinks, window=300), mask, "bf16", requests)
+        geometry = replace(LLAMA, head_dim=head_dim, sinks=sinks, window=300)
+        problem = Problem(geometry, mask, "bf16", requests)
         alone = run(problem, on_hopper=False, num_segments=1)
         for num_segments in (None, 1, 2, 5):
             shared = run(problem, num_segments=num_segments)

@@ -14,7 +14,9 @@ number, or whoever is free first, as a counter tells.
 
 # ruff: noqa: ANN001, ANN201 -- Triton gives the arguments of a kernel their types
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-decorators=False
+# mypy: disable-error-code=assignment
 
+from samebits.kernels.triton import hopper_columns as columns
 from samebits.kernels.triton import hopper_tiles as tiles
 from samebits.kernels.triton.hopper_computing import compute_rows
 from samebits.kernels.triton.hopper_loading import load_tiles
@@ -40,7 +42,9 @@ CONSTANTS = gl.constexpr(str({name: value for name, value in vars(tiles).items()
 def paged_attention_kernel(
     query,
     key_descriptor,
+    key_rest_descriptor,
     value_descriptor,
+    value_rest_descriptor,
     output,
     lse,
     sinks,
@@ -87,9 +91,11 @@ def paged_attention_kernel(
     """Attends for tiles of rows: items (segment, key/value head, tile), the tile fastest, of which programs take any.
 
     Arguments that `paged_attention.paged_attention_kernel` has too are as there; elements have 16 bits, `HEAD_DIM` is a
-    multiple of `SPAN`. Others:
+    power of two from 64 on, or 16, 32 or 64 more. Others:
         key_descriptor, value_descriptor: the caches as matrices, read in boxes of `[rows of a page or tile, SPAN]`.
             Slot s of page p and head h is row `p * page_rows + h * head_rows + s`, from column `h * head_columns` on.
+        key_rest_descriptor, value_rest_descriptor: the same, in boxes for the columns beyond the power of two; None
+            where there are none.
         counter: int32 `[1]`, 0 when the kernel starts, by which programs take items in the order in which they are
             free; None to take every n-th of n programs.
         num_tiles, num_kv_heads, num_segments: sizes of the numbering of items. Segment s of n owns the s-th n-th of a
@@ -118,14 +124,16 @@ def paged_attention_kernel(
         partial_sum = query_start_loc
         partial_output = query_start_loc
 
-    SPANS: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
     NUMBER: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, order=[0])
     BARRIER: gl.constexpr = mbarrier.MBarrierLayout()
-    query_buffers = gl.allocate_shared_memory(dtype, [WARPGROUPS, tiles.ROWS, HEAD_DIM], SPANS)
-    key_buffers = gl.allocate_shared_memory(dtype, [KEY_STAGES, KV_TILE * HEAD_DIM // tiles.SPAN, tiles.SPAN], SPANS)
-    value_buffers = gl.allocate_shared_memory(
-        dtype, [VALUE_STAGES, KV_TILE * HEAD_DIM // tiles.SPAN, tiles.SPAN], SPANS
-    )
+    query_buffers = columns.allocate(dtype, WARPGROUPS, tiles.ROWS, HEAD_DIM)
+    key_buffers = columns.allocate(dtype, KEY_STAGES, KV_TILE, HEAD_DIM)
+    value_buffers = columns.allocate(dtype, VALUE_STAGES, KV_TILE, HEAD_DIM)
+    key_descriptors = (key_descriptor,)
+    value_descriptors = (value_descriptor,)
+    if key_rest_descriptor is not None:
+        key_descriptors += (key_rest_descriptor,)
+        value_descriptors += (value_rest_descriptor,)
     numbers = gl.allocate_shared_memory(gl.int32, [tiles.SLOTS * tiles.NUMBERS, 1], NUMBER)
     keys_full = gl.allocate_shared_memory(gl.int64, [KEY_STAGES, 1], BARRIER)
     keys_empty = gl.allocate_shared_memory(gl.int64, [KEY_STAGES, 1], BARRIER)
@@ -159,7 +167,7 @@ def paged_attention_kernel(
                 KEY_STAGES, VALUE_STAGES, WARPGROUPS, WITH_LSE, WITH_SINKS, PARTIAL,
             )),
             (load_tiles, (
-                key_descriptor, value_descriptor, key_buffers, value_buffers, keys_full, keys_empty, values_full,
+                key_descriptors, value_descriptors, key_buffers, value_buffers, keys_full, keys_empty, values_full,
                 values_empty, numbers, told, heard, counter, query_start_loc, kv_lens, block_table,
                 stride_block_table, num_requests, num_tiles, num_kv_heads, num_segments,
                 key_page_rows, key_head_rows, key_head_columns, value_page_rows, value_head_rows,
@@ -186,7 +194,7 @@ def paged_attention_kernel(
                 KEY_STAGES, VALUE_STAGES, WARPGROUPS, WITH_LSE, WITH_SINKS, PARTIAL,
             )),
             (load_tiles, (
-                key_descriptor, value_descriptor, key_buffers, value_buffers, keys_full, keys_empty, values_full,
+                key_descriptors, value_descriptors, key_buffers, value_buffers, keys_full, keys_empty, values_full,
                 values_empty, numbers, told, heard, counter, query_start_loc, kv_lens, block_table,
                 stride_block_table, num_requests, num_tiles, num_kv_heads, num_segments,
                 key_page_rows, key_head_rows, key_head_columns, value_page_rows, value_head_rows,

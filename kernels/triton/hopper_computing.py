@@ -2,7 +2,10 @@
 
 # ruff: noqa: ANN001, ANN201, ANN202 -- Triton gives the arguments of a kernel their types
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-decorators=False
+# mypy: disable-error-code=assignment
 
+from samebits.kernels.triton import hopper_arithmetic as arithmetic
+from samebits.kernels.triton import hopper_columns as columns
 from samebits.kernels.triton import hopper_tiles as tiles
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -15,56 +18,73 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 
 @gluon.jit
+def _load_query(
+    query,
+    block,
+    first_row,
+    first_token,
+    query_len,
+    first_head,
+    stride_query_token,
+    stride_query_head,
+    GROUP: gl.constexpr,
+):
+    """Copies a part of a warpgroup's rows into shared memory, and zeros for rows that do not exist."""
+    LAYOUT: gl.constexpr = columns.copied(block.shape[1])
+    row = gl.arange(0, tiles.ROWS, gl.SliceLayout(1, LAYOUT))
+    token = first_token + row // GROUP
+    exists = (token < query_len) & (row // GROUP < tiles.ROWS // GROUP)
+    query_rows = (first_row + token).to(gl.int64) * stride_query_token
+    query_rows += (first_head + row % GROUP).to(gl.int64) * stride_query_head
+    column = gl.arange(0, block.shape[1], gl.SliceLayout(0, LAYOUT))
+    block.store(gl.load(query + query_rows[:, None] + column[None, :], mask=exists[:, None], other=0.0))
+
+
+@gluon.jit
 def _start_scores(
     query_block,
     key_buffers,
     keys_full,
     count,
     SCORES: gl.constexpr,
-    OPERAND: gl.constexpr,
     HEAD_DIM: gl.constexpr,
     KV_TILE: gl.constexpr,
     STAGES: gl.constexpr,
 ):
     stage = count % STAGES
     mbarrier.wait(keys_full.index(stage), (count // STAGES) & 1)
-    keys = key_buffers.index(stage)._reinterpret(query_block.dtype, [KV_TILE, HEAD_DIM], OPERAND)
-    nothing = gl.full([tiles.ROWS, KV_TILE], 0.0, gl.float32, SCORES)
-    return warpgroup_mma(query_block, keys.permute((1, 0)), nothing, use_acc=False, is_async=True)
+    scores = gl.full([tiles.ROWS, KV_TILE], 0.0, gl.float32, SCORES)
+    keys = columns.matrices(key_buffers, stage, KV_TILE, HEAD_DIM)
+    for part in gl.static_range(len(keys)):
+        scores = warpgroup_mma(query_block[part], keys[part].permute((1, 0)), scores, use_acc=part > 0, is_async=True)
+    return scores
 
 
 @gluon.jit
-def _weigh(
-    scores,
-    chunk_max,
-    chunk_sum,
-    visible_end,
-    tile_key,
-    all_see_until,
-    all_see_from,
-    score_scale,
-    SCORES: gl.constexpr,
-    KV_TILE: gl.constexpr,
-    WINDOW: gl.constexpr,
-):
-    """Turns the scores of a tile into weights: a step of `paged_attention._attend_chunk`.
+def _start_outputs(weights, value_buffers, stage, chunk_output, HEAD_DIM: gl.constexpr, KV_TILE: gl.constexpr):
+    values = columns.matrices(value_buffers, stage, KV_TILE, HEAD_DIM)
+    adding = ()
+    for part in gl.static_range(len(values)):
+        operand = gl.convert_layout(weights, gl.DotOperandLayout(0, chunk_output[part].type.layout, 2))
+        adding += (warpgroup_mma(operand, values[part], chunk_output[part], is_async=True),)
+    return adding
 
-    Every row sees the keys `all_see_from:all_see_until`, and a tile of such keys needs no mask.
 
-    Returns:
-        Weights, the factor of what the chunk came to before, the chunk's maximum and its sum of weights.
-    """
-    if (tile_key + KV_TILE > all_see_until) | (tile_key < all_see_from):
-        key = (tile_key + gl.arange(0, KV_TILE, gl.SliceLayout(0, SCORES)))[None, :]
-        visible = key < visible_end[:, None]
-        if WINDOW:
-            visible = visible & (key >= visible_end[:, None] - WINDOW)
-        scores = gl.where(visible, scores, float("-inf"))
-    new_max = gl.maximum(chunk_max, gl.max(scores, 1) * score_scale)
-    scale = gl.full_like(scores, 0.0) + score_scale
-    weights = gl.exp2(gl.fma(scores, scale, gl.full_like(scores, 0.0) + (0.0 - new_max)[:, None]))
-    rescale = gl.exp2(chunk_max - new_max)
-    return weights, rescale, new_max, chunk_sum * rescale + gl.sum(weights, 1)
+@gluon.jit
+def _added(adding):
+    """Waits for what `_start_outputs` started."""
+    # The wait for one of them gives itself in place of a tuple.
+    return (warpgroup_mma_wait(0, deps=adding),) if len(adding) == 1 else warpgroup_mma_wait(0, deps=adding)
+
+
+@gluon.jit
+def _clear_outside(rows, begin, end):
+    """Writes zeros into the rows of a matrix in shared memory that are not among `begin:end`."""
+    LAYOUT: gl.constexpr = columns.copied(rows.shape[1])
+    row = gl.arange(0, rows.shape[0], gl.SliceLayout(1, LAYOUT))
+    kept = ((row >= begin) & (row < end))[:, None]
+    values = rows.load(LAYOUT)
+    rows.store(gl.where(kept, values, gl.full_like(values, 0.0)))
 
 
 @gluon.jit
@@ -77,7 +97,6 @@ def _take_out_unseen_values(
     tile_key,
     begin_key,
     end_key,
-    HEAD_DIM: gl.constexpr,
     KV_TILE: gl.constexpr,
     WARPGROUPS: gl.constexpr,
 ):
@@ -89,35 +108,20 @@ def _take_out_unseen_values(
         A bit for each buffer: the phase of its barrier in `taken_out`.
     """
     if WARPGROUP == 0:
-        LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
-        buffer = value_buffers.index(stage)
         for piece in gl.static_range(KV_TILE // tiles.PIECE):
             first_key = tile_key + piece * tiles.PIECE
             if (first_key < begin_key) | (first_key + tiles.PIECE > end_key):
-                key = first_key + gl.arange(0, tiles.PIECE, gl.SliceLayout(1, LAYOUT))
-                seen = ((key >= begin_key) & (key < end_key))[:, None]
-                for span in gl.static_range(HEAD_DIM // tiles.SPAN):
-                    part = buffer.slice(span * KV_TILE + piece * tiles.PIECE, tiles.PIECE)
-                    values = part.load(LAYOUT)
-                    part.store(gl.where(seen, values, gl.full_like(values, 0.0)))
+                for part in gl.static_range(len(value_buffers)):
+                    buffer = value_buffers[part].index(stage)
+                    for span in gl.static_range(buffer.shape[0] // KV_TILE):
+                        piece_rows = buffer.slice(span * KV_TILE + piece * tiles.PIECE, tiles.PIECE)
+                        _clear_outside(piece_rows, begin_key - first_key, end_key - first_key)
         fence_async_shared()
         if WARPGROUPS > 1:
             mbarrier.arrive(taken_out.index(stage))
     else:
         mbarrier.wait(taken_out.index(stage), (phases >> stage) & 1)
     return phases ^ (1 << stage)
-
-
-@gluon.jit
-def _merge_chunk(row_max, row_sum, row_output, chunk_max, chunk_sum, chunk_output, OUTPUT_ROWS: gl.constexpr):
-    """As `paged_attention._merge_chunk`."""
-    new_max = gl.maximum(row_max, chunk_max)
-    row_factor = gl.exp2(row_max - new_max)
-    chunk_factor = gl.exp2(chunk_max - new_max)
-    new_sum = row_sum * row_factor + chunk_sum * chunk_factor
-    row_factor = gl.convert_layout(row_factor, OUTPUT_ROWS)[:, None]
-    chunk_factor = gl.convert_layout(chunk_factor, OUTPUT_ROWS)[:, None]
-    return new_max, new_sum, row_output * row_factor + chunk_output * chunk_factor + 0.0
 
 
 @gluon.jit
@@ -165,13 +169,8 @@ def compute_rows(
     PARTIAL: gl.constexpr,
 ):
     """What a warpgroup does from its start to its end. The arguments are those of `paged_attention_kernel`."""
-    SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KV_TILE, 16])
-    OUTPUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HEAD_DIM, 16])
-    WEIGHTS: gl.constexpr = gl.DotOperandLayout(0, OUTPUT, 2)
+    SCORES: gl.constexpr = columns.accumulator(KV_TILE)
     SCORE_ROWS: gl.constexpr = gl.SliceLayout(1, SCORES)
-    OUTPUT_ROWS: gl.constexpr = gl.SliceLayout(1, OUTPUT)
-    OPERAND: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
-    QUERY: gl.constexpr = gl.BlockedLayout([1, 8], [256 // HEAD_DIM, HEAD_DIM // 8], [4, 1], [1, 0])
     WARPGROUP_TOKENS: gl.constexpr = tiles.ROWS // GROUP
     dtype: gl.constexpr = query.dtype.element_ty
     num_heads = num_kv_heads * GROUP
@@ -195,28 +194,26 @@ def compute_rows(
         heard_tiles += 1
 
         if first_token < query_len:
-            query_block = query_buffers.index(WARPGROUP)
-            row = gl.arange(0, tiles.ROWS, gl.SliceLayout(1, QUERY))
-            token = first_token + row // GROUP
-            exists = (token < query_len) & (row // GROUP < WARPGROUP_TOKENS)
-            query_rows = (first_row + token).to(gl.int64) * stride_query_token
-            query_rows += (kv_head * GROUP + row % GROUP).to(gl.int64) * stride_query_head
-            column = gl.arange(0, HEAD_DIM, gl.SliceLayout(0, QUERY))
-            query_block.store(gl.load(query + query_rows[:, None] + column[None, :], mask=exists[:, None], other=0.0))
+            query_block = columns.matrices(query_buffers, WARPGROUP, tiles.ROWS, HEAD_DIM)
+            for part in gl.static_range(len(query_block)):
+                _load_query(
+                    query + part * query_block[0].shape[1],
+                    query_block[part],
+                    first_row,
+                    first_token,
+                    query_len,
+                    kv_head * GROUP,
+                    stride_query_token,
+                    stride_query_head,
+                    GROUP,
+                )
             fence_async_shared()
 
-            # Rows once in the layout of scores, for what is one number for each, and once in that of outputs.
             row = gl.arange(0, tiles.ROWS, SCORE_ROWS)
             token = first_token + row // GROUP
             head = kv_head * GROUP + row % GROUP
             exists = (token < query_len) & (row // GROUP < WARPGROUP_TOKENS)
-            output_row = gl.arange(0, tiles.ROWS, OUTPUT_ROWS)
-            output_token = first_token + output_row // GROUP
-            output_head = kv_head * GROUP + output_row % GROUP
-            stored = ((output_token < query_len) & (output_row // GROUP < WARPGROUP_TOKENS))[:, None]
-            output_column = gl.arange(0, HEAD_DIM, gl.SliceLayout(0, OUTPUT))[None, :]
             partial = ((first_row + token).to(gl.int64) * num_heads + head) * partial_chunks
-            partial_row = ((first_row + output_token).to(gl.int64) * num_heads + output_head) * partial_chunks
 
             visible_end = gl.where(exists, end_key, 0)
             all_see_until = end_key
@@ -229,17 +226,17 @@ def compute_rows(
 
             row_max = gl.full([tiles.ROWS], tiles.LOWEST, gl.float32, SCORE_ROWS)
             row_sum = gl.full([tiles.ROWS], 0.0, gl.float32, SCORE_ROWS)
-            row_output = gl.full([tiles.ROWS, HEAD_DIM], 0.0, gl.float32, OUTPUT)
+            row_output = columns.zeros(HEAD_DIM)
             if begin_tile < end_tile:
                 chunk_max = gl.full([tiles.ROWS], tiles.LOWEST, gl.float32, SCORE_ROWS)
                 chunk_sum = gl.full([tiles.ROWS], 0.0, gl.float32, SCORE_ROWS)
-                chunk_output = gl.full([tiles.ROWS, HEAD_DIM], 0.0, gl.float32, OUTPUT)
+                chunk_output = columns.zeros(HEAD_DIM)
                 running = _start_scores(
-                    query_block, key_buffers, keys_full, count, SCORES, OPERAND, HEAD_DIM, KV_TILE, KEY_STAGES
+                    query_block, key_buffers, keys_full, count, SCORES, HEAD_DIM, KV_TILE, KEY_STAGES
                 )
                 scores = warpgroup_mma_wait(0, deps=[running])
                 mbarrier.arrive(keys_empty.index(count % KEY_STAGES))
-                weights, rescale, chunk_max, chunk_sum = _weigh(
+                weights, rescale, chunk_max, chunk_sum = arithmetic.weigh(
                     scores,
                     chunk_max,
                     chunk_sum,
@@ -252,10 +249,10 @@ def compute_rows(
                     KV_TILE,
                     WINDOW,
                 )
-                weights_of_tile = gl.convert_layout(weights.to(dtype), WEIGHTS)
+                weights_of_tile = weights.to(dtype)
                 for tile_key in range(begin_tile + KV_TILE, end_tile, KV_TILE):
                     running = _start_scores(
-                        query_block, key_buffers, keys_full, count + 1, SCORES, OPERAND, HEAD_DIM, KV_TILE, KEY_STAGES
+                        query_block, key_buffers, keys_full, count + 1, SCORES, HEAD_DIM, KV_TILE, KEY_STAGES
                     )
                     stage = count % VALUE_STAGES
                     mbarrier.wait(values_full.index(stage), (count // VALUE_STAGES) & 1)
@@ -270,14 +267,12 @@ def compute_rows(
                                 tile_key - KV_TILE,
                                 begin_key,
                                 end_key,
-                                HEAD_DIM,
                                 KV_TILE,
                                 WARPGROUPS,
                             )
-                    values = value_buffers.index(stage)._reinterpret(dtype, [KV_TILE, HEAD_DIM], OPERAND)
-                    adding = warpgroup_mma(weights_of_tile, values, chunk_output, is_async=True)
+                    adding = _start_outputs(weights_of_tile, value_buffers, stage, chunk_output, HEAD_DIM, KV_TILE)
                     # The scores are there first; their weights are computed while the values are added up.
-                    scores = warpgroup_mma_wait(1, deps=[running])
+                    scores = warpgroup_mma_wait(len(adding), deps=[running])
                     mbarrier.arrive(keys_empty.index((count + 1) % KEY_STAGES))
                     begins_chunk = tile_key % CHUNK == 0
                     last_max = chunk_max
@@ -285,7 +280,7 @@ def compute_rows(
                     if begins_chunk:
                         chunk_max = gl.full([tiles.ROWS], tiles.LOWEST, gl.float32, SCORE_ROWS)
                         chunk_sum = gl.full([tiles.ROWS], 0.0, gl.float32, SCORE_ROWS)
-                    weights, rescale, chunk_max, chunk_sum = _weigh(
+                    weights, rescale, chunk_max, chunk_sum = arithmetic.weigh(
                         scores,
                         chunk_max,
                         chunk_sum,
@@ -298,24 +293,23 @@ def compute_rows(
                         KV_TILE,
                         WINDOW,
                     )
-                    chunk_output = warpgroup_mma_wait(0, deps=[adding])
+                    chunk_output = _added(adding)
                     mbarrier.arrive(values_empty.index(stage))
                     if begins_chunk:
-                        chunk_output = chunk_output + 0.0
+                        chunk_output = columns.without_negative_zero(chunk_output)
                         if PARTIAL:
                             chunk = tile_key // CHUNK - 1
                             gl.store(partial_max + partial + chunk, last_max, mask=exists)
                             gl.store(partial_sum + partial + chunk, last_sum, mask=exists)
-                            stored_at = (partial_row + chunk)[:, None] * HEAD_DIM + output_column
-                            gl.store(partial_output + stored_at, chunk_output, mask=stored)
+                            columns.store(partial_output, (partial + chunk) * HEAD_DIM, exists, chunk_output)
                         else:
-                            row_max, row_sum, row_output = _merge_chunk(
-                                row_max, row_sum, row_output, last_max, last_sum, chunk_output, OUTPUT_ROWS
+                            row_max, row_sum, row_output = arithmetic.merge_chunk(
+                                row_max, row_sum, row_output, last_max, last_sum, chunk_output
                             )
-                        chunk_output = gl.full([tiles.ROWS, HEAD_DIM], 0.0, gl.float32, OUTPUT)
+                        chunk_output = columns.zeros(HEAD_DIM)
                     else:
-                        chunk_output = chunk_output * gl.convert_layout(rescale, OUTPUT_ROWS)[:, None]
-                    weights_of_tile = gl.convert_layout(weights.to(dtype), WEIGHTS)
+                        chunk_output = columns.scaled(chunk_output, rescale)
+                    weights_of_tile = weights.to(dtype)
                     count += 1
                 stage = count % VALUE_STAGES
                 mbarrier.wait(values_full.index(stage), (count // VALUE_STAGES) & 1)
@@ -330,24 +324,21 @@ def compute_rows(
                         last_tile,
                         begin_key,
                         end_key,
-                        HEAD_DIM,
                         KV_TILE,
                         WARPGROUPS,
                     )
-                values = value_buffers.index(stage)._reinterpret(dtype, [KV_TILE, HEAD_DIM], OPERAND)
-                adding = warpgroup_mma(weights_of_tile, values, chunk_output, is_async=True)
-                chunk_output = warpgroup_mma_wait(0, deps=[adding]) + 0.0
+                adding = _start_outputs(weights_of_tile, value_buffers, stage, chunk_output, HEAD_DIM, KV_TILE)
+                chunk_output = columns.without_negative_zero(_added(adding))
                 mbarrier.arrive(values_empty.index(stage))
                 count += 1
                 if PARTIAL:
                     chunk = (end_tile - 1) // CHUNK
                     gl.store(partial_max + partial + chunk, chunk_max, mask=exists)
                     gl.store(partial_sum + partial + chunk, chunk_sum, mask=exists)
-                    stored_at = (partial_row + chunk)[:, None] * HEAD_DIM + output_column
-                    gl.store(partial_output + stored_at, chunk_output, mask=stored)
+                    columns.store(partial_output, (partial + chunk) * HEAD_DIM, exists, chunk_output)
                 else:
-                    row_max, row_sum, row_output = _merge_chunk(
-                        row_max, row_sum, row_output, chunk_max, chunk_sum, chunk_output, OUTPUT_ROWS
+                    row_max, row_sum, row_output = arithmetic.merge_chunk(
+                        row_max, row_sum, row_output, chunk_max, chunk_sum, chunk_output
                     )
             if not PARTIAL:
                 # As `paged_attention._store_rows`.
@@ -356,16 +347,14 @@ def compute_rows(
                 if WITH_SINKS:
                     keyless_lse = gl.load(sinks + head * stride_sink)
                     one = gl.full([tiles.ROWS], 1.0, gl.float32, SCORE_ROWS)
-                    nothing = gl.full([tiles.ROWS, HEAD_DIM], 0.0, gl.float32, OUTPUT)
-                    row_max, row_sum, row_output = _merge_chunk(
-                        row_max, row_sum, row_output, keyless_lse * tiles.LOG2_E, one, nothing, OUTPUT_ROWS
+                    row_max, row_sum, row_output = arithmetic.merge_chunk(
+                        row_max, row_sum, row_output, keyless_lse * tiles.LOG2_E, one, columns.zeros(HEAD_DIM)
                     )
                 divisor = gl.where(row_sum == 0.0, 1.0, row_sum)
                 reciprocal = gl.div_rn(gl.full([tiles.ROWS], 1.0, gl.float32, SCORE_ROWS), divisor)
-                normalised = row_output * gl.convert_layout(reciprocal, OUTPUT_ROWS)[:, None]
-                output_rows = (first_row + output_token).to(gl.int64) * stride_output_token
-                output_rows += output_head.to(gl.int64) * stride_output_head
-                gl.store(output + output_rows[:, None] + output_column, normalised.to(dtype), mask=stored)
+                output_rows = (first_row + token).to(gl.int64) * stride_output_token
+                output_rows += head.to(gl.int64) * stride_output_head
+                columns.store(output, output_rows, exists, columns.scaled(row_output, reciprocal))
                 if WITH_LSE:
                     log_sum = (row_max + gl.log2(divisor)) * tiles.LN_2
                     lse_rows = head.to(gl.int64) * stride_lse_head

@@ -4,6 +4,7 @@
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-decorators=False
 # mypy: disable-error-code=assignment
 
+from samebits.kernels.triton import hopper_columns as columns
 from samebits.kernels.triton import hopper_tiles as tiles
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -30,7 +31,7 @@ def _find_request(tile, query_start_loc, num_requests, TILE_TOKENS: gl.constexpr
 
 @gluon.jit
 def _load_tile(
-    descriptor,
+    descriptors,
     buffers,
     full,
     empty,
@@ -49,20 +50,22 @@ def _load_tile(
     """Lets a tile of keys or of values be copied into the ring's next buffer, as soon as that is empty."""
     stage = count % STAGES
     mbarrier.wait(empty.index(stage), ((count // STAGES) & 1) ^ 1)
-    # The bytes of two per element.
-    mbarrier.expect(full.index(stage), KV_TILE * HEAD_DIM * 2)
-    buffer = buffers.index(stage)
+    mbarrier.expect(full.index(stage), KV_TILE * HEAD_DIM * tiles.ELEMENT_BYTES)
+    WIDTHS: gl.constexpr = columns.widths(HEAD_DIM)
     for box in gl.static_range(KV_TILE // BOX_ROWS):
         row = head_row + pages[box] * page_rows + (tile_key + box * BOX_ROWS) % PAGE_SIZE
-        for span in gl.static_range(HEAD_DIM // tiles.SPAN):
-            part = buffer.slice(span * KV_TILE + box * BOX_ROWS, BOX_ROWS)
-            tma.async_copy_global_to_shared(descriptor, [row, head_column + span * tiles.SPAN], full.index(stage), part)
+        for part in gl.static_range(len(WIDTHS)):
+            buffer = buffers[part].index(stage)
+            for span in gl.static_range(WIDTHS[part] // columns.span_of(WIDTHS[part])):
+                column = head_column + part * WIDTHS[0] + span * tiles.SPAN
+                rows = buffer.slice(span * KV_TILE + box * BOX_ROWS, BOX_ROWS)
+                tma.async_copy_global_to_shared(descriptors[part], [row, column], full.index(stage), rows)
 
 
 @gluon.jit
 def load_tiles(
-    key_descriptor,
-    value_descriptor,
+    key_descriptors,
+    value_descriptors,
     key_buffers,
     value_buffers,
     keys_full,
@@ -147,7 +150,7 @@ def load_tiles(
                     key = gl.minimum(gl.maximum(tile_key + box * BOX_ROWS, begin_key), end_key - 1)
                     pages += (gl.load(block_table_row + key // PAGE_SIZE),)
                 _load_tile(
-                    key_descriptor,
+                    key_descriptors,
                     key_buffers,
                     keys_full,
                     keys_empty,
@@ -164,7 +167,7 @@ def load_tiles(
                     KEY_STAGES,
                 )
                 _load_tile(
-                    value_descriptor,
+                    value_descriptors,
                     value_buffers,
                     values_full,
                     values_empty,

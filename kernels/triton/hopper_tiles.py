@@ -18,7 +18,8 @@ SEARCH_WIDTH = gl.constexpr(128)
 MANY_ROWS = gl.constexpr(1 << 30)
 # Rows that a warpgroup computes: those of one instruction.
 ROWS = gl.constexpr(64)
-# Columns that lie side by side in shared memory, 128 bytes of them. The next ones lie behind all rows of a tile.
+ELEMENT_BYTES = gl.constexpr(2)
+# Columns that lie side by side in shared memory, 128 bytes of them, where there are as many.
 SPAN = gl.constexpr(64)
 # Tiles of rows that are told ahead, and the numbers by which each is told.
 SLOTS = gl.constexpr(2)
