@@ -397,7 +397,7 @@ def _bench(options: argparse.Namespace) -> int:
     print(as_summary(bench), end="\n\n")
     for path in write_bench(bench, directory, options.write):
         print(f"written: {path}")
-    return _EXIT_RED if bench.failed else _EXIT_GREEN
+    return _EXIT_RED if bench.failures else _EXIT_GREEN
 
 
 def _mutants(options: argparse.Namespace) -> int:

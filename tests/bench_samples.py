@@ -71,4 +71,4 @@ def bench_of(*measurements: Measurement, left_out: tuple[LeftOut, ...] = (), tru
         rounds=7,
         evicted=1 << 20,
     )
-    return Bench(header, RATES, measurements, left_out, truncated)
+    return Bench(header, RATES, measurements, left_out, truncated=truncated)

@@ -12,7 +12,17 @@ import pytest
 
 from samebits.harness.bench.mark import is_asked_for
 from samebits.harness.bench.options import Options
-from samebits.harness.bench.records import BENCH_FILE, Bench, Group, LeftOut, Role, Timing, read_bench
+from samebits.harness.bench.records import (
+    BENCH_FILE,
+    Bench,
+    Group,
+    LeftOut,
+    Role,
+    SuiteRate,
+    SuiteShare,
+    Timing,
+    read_bench,
+)
 from samebits.harness.cli import main
 from samebits.harness.record_files import RecordWriter, Written
 from samebits.harness.records import UnusableInput
@@ -33,7 +43,7 @@ ABSENT = LeftOut("FLASH_ATTN/fa4", "attention", "flash-attn-4 is not installed")
 
 def save(directory: Path, bench: Bench, *, finished: bool = True) -> Path:
     writer = RecordWriter(directory, bench.header, BENCH_FILE)
-    entries: list[Written] = [*bench.rates.values(), *bench.left_out, *bench.measurements]
+    entries: list[Written] = [*bench.rates.values(), *bench.left_out, *bench.suite_rates, *bench.measurements]
     for entry in entries:
         writer.write(entry)
     writer.close(finished)
@@ -54,12 +64,13 @@ def rows_of(page: str, heading: str) -> list[list[str]]:
 
 def test_records_are_read_back_as_they_were_written(tmp_path: Path) -> None:
     replayed = measured(OURS, 150, replayed=Timing(1e-4, 1e-4, 1e-4, 3), configuration={"kv_split": "64"})
-    bench = bench_of(replayed, *FEW[1:], left_out=(ABSENT,))
+    rate = SuiteRate("CPU/bundled", ("-n", "2"), 2, 0, 17.5, (SuiteShare("dtype", 70, 30.0),))
+    bench = replace(bench_of(replayed, *FEW[1:], left_out=(ABSENT,)), suite_rates=(rate,))
     assert read_bench(save(tmp_path / "whole", bench)) == bench
     assert read_bench(save(tmp_path / "cut", bench, finished=False)) == replace(bench, truncated=True)
     file = tmp_path / "whole" / BENCH_FILE
     file.write_text(file.read_text() + FEW[0].to_line() + "\n")
-    with pytest.raises(UnusableInput, match=r"line 11: it stands behind the end"):
+    with pytest.raises(UnusableInput, match=r"line 12: it stands behind the end"):
         read_bench(tmp_path / "whole")
     with pytest.raises(UnusableInput, match=r"give a directory with bench\.jsonl, or that file"):
         read_bench(tmp_path / "absent")
@@ -112,7 +123,7 @@ def test_what_is_asked_is_held_against_what_is_reached() -> None:
     )
     (outcome,) = outcomes(standings(bench), [named])
     assert outcome.reached == (("D1", None),), "the other setting of that library was not timed"
-    assert outcome.target.told == "at most 1.15 of FLASH_ATTN/vllm-fa3[num_splits=0]"
+    assert outcome.asked == "at most 1.15 of FLASH_ATTN/vllm-fa3[num_splits=0]"
     lines = [line.split("  ") for line in as_summary(bench).splitlines()]
     assert [OURS, "bf16", "at most 1.00 of the best peer", "1 of 3", "D8 1.01"] in [
         [cell.strip() for cell in line if cell.strip()] for line in lines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -10,9 +11,10 @@ from pathlib import Path
 
 from samebits.harness.bench.isolated import IsolatedBench
 from samebits.harness.bench.options import Options
-from samebits.harness.bench.problems import told_problem
+from samebits.harness.bench.problems import HARNESS, told_problem
 from samebits.harness.bench.records import BENCH_FILE, Measurement
 from samebits.harness.bench.session import BenchSession
+from samebits.harness.bench.suite_rate import suite_rates
 from samebits.harness.record_files import RecordWriter
 from samebits.reports import text
 from samebits.reports.bench import words
@@ -42,6 +44,10 @@ def run_bench(options: Options, directory: Path | None, tell: Callable[[str], No
             writer.write(rate)
         for left_out in session.never_timed():
             writer.write(left_out)
+        # First, as what the problems compile would be found compiled.
+        for suite_rate in suite_rates(session.suites) if session.suites else ():
+            writer.write(suite_rate)
+            tell(f"the harness: {words.suite_rate(suite_rate)}")
         began = time.monotonic()
         for place, problem in enumerate(session.problems):
             for refused in session.refused(problem):
@@ -61,12 +67,14 @@ def told_list(options: Options) -> str:
     Raises:
         UnusableInput: an option cannot be used.
     """
-    problems = BenchSession(options).problems
+    session = BenchSession(options)
     dtypes: dict[str, list[str]] = {}
-    for problem in problems:
+    for problem in session.problems:
         dtypes.setdefault(problem.name, []).append(problem.dtype)
-    told = {problem.name: told_problem(problem.problem) for problem in problems}
-    width = max(map(len, told))
+    told = {problem.name: told_problem(problem.problem) for problem in session.problems}
+    if session.suites is not None:
+        told[HARNESS], dtypes[HARNESS] = f"pytest {shlex.join(session.suites.words)}", []
+    width = max(map(len, told), default=0)
     return "\n".join(f"{name:{width}}  {', '.join(dtypes[name]):16}  {described}" for name, described in told.items())
 
 

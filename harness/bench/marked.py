@@ -51,10 +51,9 @@ class MarkedBench:
 
             directory = or_exit(lambda: run_bench(self._options(), self._results, _teller(pytestconfig)))
             record_property(_DIRECTORY_PROPERTY, str(directory))
-            failed = read_bench(directory).failed
-            if failed:
-                rows = "\n".join(f"{row.label} {row.problem} {row.dtype}: {row.reason}" for row in failed)
-                pytest.fail(f"not all could be timed:\n{rows}", pytrace=False)
+            failures = read_bench(directory).failures
+            if failures:
+                pytest.fail("\n".join(("not all could be timed:", *failures)), pytrace=False)
 
         return run
 

@@ -25,6 +25,8 @@ _OTHER_GEOMETRIES = {
     "page128": replace(_LLAMA3_8B, name="page128", page_size=128),
 }
 _FEATURES = 4096
+# The harness itself, which is named as a problem is.
+HARNESS = "harness"
 # In the order of tables: what serving uses first.
 _DTYPES = ("bf16", "fp16", "fp32")
 # An engine's block table is as wide as its longest context allows: its rows begin at multiples of this many entries.
@@ -248,7 +250,7 @@ def chosen_problems(
     known = dict(itertools.chain(*(each.by_name.items() for each in SETS.values()))) | own.by_name
     for name in names:
         if name not in known:
-            raise UnusableInput(f"unknown problem {name!r}; known are {', '.join(known)}")
+            raise UnusableInput(f"unknown problem {name!r}; known are {', '.join((*known, HARNESS))}")
     chosen: list[BenchProblem] = []
     for dtype in _DTYPES:
         for name in names or (own.quick if quick else own.by_name):

@@ -6,6 +6,7 @@ As in `harness.records`, nothing here needs torch, so that a page can be made on
 from __future__ import annotations
 
 import os
+import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -163,6 +164,68 @@ class Measurement:
 
 
 @dataclass(frozen=True)
+class SuiteShare:
+    """What a suite was of a run.
+
+    Attributes:
+        suite: its mark.
+        cells: how many there were, controls among them.
+        seconds: that they took, of all workers together.
+    """
+
+    suite: str
+    cells: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class SuiteRate:
+    """How fast the harness ran cells of one implementation.
+
+    Attributes:
+        label: of the implementation.
+        words: of pytest's command, which select the cells.
+        workers: processes that shared them.
+        run: number of the run, from 0: what is compiled and kept on disk is compiled in the first, if ever.
+        seconds: from the start of pytest until its end, its report among them.
+        suites: what they were made of; empty where `reason` says why.
+        reason: why there is no rate, as a clause; empty where there is.
+    """
+
+    label: str
+    words: tuple[str, ...]
+    workers: int
+    run: int
+    seconds: float
+    suites: tuple[SuiteShare, ...] = ()
+    reason: str = ""
+
+    @property
+    def cells(self) -> int:
+        """How many there were, controls among them."""
+        return sum(suite.cells for suite in self.suites)
+
+    @property
+    def rate(self) -> float | None:
+        """Cells a second, of the whole run; None where there is none."""
+        return self.cells / self.seconds if self.cells else None
+
+    @property
+    def told_words(self) -> str:
+        """The words as they are typed."""
+        return shlex.join(self.words)
+
+    @property
+    def share_in_cells(self) -> float:
+        """Which share of the workers' time cells took. The rest starts processes, collects, waits, and reports."""
+        return sum(suite.seconds for suite in self.suites) / (self.seconds * self.workers)
+
+    def to_line(self) -> str:
+        """The rate as one line of JSON, without its line break."""
+        return to_json({"kind": "suite_rate", **vars(self)})
+
+
+@dataclass(frozen=True)
 class LeftOut:
     """What was asked for and not timed.
 
@@ -222,6 +285,7 @@ class Bench:
         rates: what the machine does at most, by name.
         measurements: in the order in which they were made.
         left_out: what was not timed.
+        suite_rates: of the harness itself, in the order of the runs.
         truncated: whether it was cut off.
     """
 
@@ -229,6 +293,7 @@ class Bench:
     rates: Mapping[str, Rate]
     measurements: tuple[Measurement, ...]
     left_out: tuple[LeftOut, ...]
+    suite_rates: tuple[SuiteRate, ...] = ()
     truncated: bool = False
 
     def bandwidth(self, group: Group) -> float | None:
@@ -243,6 +308,13 @@ class Bench:
     def failed(self) -> tuple[Measurement, ...]:
         """What should have been timed and was not, because it raised or computed something else."""
         return tuple(measurement for measurement in self.measurements if measurement.eager is None)
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """All that went wrong, a line each: who failed, on what, and why."""
+        rows = (f"{row.label} {row.problem} {row.dtype}: {row.reason}" for row in self.failed)
+        runs = (f"pytest {run.told_words}: {run.reason}" for run in self.suite_rates if run.reason)
+        return (*rows, *runs)
 
 
 def read_bench(path: Path) -> Bench:
@@ -260,6 +332,7 @@ def read_bench(path: Path) -> Bench:
     rates: dict[str, Rate] = {}
     measurements: list[Measurement] = []
     left_out: list[LeftOut] = []
+    suite_rates: list[SuiteRate] = []
     finished = False
     for line in lines.body():
         if finished:
@@ -268,6 +341,8 @@ def read_bench(path: Path) -> Bench:
         if kind == "rate":
             rate = line.decode("rate", Rate)
             rates[rate.name] = rate
+        elif kind == "suite_rate":
+            suite_rates.append(line.decode("suite_rate", SuiteRate))
         elif kind == "left_out":
             left_out.append(line.decode("left_out", LeftOut))
         elif kind == "end":
@@ -275,4 +350,5 @@ def read_bench(path: Path) -> Bench:
             finished = True
         else:
             measurements.append(line.decode("measurement", Measurement))
-    return Bench(header, rates, tuple(measurements), tuple(left_out), truncated=not finished or lines.truncated)
+    truncated = not finished or lines.truncated
+    return Bench(header, rates, tuple(measurements), tuple(left_out), tuple(suite_rates), truncated=truncated)

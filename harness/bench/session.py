@@ -19,12 +19,14 @@ from samebits.backends.subject import Subject
 from samebits.harness.bench.contenders import Contender, RegisteredContender, yardsticks
 from samebits.harness.bench.measuring import DeviceLost, Trying, measure, untimed
 from samebits.harness.bench.options import Options
-from samebits.harness.bench.problems import BenchProblem, chosen_problems
+from samebits.harness.bench.problems import HARNESS, BenchProblem, chosen_problems
 from samebits.harness.bench.rates import measured_rates
 from samebits.harness.bench.records import BenchHeader, LeftOut, Measurement, Rate
 from samebits.harness.bench.rounds import Budget
 from samebits.harness.bench.stopwatch import Stopwatch, evicted_bytes, stopwatch_for
+from samebits.harness.bench.suite_rate import SuiteSelection
 from samebits.harness.environment import environment
+from samebits.harness.records import UnusableInput
 from samebits.harness.registry import load_registry
 
 # A GPU is done with all in four minutes, and two cores in five, of which compilers have no part.
@@ -45,22 +47,40 @@ class BenchSession:
     Attributes:
         options: what the user asked for.
         problems: in the order of the tables.
+        suites: the cells by which the harness itself is timed; None where it is not.
     """
 
     def __init__(self, options: Options) -> None:
         """Checks the options against what there is.
 
         Raises:
-            UnusableInput: a name is unknown, a file cannot be loaded, or a folder of libraries is damaged.
+            UnusableInput: a name is unknown, a file cannot be loaded, a folder of libraries is damaged, or the harness
+                is to be timed and has no implementation for this machine.
         """
         self.options = options
         platform = accelerator()
-        self.problems = chosen_problems(platform.kind, options.problems, options.dtypes, quick=options.quick)
+        names = [name for name in options.problems if name != HARNESS]
+        self.problems: tuple[BenchProblem, ...] = ()
+        if names or not options.problems:
+            self.problems = chosen_problems(platform.kind, names, options.dtypes, quick=options.quick)
         torch.set_num_threads(options.threads or len(os.sched_getaffinity(0)))
         self._registry = load_registry(options.load, options.libs)
         self._selected = self._registry.select(options.backends, options.implementations)
         self._device = torch.device(platform.device)
+        self.suites = self._suites() if HARNESS in options.problems or not options.problems else None
         self._stopwatch: Stopwatch | None = None
+
+    def _suites(self) -> SuiteSelection | None:
+        """The cells of our own implementation for this device, whose kernels are cheap; None where it has none."""
+        for subject in self._selected:
+            if (subject.operation, subject.name) == ("attention", "bundled") and not self._absence(subject):
+                processors = len(os.sched_getaffinity(0))
+                return SuiteSelection.of(subject.label, self._device.type, processors, quick=self.options.quick)
+        if HARNESS in self.options.problems:
+            raise UnusableInput(
+                f"{HARNESS} is timed on bundled attention for {self._device.type}, and none that can run is selected"
+            )
+        return None
 
     @property
     def budget(self) -> Budget:

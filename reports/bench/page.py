@@ -12,6 +12,7 @@ from samebits.reports.bench import words
 from samebits.reports.bench.curve import price_curve
 from samebits.reports.bench.price import Price, prices
 from samebits.reports.bench.standings import Standing, of_groups, seconds_of, standings
+from samebits.reports.bench.suite_rates import rate_outcomes, suite_rate_section
 from samebits.reports.bench.targets import Outcome, outcomes
 from samebits.reports.columns import columns
 from samebits.reports.files import replace_file
@@ -65,7 +66,8 @@ def as_page(bench: Bench, drawing: str = "") -> str:
     sections = [
         _head(bench),
         _machine(bench),
-        _targets(outcomes(found)),
+        _targets([*outcomes(found), *rate_outcomes(bench)]),
+        suite_rate_section(bench.suite_rates),
         _overview(found),
         _price(prices(found), drawing),
         *(_all_times(of_groups(found, groups), title) for groups, title in _TABLES),
@@ -77,7 +79,7 @@ def as_page(bench: Bench, drawing: str = "") -> str:
 def as_summary(bench: Bench) -> str:
     """The page's targets, or where there are none the fastest of each problem, for a terminal."""
     found = standings(bench)
-    reached = outcomes(found)
+    reached = [*outcomes(found), *rate_outcomes(bench)]
     lines: list[str] = []
     if reached:
         headings = [("", "implementation"), ("", "dtype"), ("", "asked"), ("", "met"), ("", "worst")]
@@ -86,13 +88,9 @@ def as_summary(bench: Bench) -> str:
         headings = [("", "problem"), ("", "dtype"), ("", "fastest"), ("", "time"), ("of the", "limit")]
         rows = [_fastest_row(standing) for standing in found if standing.timed]
         lines += columns(headings, rows, left=3) if rows else ["Nothing was timed."]
-    if bench.failed:
-        lines += ["", f"{text.counted(len(bench.failed), 'row')} failed:"]
-        lines += [
-            line
-            for row in bench.failed
-            for line in text.wrapped(f"{row.label} {row.problem} {row.dtype}: {row.reason}", "  ", most=3)
-        ]
+    if bench.failures:
+        lines += ["", f"{text.counted(len(bench.failures), 'row')} failed:"]
+        lines += [line for failure in bench.failures for line in text.wrapped(failure, "  ", most=3)]
     if bench.truncated:
         lines += ["", "The run was cut off."]
     return "\n".join(lines)
@@ -167,7 +165,7 @@ def _short_outcome(outcome: Outcome) -> list[str]:
     """With the worst problem alone, for a terminal."""
     met = f"{outcome.met} of {len(outcome.reached)}"
     worst = "-" if outcome.worst is None else _told_problem(*outcome.worst)
-    return [outcome.target.ours, outcome.dtype, outcome.target.told, met, worst]
+    return [outcome.ours, outcome.dtype, outcome.asked, met, worst]
 
 
 def _told_problem(problem: str, value: float | None) -> str:
@@ -176,6 +174,8 @@ def _told_problem(problem: str, value: float | None) -> str:
 
 def _overview(found: Sequence[Standing]) -> Iterator[str]:
     """The bundled kernels beside the best of the others: a row for each problem, a table for each dtype."""
+    if not found:
+        return
     yield "## The bundled kernels beside the best of the others"
     yield ""
     for dtype in dict.fromkeys(standing.dtype for standing in found):

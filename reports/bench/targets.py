@@ -57,6 +57,11 @@ class Target:
         return named and queries and standing.dtype in self.dtypes
 
     @property
+    def at_least(self) -> bool:
+        """Whether more is better."""
+        return self.beside is Beside.LIMIT
+
+    @property
     def told(self) -> str:
         """It in words."""
         setting = "" if self.other_variant is None else f"[{self.other_variant}]"
@@ -78,11 +83,6 @@ class Target:
             return standing.of_best_peer(ours)
         other = standing.of_library(self.other, self.other_variant)
         return None if other is None else seconds_of(ours) / seconds_of(other)
-
-    def is_met(self, reached: float) -> bool:
-        """Whether what it came to is enough, to the digits that are shown."""
-        shown = round(reached, 2)
-        return shown >= self.bound if self.beside is Beside.LIMIT else shown <= self.bound
 
 
 _TRITON, _CPU, _FLEX, _FA3 = "TRITON_ATTN/bundled", "CPU/bundled", "FLEX_ATTENTION/torch", "FLASH_ATTN/vllm-fa3"
@@ -113,26 +113,37 @@ class Outcome:
     """What a target came to in one dtype.
 
     Attributes:
-        target: which.
+        ours: `BACKEND/name` of the implementation.
         dtype: which.
+        asked: the target in words.
+        bound: at most, or at least.
+        at_least: whether more is better.
         reached: by problem; None where a time is missing.
     """
 
-    target: Target
+    ours: str
     dtype: str
+    asked: str
+    bound: float
+    at_least: bool
     reached: tuple[tuple[str, float | None], ...]
 
     @property
     def met(self) -> int:
         """Of how many problems it was."""
-        return sum(value is not None and self.target.is_met(value) for _, value in self.reached)
+        return sum(value is not None and self._is_met(value) for _, value in self.reached)
 
     @property
     def worst(self) -> tuple[str, float] | None:
         """The problem that is furthest from what is asked, and what it came to; None where no time is known."""
         known = [(problem, value) for problem, value in self.reached if value is not None]
-        worst_of = min if self.target.beside is Beside.LIMIT else max
+        worst_of = min if self.at_least else max
         return worst_of(known, key=lambda reached: reached[1]) if known else None
+
+    def _is_met(self, reached: float) -> bool:
+        """Whether what it came to is enough, to the digits that are shown."""
+        shown = round(reached, 2)
+        return shown >= self.bound if self.at_least else shown <= self.bound
 
 
 def outcomes(found: Sequence[Standing], targets: Iterable[Target] = TARGETS) -> list[Outcome]:
@@ -147,5 +158,5 @@ def outcomes(found: Sequence[Standing], targets: Iterable[Target] = TARGETS) -> 
         for dtype in dict.fromkeys(standing.dtype for standing in covered):
             of_dtype = [standing for standing in covered if standing.dtype == dtype]
             reached = tuple((standing.problem, target.reached(standing)) for standing in of_dtype)
-            told.append(Outcome(target, dtype, reached))
+            told.append(Outcome(target.ours, dtype, target.told, target.bound, target.at_least, reached))
     return told

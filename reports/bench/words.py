@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from samebits.harness.bench.records import Rate, Timing
+from samebits.harness.bench.records import Rate, SuiteRate, Timing
+from samebits.reports import text
 
 # Below each bound the unit of its times, and how many of it a second has.
 _UNITS = ((1e-3, 1e6, "us"), (1.0, 1e3, "ms"), (float("inf"), 1.0, "s"))
@@ -31,6 +32,13 @@ def ratio(value: float | None) -> str:
 def percent(value: float) -> str:
     """A share in percent."""
     return f"{value:.0%}" if value >= 0.1 else f"{value:.1%}"
+
+
+def suite_rate(found: SuiteRate) -> str:
+    """How fast the harness was, or why that is not known."""
+    if found.rate is None:
+        return found.reason or "no cells"
+    return f"{text.counted(found.cells, 'cell')} of {found.label} in {found.seconds:.1f} s, {found.rate:.0f} a second"
 
 
 def rate(found: Rate) -> str:
