@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from samebits.backends import triton_hopper_linear
 from samebits.backends.operations import (
     CacheWriteImplementation,
     CacheWriteTensors,
@@ -22,7 +23,7 @@ from samebits.backends.operations import (
     RotaryTensors,
     TokenImplementation,
 )
-from samebits.backends.platform import accelerator
+from samebits.backends.platform import accelerator, compute_capability
 from samebits.backends.subject import Availability, Claims, GraphSupport, Subject, Tiling
 from samebits.backends.token_problem import CacheWrite, Linear, MergeStates, RmsNorm, RotaryEmbedding
 from samebits.backends.triton_kernels import load_kernels, next_power_of_two, probe_kernels
@@ -45,7 +46,7 @@ class LinearConfiguration:
     Attributes:
         block_rows, block_columns: shape of a tile of the output.
         feature_tile: features of one `tl.dot`.
-        feature_chunk: features that are summed from zero; a multiple of `feature_tile`.
+        feature_chunk: features that are summed from zero, a multiple of `feature_tile`; None for all of them.
         num_warps: warps of a program.
         num_stages: tiles in flight.
     """
@@ -53,7 +54,7 @@ class LinearConfiguration:
     block_rows: int
     block_columns: int
     feature_tile: int
-    feature_chunk: int
+    feature_chunk: int | None
     num_warps: int
     num_stages: int
 
@@ -61,7 +62,7 @@ class LinearConfiguration:
         return " ".join(f"{name}={value}" for name, value in asdict(self).items())
 
     def __post_init__(self) -> None:
-        if self.feature_chunk % self.feature_tile:
+        if self.feature_chunk is not None and self.feature_chunk % self.feature_tile:
             raise ValueError(
                 f"linear configuration has feature_chunk={self.feature_chunk}, which is not a multiple of "
                 f"feature_tile={self.feature_tile}"
@@ -69,7 +70,8 @@ class LinearConfiguration:
 
 
 COMPILED_LINEAR = {
-    "16-bit": LinearConfiguration(64, 128, feature_tile=64, feature_chunk=1024, num_warps=8, num_stages=3),
+    # The order of the kernel for Hopper, whose tiles leave no room for the sum of chunks.
+    "16-bit": LinearConfiguration(64, 128, feature_tile=64, feature_chunk=None, num_warps=8, num_stages=3),
     "fp32": LinearConfiguration(64, 64, feature_tile=32, feature_chunk=1024, num_warps=8, num_stages=2),
 }
 # Chunks are short, so that small layers have several.
@@ -224,13 +226,21 @@ class TritonLinear(TritonOperation, LinearImplementation):
     Args:
         kernel_configuration: one for every dtype; None for the defaults of the platform.
         kernels: as `TritonOperation`.
+        on_hopper: whether a Hopper GPU computes what it can with the kernel that is written for it. It changes no bit.
     """
 
     module = "linear"
     triton_kernels: Mapping[str, tuple[str, ...]] = {"tokens": ("linear_kernel",)}
 
-    def __init__(self, kernel_configuration: LinearConfiguration | None = None, kernels: str | None = None) -> None:
+    def __init__(
+        self,
+        kernel_configuration: LinearConfiguration | None = None,
+        kernels: str | None = None,
+        on_hopper: bool = True,
+    ) -> None:
         super().__init__(kernels)
+        usual_kernels = kernel_configuration is None and kernels is None
+        self.on_hopper = on_hopper and usual_kernels and compute_capability() == (9, 0)
         if kernel_configuration is None and not self.interpreted:
             self._configurations = COMPILED_LINEAR
         else:
@@ -239,13 +249,25 @@ class TritonLinear(TritonOperation, LinearImplementation):
         self.tiling = Tiling(query_tile=usual.block_rows)
         self.configuration = {name: str(settings) for name, settings in self._configurations.items()}
 
+    def probe(self) -> Availability:
+        """Imports Triton, and the kernels as they will be run."""
+        found = super().probe()
+        return probe_kernels(triton_hopper_linear.KERNELS, self.device) if found.available and self.on_hopper else found
+
     def compute(self, operation: Linear, tensors: LinearTensors) -> None:
         """Computes all rows in one launch."""
         out_features, in_features = tensors.weight.shape
         num_rows = tensors.output.numel() // out_features
         if num_rows == 0:
             return
+        layout = _row_layout(tensors.input)
+        _, evenly_spaced_rows, *_, stride = layout
+        row_stride = stride if num_rows > 1 else in_features
+        if self.on_hopper and evenly_spaced_rows == num_rows and triton_hopper_linear.computes(tensors, row_stride):
+            triton_hopper_linear.launch_on_hopper(tensors, row_stride)
+            return
         configuration = self._configurations["fp32" if tensors.input.dtype == torch.float32 else "16-bit"]
+        feature_tile = configuration.feature_tile
         grid = (_ceil_div(num_rows, configuration.block_rows), _ceil_div(out_features, configuration.block_columns))
         load_kernels(self.kernels, self.device).linear_kernel[grid](
             tensors.input,
@@ -253,13 +275,13 @@ class TritonLinear(TritonOperation, LinearImplementation):
             tensors.bias,
             tensors.output,
             num_rows,
-            *_row_layout(tensors.input),
+            *layout,
             IN_FEATURES=in_features,
             OUT_FEATURES=out_features,
             BLOCK_ROWS=configuration.block_rows,
             BLOCK_COLUMNS=configuration.block_columns,
-            FEATURE_TILE=configuration.feature_tile,
-            FEATURE_CHUNK=configuration.feature_chunk,
+            FEATURE_TILE=feature_tile,
+            FEATURE_CHUNK=configuration.feature_chunk or _ceil_div(in_features, feature_tile) * feature_tile,
             num_warps=configuration.num_warps,
             num_stages=configuration.num_stages,
         )

@@ -2,7 +2,8 @@
 
 The features that a product sums over are divided into chunks at fixed boundaries, multiples of `FEATURE_CHUNK`. Each
 chunk is summed from zero in tiles of `FEATURE_TILE`, one `tl.dot` after another, and chunks are added up in ascending
-order. That is the arithmetic; neither the number of rows nor their place has a part in it:
+order; one chunk may hold all features. That is the arithmetic; neither the number of rows nor their place has a part in
+it:
 
 * `BLOCK_ROWS` never follows the number of rows. Tiles of other heights may be given to other instructions of the tensor
   cores, and nobody promises that those round alike.
