@@ -18,10 +18,16 @@ from samebits.backends.platform import multiprocessors
 
 KERNELS = "samebits.kernels.triton.hopper_linear"
 
-# Rows of a warpgroup, and features of a tile, which lie side by side in shared memory: see the kernel.
+# Rows of a warpgroup, and features that lie side by side in shared memory: see the kernel.
 WARPGROUP_ROWS = 64
-_FEATURE_TILE = 64
+_SPAN = 64
+# Where there are no more rows, no more are loaded.
+_FEW_ROWS = 16
 _ALIGNMENT_BYTES = 16
+
+
+# Kernels by what they were compiled for.
+_COMPILED: dict[tuple[Any, ...], Any] = {}
 
 
 @dataclass(frozen=True)
@@ -31,11 +37,13 @@ class Tile:
     Attributes:
         warpgroups: of 64 rows each.
         columns: of the output.
-        stages: tiles of features that a program has room for.
+        features: that are loaded together.
+        stages: such loads that a program has room for.
     """
 
     warpgroups: int
     columns: int
+    features: int
     stages: int
 
     @property
@@ -48,7 +56,13 @@ class Tile:
         return -(-num_rows // self.rows) * -(-out_features // self.columns)
 
 
-TILES = (Tile(2, 256, 3), Tile(2, 128, 5), Tile(1, 128, 7), Tile(1, 64, 10), Tile(1, 32, 14))
+TILES = (
+    Tile(2, 256, features=64, stages=3),
+    Tile(2, 128, features=64, stages=5),
+    Tile(1, 128, features=64, stages=7),
+    Tile(1, 64, features=128, stages=6),
+    Tile(1, 32, features=128, stages=8),
+)
 
 
 def computes(tensors: LinearTensors, row_stride: int) -> bool:
@@ -78,7 +92,13 @@ def tile_for(num_rows: int, out_features: int, programs: int) -> Tile:
         out_features: its columns.
         programs: that run at once.
     """
-    return min(TILES, key=lambda tile: -(-tile.count(num_rows, out_features) // programs) * (tile.rows + tile.columns))
+    box_rows = _box_rows(num_rows)
+
+    def loads(tile: Tile) -> int:
+        rounds = -(-tile.count(num_rows, out_features) // programs)
+        return rounds * (tile.warpgroups * box_rows + tile.columns)
+
+    return min(TILES, key=loads)
 
 
 def launch_on_hopper(tensors: LinearTensors, row_stride: int) -> None:
@@ -92,15 +112,31 @@ def launch_on_hopper(tensors: LinearTensors, row_stride: int) -> None:
     num_rows = tensors.output.numel() // out_features
     programs = multiprocessors(tensors.input.device)
     tile = tile_for(num_rows, out_features, programs)
-    _kernel()[(min(tile.count(num_rows, out_features), programs),)](
-        _matrix(tensors.input, num_rows, in_features, row_stride, (WARPGROUP_ROWS, _FEATURE_TILE)),
-        _matrix(tensors.weight, out_features, in_features, in_features, (tile.columns, _FEATURE_TILE)),
+    box_rows = _box_rows(num_rows)
+    grid = (min(tile.count(num_rows, out_features), programs), 1, 1)
+    arguments = (
+        _matrix(tensors.input, num_rows, in_features, row_stride, (box_rows, _SPAN)),
+        _matrix(tensors.weight, out_features, in_features, in_features, (tile.columns, tile.features)),
         _matrix(tensors.output, num_rows, out_features, out_features, (WARPGROUP_ROWS, tile.columns)),
         tensors.bias,
-        STAGES=tile.stages,
-        WARPGROUPS=tile.warpgroups,
-        num_warps=4,
+        tile.stages,
+        tile.warpgroups,
     )
+    # All that it is compiled for. To have Triton find it anew takes longer than the kernel.
+    key = (tensors.input.device, tensors.input.dtype, tensors.bias is None, tile, box_rows)
+    compiled = _COMPILED.get(key)
+    if compiled is not None:
+        compiled[grid](*arguments)
+        return
+    compiled = _kernel()[grid](*arguments, num_warps=4)
+    # Where kernels are compiled for another device, none is launched.
+    if compiled is not None:
+        _COMPILED[key] = compiled
+
+
+def _box_rows(num_rows: int) -> int:
+    """Rows that a warpgroup loads."""
+    return _FEW_ROWS if num_rows <= _FEW_ROWS else WARPGROUP_ROWS
 
 
 @functools.cache

@@ -33,6 +33,8 @@ KERNELS = "samebits.kernels.triton"
 # Elements of a program's tile where rows are computed one by one: no bit follows from it. Rotation needs one for each
 # thread at least, of which 4 warps have 256 where a warp is 64.
 COMPILED_ELEMENTS = 2048
+# Elements of a long row that a warp holds in registers, and warps that share one at most.
+ELEMENTS_OF_WARP, MOST_WARPS = 4096, 16
 # The interpreter's cost is in the number of programs.
 INTERPRETED_ELEMENTS = 16384
 # For every kernel but that of the linear, which holds no product outside of `tl.dot`: see the kernels' modules.
@@ -309,8 +311,11 @@ class TritonRmsNorm(TritonOperation, RmsNormImplementation):
         num_rows = tensors.input.numel() // size
         if num_rows == 0:
             return
-        lanes = min(self.lanes, next_power_of_two(size))
-        block_rows = self._block_rows(lanes)
+        size_padded = next_power_of_two(size)
+        lanes = min(self.lanes, size_padded)
+        # Where there are registers, they hold whole rows.
+        block_rows = self._block_rows(lanes if self.interpreted else size_padded)
+        num_warps = max(OPTIONS["num_warps"], min(size_padded // ELEMENTS_OF_WARP, MOST_WARPS))
         load_kernels(self.kernels, self.device).rms_norm_kernel[(_ceil_div(num_rows, block_rows),)](
             tensors.input,
             tensors.weight,
@@ -321,7 +326,7 @@ class TritonRmsNorm(TritonOperation, RmsNormImplementation):
             SIZE=size,
             BLOCK_ROWS=block_rows,
             LOG2_LANES=lanes.bit_length() - 1,
-            **OPTIONS,
+            **(OPTIONS | {"num_warps": num_warps}),
         )
 
 

@@ -32,7 +32,8 @@ from .token_operations import (
 pytestmark = MARKS
 
 # Small wherever it runs, so that small layers have several tiles and chunks.
-SMALL = LinearConfiguration(16, 32, feature_tile=16, feature_chunk=32, num_warps=4, num_stages=1)
+SMALL_CHUNK = 32
+SMALL = LinearConfiguration(16, 32, feature_tile=16, feature_chunk=SMALL_CHUNK, num_warps=4, num_stages=1)
 SMALL_TRITON = TritonLinear(SMALL)
 
 
@@ -163,8 +164,8 @@ def test_triton_adds_chunks_that_start_from_zero_in_ascending_order() -> None:
     device = device_of(SMALL_TRITON)
     rows, weight = drawn(5, 150, device=device), drawn(20, 150, seed=1, device=device)
     total = torch.zeros(5, 20, device=device)
-    for start in range(0, 150, SMALL.feature_chunk):
-        chunk = slice(start, start + SMALL.feature_chunk)
+    for start in range(0, 150, SMALL_CHUNK):
+        chunk = slice(start, start + SMALL_CHUNK)
         total = total + linear_of(SMALL_TRITON, rows[:, chunk].contiguous(), weight[:, chunk].contiguous())
     assert_same_bits(linear_of(SMALL_TRITON, rows, weight), total, "the sum of 5 chunks")
 

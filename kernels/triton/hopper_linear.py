@@ -25,6 +25,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 # Rows that a warpgroup computes: those of its instruction.
 ROWS = gl.constexpr(64)
+# Features that lie side by side in shared memory: 128 bytes.
+SPAN = gl.constexpr(64)
 # Tiles of rows that are computed side by side, for the cache's sake.
 ROW_GROUP = gl.constexpr(16)
 # What setmaxnreg gives threads that load, and those of the second warpgroup.
@@ -62,8 +64,9 @@ def _load_tiles(
     """What the loading warp does from its start to its end."""
     BLOCK_COLUMNS: gl.constexpr = weight_descriptor.block_shape[0]
     FEATURE_TILE: gl.constexpr = weight_descriptor.block_shape[1]
+    BOX_ROWS: gl.constexpr = input_descriptor.block_shape[0]
     # Elements have two bytes. What does not exist counts.
-    STAGE_BYTES: gl.constexpr = (ROWS * WARPGROUPS + BLOCK_COLUMNS) * FEATURE_TILE * 2
+    STAGE_BYTES: gl.constexpr = (BOX_ROWS * WARPGROUPS + BLOCK_COLUMNS) * FEATURE_TILE * 2
     num_row_tiles, num_column_tiles = _count_tiles(output_descriptor, ROWS * WARPGROUPS, BLOCK_COLUMNS)
     count = 0
     for tile in range(gl.program_id(0), num_row_tiles * num_column_tiles, gl.num_programs(0)):
@@ -78,7 +81,9 @@ def _load_tiles(
             for warpgroup in gl.static_range(WARPGROUPS):
                 row = (row_tile * WARPGROUPS + warpgroup) * ROWS
                 inputs = input_buffers.index(stage * WARPGROUPS + warpgroup)
-                tma.async_copy_global_to_shared(input_descriptor, [row, feature], loaded, inputs)
+                for span in gl.static_range(FEATURE_TILE // SPAN):
+                    part = inputs.slice(span * ROWS, BOX_ROWS)
+                    tma.async_copy_global_to_shared(input_descriptor, [row, feature + span * SPAN], loaded, part)
             count += 1
 
 
@@ -99,7 +104,8 @@ def _compute_tiles(
 ):
     """What a warpgroup does from its start to its end."""
     BLOCK_COLUMNS: gl.constexpr = output_descriptor.block_shape[1]
-    FEATURE_TILE: gl.constexpr = input_descriptor.block_shape[1]
+    FEATURE_TILE: gl.constexpr = weight_buffers.shape[2]
+    OPERAND: gl.constexpr = weight_buffers.layout
     SUMS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_COLUMNS, 16])
     num_row_tiles, num_column_tiles = _count_tiles(output_descriptor, ROWS * WARPGROUPS, BLOCK_COLUMNS)
     output_buffer = output_buffers.index(WARPGROUP)
@@ -111,6 +117,7 @@ def _compute_tiles(
             stage = count % STAGES
             mbarrier.wait(full.index(stage), (count // STAGES) & 1)
             inputs = input_buffers.index(stage * WARPGROUPS + WARPGROUP)
+            inputs = inputs._reinterpret(inputs.dtype, [ROWS, FEATURE_TILE], OPERAND)
             weights = weight_buffers.index(stage).permute((1, 0))
             adding = warpgroup_mma(inputs, weights, sums, use_acc=feature > 0, is_async=True)
             # The products before these are done, and what they read may be overwritten.
@@ -135,7 +142,7 @@ def _compute_tiles(
     tma.store_wait(0)
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize_on_alignment=["bias"])
 def linear_kernel(
     input_descriptor,
     weight_descriptor,
@@ -147,7 +154,8 @@ def linear_kernel(
     """Computes tiles of the output, of which programs take every n-th of n programs.
 
     Args:
-        input_descriptor: `[num_rows, in_features]` of 16-bit elements, in boxes of `[ROWS, features of a tile]`.
+        input_descriptor: `[num_rows, in_features]` of 16-bit elements, in boxes of `[rows, SPAN]`: as many of `ROWS` as
+            a tile may have. What the others come to is stored nowhere.
         weight_descriptor: `[out_features, in_features]`, in boxes of `[columns of a tile, features of a tile]`.
         output_descriptor: `[num_rows, out_features]`, in boxes of `[ROWS, columns of a tile]`.
         bias: `[out_features]`, or None.
@@ -162,7 +170,10 @@ def linear_kernel(
     if bias is None:
         bias = gl.num_programs(0)
     BARRIER: gl.constexpr = mbarrier.MBarrierLayout()
-    input_buffers = gl.allocate_shared_memory(dtype, [STAGES * WARPGROUPS, ROWS, FEATURE_TILE], input_descriptor.layout)
+    # Spans one after another, as those of the weights lie.
+    input_buffers = gl.allocate_shared_memory(
+        dtype, [STAGES * WARPGROUPS, ROWS * FEATURE_TILE // SPAN, SPAN], input_descriptor.layout
+    )
     weight_buffers = gl.allocate_shared_memory(dtype, [STAGES, BLOCK_COLUMNS, FEATURE_TILE], weight_descriptor.layout)
     output_buffers = gl.allocate_shared_memory(dtype, [WARPGROUPS, ROWS, BLOCK_COLUMNS], output_descriptor.layout)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BARRIER)
