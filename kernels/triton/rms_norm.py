@@ -10,7 +10,7 @@ roundings everywhere: a row's bits are the same on any device.
 
 # ruff: noqa: ANN001, ANN201, ANN202 -- Triton gives the arguments of a kernel their types
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-decorators=False
-# mypy: disable-error-code=var-annotated
+# mypy: disable-error-code="assignment,var-annotated"
 
 import triton
 import triton.language as tl
