@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,7 @@ from samebits.backends import triton_hopper_linear
 from samebits.backends.operations import LinearTensors
 from samebits.backends.platform import accelerator, compute_capability
 from samebits.backends.target import TARGETS, supposing
-from samebits.backends.triton_hopper_linear import TILES, computes, tile_for
+from samebits.backends.triton_hopper_linear import TILES, computes, launch_on_hopper, tile_for
 from samebits.backends.triton_operations import INTERPRETED_LINEAR, TritonLinear
 
 from .token_operations import assert_same_bits, linear_of
@@ -84,6 +85,45 @@ def test_tensors_that_the_memory_accelerator_cannot_reach_are_left_to_the_portab
     }
     for name, (tensors, row_stride) in left.items():
         assert not computes(tensors, row_stride), name
+
+
+class Kernel:
+    """Stands for a kernel of Triton's: notes its launches, each of which comes to a compiled kernel."""
+
+    def __init__(self, name: str, launches: list[tuple[str, tuple[int, ...], int]]) -> None:
+        self._name, self._launches = name, launches
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Kernel]:
+        def launch(*arguments: object, **options: object) -> Kernel:
+            self._launches.append((self._name, grid, len(arguments)))
+            return Kernel("compiled", self._launches)
+
+        return launch
+
+
+def test_triton_is_asked_for_a_kernel_once_for_all_that_it_is_compiled_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    launches: list[tuple[str, tuple[int, ...], int]] = []
+    monkeypatch.setattr(triton_hopper_linear, "_kernel", lambda: Kernel("asked for", launches))
+    monkeypatch.setattr(triton_hopper_linear, "_COMPILED", {})
+    with supposing(TARGETS["sm_90"]):
+        usual = tensors_of(1, 64, 64)
+        others = (
+            tensors_of(1, 64, 64, torch.float16),
+            replace(usual, bias=usual.weight[0]),
+            tensors_of(17, 64, 64),
+            tensors_of(1, 64, 8192),
+        )
+        for tensors in (usual, *others):
+            launches.clear()
+            for _ in range(2):
+                launch_on_hopper(tensors, row_stride=64)
+            assert [name for name, _, _ in launches] == ["asked for", "compiled"], f"launches of {tensors.output.shape}"
+            assert launches[0][1:] == launches[1][1:], "the second launch is another"
+        launches.clear()
+        launch_on_hopper(tensors_of(16, 128, 8192), row_stride=128)
+        assert [name for name, _, _ in launches] == ["compiled"], "sizes and strides are compiled for"
+    parameters = importlib.import_module(triton_hopper_linear.KERNELS).linear_kernel.params
+    assert launches[0][2] == len(parameters), "a compiled kernel is given all arguments, constants too"
 
 
 def layers(dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
