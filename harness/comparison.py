@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -61,7 +62,8 @@ def compare_bits(left: torch.Tensor, right: torch.Tensor) -> Difference:
     distance = (_ordered(left_bits) - _ordered(right_bits)).abs()
     numbers = ~(left.isnan() | right.isnan())
     flat = int(differs.flatten().to(torch.uint8).argmax())
-    first = tuple(int(index) for index in torch.unravel_index(torch.tensor(flat), left.shape))
+    # Torch's own imports its compiler, which takes a process a second.
+    first = tuple(int(index) for index in np.unravel_index(flat, left.shape))
     return Difference(
         compared=left.numel(),
         mismatches=mismatches,
