@@ -21,9 +21,9 @@ from samebits.backends.triton_kernels import next_power_of_two
 
 KERNELS = "samebits.kernels.triton.hopper_attention"
 
-# Rows of a warpgroup, and columns that lie side by side in shared memory: see the kernel.
+# Rows of a warpgroup; columns that lie side by side in shared memory, and those of a part at most: see the kernel.
 WARPGROUP_ROWS = 64
-_SPAN = 64
+_SPAN, _MOST_OF_PART = 64, 128
 # Powers of two, and those with a second part that fills a box. Of the wide ones a program has registers for one tile of
 # rows alone.
 HEAD_DIMS = (64, 80, 96, 128)
@@ -35,6 +35,8 @@ _ALIGNMENT_BYTES = 16
 _LOADING_REGISTERS, _COMPUTING_REGISTERS = 24, 240
 # So that two programs fit a multiprocessor.
 _REGISTERS_OF_TWO = 128
+# Beside the chunk that is computed, a thread has registers for what the chunks before came to, of heads up to this.
+_MOST_IN_REGISTERS = 160
 # Of a multiprocessor, less what barriers take.
 _SHARED_MEMORY_BYTES = 226 << 10
 _MOST_STAGES = 3
@@ -51,6 +53,7 @@ class HopperPlan:
         counter: int32 `[1]`, from which programs take their next tile; None where each has its own.
         key_stages, value_stages: tiles of keys, and of values, that a program has room for.
         max_registers: of a thread when the kernel starts; None for as many as there are.
+        merged_outputs: scratch for what the chunks before came to, as the kernel's parameter.
     """
 
     warpgroups: int
@@ -60,6 +63,7 @@ class HopperPlan:
     key_stages: int
     value_stages: int
     max_registers: int | None
+    merged_outputs: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -133,12 +137,19 @@ def plan_on_hopper(config: AttentionConfig, metadata: AttentionMetadata, num_seg
     if num_segments > 1 and warpgroups == 1 and config.head_dim in HEAD_DIMS:
         return HopperPlan(1, num_tiles, num_items, None, key_stages=2, value_stages=1, max_registers=_REGISTERS_OF_TWO)
     key_stages, value_stages = _stages_that_fit(config.head_dim, warpgroups, kv_tile)
-    if warpgroups == 1:
-        return HopperPlan(1, num_tiles, num_items, None, key_stages, value_stages, max_registers=None)
-    # Tiles are of all sizes: who is done takes another.
-    counter = torch.zeros(1, dtype=torch.int32, device=config.device)
-    num_programs = min(num_items, multiprocessors(config.device))
-    return HopperPlan(2, num_tiles, num_programs, counter, key_stages, value_stages, max_registers=None)
+    in_memory = config.head_dim > _MOST_IN_REGISTERS and num_segments == 1
+    num_programs = num_items
+    counter = merged_outputs = None
+    if warpgroups == 2 or in_memory:
+        # Tiles are of all sizes: who is done takes another.
+        num_programs = min(num_items, multiprocessors(config.device))
+        counter = torch.zeros(1, dtype=torch.int32, device=config.device)
+    if in_memory:
+        shape = (num_programs, warpgroups, WARPGROUP_ROWS, config.head_dim)
+        merged_outputs = torch.empty(shape, dtype=torch.float32, device=config.device)
+    return HopperPlan(
+        warpgroups, num_tiles, num_programs, counter, key_stages, value_stages, None, merged_outputs=merged_outputs
+    )
 
 
 def _stages_that_fit(head_dim: int, warpgroups: int, kv_tile: int) -> tuple[int, int]:
@@ -197,6 +208,7 @@ def launch_on_hopper(
         values.descriptor,
         values.rest_descriptor,
         *results,
+        plan.merged_outputs,
         metadata.query_start_loc,
         kv_lens,
         metadata.block_table,
@@ -262,7 +274,7 @@ def _as_rows(cache: torch.Tensor, box_rows: int) -> _Rows:
     within_row = head_stride % slot_stride != 0
     head_columns = head_stride if within_row else 0
     shape = [_num_rows(cache), (cache.shape[2] - 1) * head_columns + cache.shape[3]]
-    rest = cache.shape[3] - (1 << cache.shape[3].bit_length() - 1)
+    rest = cache.shape[3] - min(1 << cache.shape[3].bit_length() - 1, _MOST_OF_PART)
     descriptor, rest_descriptor = (
         TensorDescriptor(cache, shape, [slot_stride, 1], [box_rows, columns], _box_layout(columns)) if columns else None
         for columns in (_SPAN, min(_SPAN, rest))

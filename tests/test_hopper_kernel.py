@@ -81,6 +81,18 @@ def test_short_queries_take_one_warpgroup_and_long_ones_two_that_share_what_is_l
     assert plan.hopper.counter is not None, "tiles of different sizes are taken by who is free"
 
 
+def test_heads_without_room_for_two_outputs_in_the_registers_have_one_in_memory_for_each_program() -> None:
+    request = Request(1, 100, 5000)
+    for head_dim, needed in ((128, False), (192, True), (256, True)):
+        problem = causal(request, geometry=replace(LLAMA, head_dim=head_dim))
+        plan = planned(problem, num_segments=1).hopper
+        assert (plan.merged_outputs is not None) == needed, f"heads of {head_dim}"
+        if needed:
+            assert plan.merged_outputs.shape == (plan.num_programs, 2, 64, head_dim)
+        shared = planned(problem, num_segments=2).hopper
+        assert shared.merged_outputs is None, "each chunk has a place of its own where several programs share them"
+
+
 def test_caches_whose_pages_are_no_rows_of_a_matrix_are_left_to_the_portable_kernel() -> None:
     cache = torch.zeros(6, 16, 2, 128, dtype=torch.bfloat16)
     head_first = torch.zeros(6, 2, 16, 128, dtype=torch.bfloat16).transpose(1, 2)

@@ -51,6 +51,7 @@ def paged_attention_kernel(
     partial_max,
     partial_sum,
     partial_output,
+    merged_outputs,
     query_start_loc,
     kv_lens,
     block_table,
@@ -96,6 +97,8 @@ def paged_attention_kernel(
             Slot s of page p and head h is row `p * page_rows + h * head_rows + s`, from column `h * head_columns` on.
         key_rest_descriptor, value_rest_descriptor: the same, in boxes for the columns beyond the power of two; None
             where there are none.
+        merged_outputs: float32 `[programs, WARPGROUPS, 64, HEAD_DIM]`, scratch for what the chunks before came to, of
+            heads that leave no registers for it; None for registers.
         counter: int32 `[1]`, 0 when the kernel starts, by which programs take items in the order in which they are
             free; None to take every n-th of n programs.
         num_tiles, num_kv_heads, num_segments: sizes of the numbering of items. Segment s of n owns the s-th n-th of a
@@ -112,6 +115,7 @@ def paged_attention_kernel(
     WITH_LSE: gl.constexpr = lse is not None
     WITH_SINKS: gl.constexpr = sinks is not None
     PARTIAL: gl.constexpr = partial_max is not None
+    IN_MEMORY: gl.constexpr = merged_outputs is not None
     # None cannot be handed on to warps of their own. Nobody reads what stands in its place.
     if counter is None:
         counter = query_start_loc
@@ -123,6 +127,8 @@ def paged_attention_kernel(
         partial_max = query_start_loc
         partial_sum = query_start_loc
         partial_output = query_start_loc
+    if merged_outputs is None:
+        merged_outputs = query_start_loc
 
     NUMBER: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, order=[0])
     BARRIER: gl.constexpr = mbarrier.MBarrierLayout()
@@ -159,12 +165,12 @@ def paged_attention_kernel(
     if WARPGROUPS == 1:
         gl.warp_specialize([
             (compute_rows, (0,
-                query, output, lse, sinks, partial_max, partial_sum, partial_output, partial_chunks, query_buffers,
-                key_buffers, value_buffers, keys_full, keys_empty, values_full, values_empty,
+                query, output, lse, sinks, partial_max, partial_sum, partial_output, partial_chunks, merged_outputs,
+                query_buffers, key_buffers, value_buffers, keys_full, keys_empty, values_full, values_empty,
                 taken_out, numbers, told, heard, num_kv_heads, score_scale, stride_query_token,
                 stride_query_head, stride_output_token, stride_output_head, stride_lse_head,
                 stride_lse_token, stride_sink, GROUP, HEAD_DIM, CAUSAL, WINDOW, KV_TILE, CHUNK,
-                KEY_STAGES, VALUE_STAGES, WARPGROUPS, WITH_LSE, WITH_SINKS, PARTIAL,
+                KEY_STAGES, VALUE_STAGES, WARPGROUPS, WITH_LSE, WITH_SINKS, PARTIAL, IN_MEMORY,
             )),
             (load_tiles, (
                 key_descriptors, value_descriptors, key_buffers, value_buffers, keys_full, keys_empty, values_full,
@@ -178,20 +184,20 @@ def paged_attention_kernel(
     else:
         gl.warp_specialize([
             (compute_rows, (0,
-                query, output, lse, sinks, partial_max, partial_sum, partial_output, partial_chunks, query_buffers,
-                key_buffers, value_buffers, keys_full, keys_empty, values_full, values_empty,
+                query, output, lse, sinks, partial_max, partial_sum, partial_output, partial_chunks, merged_outputs,
+                query_buffers, key_buffers, value_buffers, keys_full, keys_empty, values_full, values_empty,
                 taken_out, numbers, told, heard, num_kv_heads, score_scale, stride_query_token,
                 stride_query_head, stride_output_token, stride_output_head, stride_lse_head,
                 stride_lse_token, stride_sink, GROUP, HEAD_DIM, CAUSAL, WINDOW, KV_TILE, CHUNK,
-                KEY_STAGES, VALUE_STAGES, WARPGROUPS, WITH_LSE, WITH_SINKS, PARTIAL,
+                KEY_STAGES, VALUE_STAGES, WARPGROUPS, WITH_LSE, WITH_SINKS, PARTIAL, IN_MEMORY,
             )),
             (compute_rows, (1,
-                query, output, lse, sinks, partial_max, partial_sum, partial_output, partial_chunks, query_buffers,
-                key_buffers, value_buffers, keys_full, keys_empty, values_full, values_empty,
+                query, output, lse, sinks, partial_max, partial_sum, partial_output, partial_chunks, merged_outputs,
+                query_buffers, key_buffers, value_buffers, keys_full, keys_empty, values_full, values_empty,
                 taken_out, numbers, told, heard, num_kv_heads, score_scale, stride_query_token,
                 stride_query_head, stride_output_token, stride_output_head, stride_lse_head,
                 stride_lse_token, stride_sink, GROUP, HEAD_DIM, CAUSAL, WINDOW, KV_TILE, CHUNK,
-                KEY_STAGES, VALUE_STAGES, WARPGROUPS, WITH_LSE, WITH_SINKS, PARTIAL,
+                KEY_STAGES, VALUE_STAGES, WARPGROUPS, WITH_LSE, WITH_SINKS, PARTIAL, IN_MEMORY,
             )),
             (load_tiles, (
                 key_descriptors, value_descriptors, key_buffers, value_buffers, keys_full, keys_empty, values_full,

@@ -16,8 +16,8 @@ from triton.experimental.gluon import language as gl
 
 @gluon.constexpr_function
 def widths(head_dim):
-    """Columns of each part: a power of two, and the rest if there is one."""
-    wide = 1 << (head_dim.bit_length() - 1)
+    """Columns of each part: a power of two up to `PART`, and the rest if there is one."""
+    wide = min(1 << (head_dim.bit_length() - 1), tiles.PART.value)
     return (wide,) if wide == head_dim else (wide, head_dim - wide)
 
 
@@ -81,6 +81,15 @@ def zeros(HEAD_DIM: gl.constexpr):
     for part in gl.static_range(len(WIDTHS)):
         output += (gl.full([tiles.ROWS, WIDTHS[part]], 0.0, gl.float32, accumulator(WIDTHS[part])),)
     return output
+
+
+@gluon.jit
+def addresses(memory, output, part: gl.constexpr, HEAD_DIM: gl.constexpr):
+    """Where a part of an output is in memory of `[64, HEAD_DIM]`: each thread reads what it wrote itself."""
+    LAYOUT: gl.constexpr = output[part].type.layout
+    row = gl.arange(0, tiles.ROWS, gl.SliceLayout(1, LAYOUT))[:, None]
+    column = part * output[0].shape[1] + gl.arange(0, output[part].shape[1], gl.SliceLayout(0, LAYOUT))[None, :]
+    return memory + row * HEAD_DIM + column
 
 
 @gluon.jit

@@ -135,6 +135,7 @@ def compute_rows(
     partial_sum,
     partial_output,
     partial_chunks,
+    merged_outputs,
     query_buffers,
     key_buffers,
     value_buffers,
@@ -167,6 +168,7 @@ def compute_rows(
     WITH_LSE: gl.constexpr,
     WITH_SINKS: gl.constexpr,
     PARTIAL: gl.constexpr,
+    IN_MEMORY: gl.constexpr,
 ):
     """What a warpgroup does from its start to its end. The arguments are those of `paged_attention_kernel`."""
     SCORES: gl.constexpr = columns.accumulator(KV_TILE)
@@ -174,6 +176,9 @@ def compute_rows(
     WARPGROUP_TOKENS: gl.constexpr = tiles.ROWS // GROUP
     dtype: gl.constexpr = query.dtype.element_ty
     num_heads = num_kv_heads * GROUP
+    merged_output = merged_outputs
+    if IN_MEMORY:
+        merged_output += (gl.program_id(0) * WARPGROUPS + WARPGROUP) * (tiles.ROWS * HEAD_DIM)
 
     count = 0
     phases = 0
@@ -302,6 +307,18 @@ def compute_rows(
                             gl.store(partial_max + partial + chunk, last_max, mask=exists)
                             gl.store(partial_sum + partial + chunk, last_sum, mask=exists)
                             columns.store(partial_output, (partial + chunk) * HEAD_DIM, exists, chunk_output)
+                        elif IN_MEMORY:
+                            row_max, row_sum, _ = arithmetic.merge_chunk_in_memory(
+                                merged_output,
+                                tile_key - CHUNK > begin_tile // CHUNK * CHUNK,
+                                row_max,
+                                row_sum,
+                                last_max,
+                                last_sum,
+                                chunk_output,
+                                HEAD_DIM,
+                                LAST=False,
+                            )
                         else:
                             row_max, row_sum, row_output = arithmetic.merge_chunk(
                                 row_max, row_sum, row_output, last_max, last_sum, chunk_output
@@ -336,6 +353,18 @@ def compute_rows(
                     gl.store(partial_max + partial + chunk, chunk_max, mask=exists)
                     gl.store(partial_sum + partial + chunk, chunk_sum, mask=exists)
                     columns.store(partial_output, (partial + chunk) * HEAD_DIM, exists, chunk_output)
+                elif IN_MEMORY:
+                    row_max, row_sum, row_output = arithmetic.merge_chunk_in_memory(
+                        merged_output,
+                        (end_tile - 1) // CHUNK > begin_tile // CHUNK,
+                        row_max,
+                        row_sum,
+                        chunk_max,
+                        chunk_sum,
+                        chunk_output,
+                        HEAD_DIM,
+                        LAST=True,
+                    )
                 else:
                     row_max, row_sum, row_output = arithmetic.merge_chunk(
                         row_max, row_sum, row_output, chunk_max, chunk_sum, chunk_output

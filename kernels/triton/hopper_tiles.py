@@ -21,6 +21,8 @@ ROWS = gl.constexpr(64)
 ELEMENT_BYTES = gl.constexpr(2)
 # Columns that lie side by side in shared memory, 128 bytes of them, where there are as many.
 SPAN = gl.constexpr(64)
+# Columns of a part of a head at most.
+PART = gl.constexpr(128)
 # Tiles of rows that are told ahead, and the numbers by which each is told.
 SLOTS = gl.constexpr(2)
 FIRST_ROW = gl.constexpr(0)
