@@ -15,14 +15,15 @@ import torch
 
 from samebits.backends.operations import LinearTensors
 from samebits.backends.platform import multiprocessors
+from samebits.backends.triton_kernels import next_power_of_two
 
 KERNELS = "samebits.kernels.triton.hopper_linear"
 
 # Rows of a warpgroup, and features that lie side by side in shared memory: see the kernel.
 WARPGROUP_ROWS = 64
 _SPAN = 64
-# Where there are no more rows, no more are loaded.
-_FEW_ROWS = 16
+# Rows that are loaded at least.
+_LEAST_ROWS = 16
 _ALIGNMENT_BYTES = 16
 
 
@@ -59,6 +60,7 @@ class Tile:
 TILES = (
     Tile(2, 256, features=64, stages=3),
     Tile(2, 128, features=64, stages=5),
+    Tile(1, 256, features=64, stages=4),
     Tile(1, 128, features=64, stages=7),
     Tile(1, 64, features=128, stages=6),
     Tile(1, 32, features=128, stages=8),
@@ -136,7 +138,7 @@ def launch_on_hopper(tensors: LinearTensors, row_stride: int) -> None:
 
 def _box_rows(num_rows: int) -> int:
     """Rows that a warpgroup loads."""
-    return _FEW_ROWS if num_rows <= _FEW_ROWS else WARPGROUP_ROWS
+    return min(max(next_power_of_two(num_rows), _LEAST_ROWS), WARPGROUP_ROWS)
 
 
 @functools.cache

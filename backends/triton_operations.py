@@ -33,8 +33,8 @@ KERNELS = "samebits.kernels.triton"
 # Elements of a program's tile where rows are computed one by one: no bit follows from it. Rotation needs one for each
 # thread at least, of which 4 warps have 256 where a warp is 64.
 COMPILED_ELEMENTS = 2048
-# Elements of a long row that a warp holds in registers, and warps that share one at most.
-ELEMENTS_OF_WARP, MOST_WARPS = 4096, 16
+# What is a long row, and the warps whose registers hold it.
+LONG_ROW, LONG_ROW_WARPS = 4096, 8
 # The interpreter's cost is in the number of programs.
 INTERPRETED_ELEMENTS = 16384
 # For every kernel but that of the linear, which holds no product outside of `tl.dot`: see the kernels' modules.
@@ -315,7 +315,7 @@ class TritonRmsNorm(TritonOperation, RmsNormImplementation):
         lanes = min(self.lanes, size_padded)
         # Where there are registers, they hold whole rows.
         block_rows = self._block_rows(lanes if self.interpreted else size_padded)
-        num_warps = max(OPTIONS["num_warps"], min(size_padded // ELEMENTS_OF_WARP, MOST_WARPS))
+        num_warps = LONG_ROW_WARPS if size_padded >= LONG_ROW else OPTIONS["num_warps"]
         load_kernels(self.kernels, self.device).rms_norm_kernel[(_ceil_div(num_rows, block_rows),)](
             tensors.input,
             tensors.weight,

@@ -56,6 +56,7 @@ def test_a_triton_without_the_kernels_language_is_told_where_it_is_needed(monkey
         (64, 4096, (64, 32)),
         (128, 4096, (64, 64)),
         (256, 4096, (64, 128)),
+        (300, 6144, (64, 256)),
         (512, 4096, (128, 128)),
         (4096, 4096, (128, 256)),
         (64, 14336, (64, 128)),
@@ -133,7 +134,7 @@ def layers(dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor, torch.Tensor
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator)
 
-    for num_rows, in_features, out_features in ((1, 512, 264), (70, 4160, 1000), (300, 1000, 72)):
+    for num_rows, in_features, out_features in ((1, 512, 264), (20, 136, 8), (70, 4160, 1000), (300, 1000, 72)):
         rows, weight = normal(num_rows, in_features), normal(out_features, in_features)
         cancelling = rows.clone()
         cancelling[:, 1::2] = -rows[:, 0::2]

@@ -50,6 +50,17 @@ def _place_of(tile, num_row_tiles, num_column_tiles):
 
 
 @gluon.jit
+def _first_row(row_tile, warpgroup, num_rows, WARPGROUPS: gl.constexpr, BOX_ROWS: gl.constexpr):
+    """Where the rows of a warpgroup begin.
+
+    The last ones begin earlier than their tile where it has more rows than there are: those before are computed twice,
+    and stored with the same bits. To load rows takes less time than to fill in zeros.
+    """
+    row = (row_tile * WARPGROUPS + warpgroup) * ROWS
+    return gl.minimum(row, gl.maximum(num_rows - BOX_ROWS, 0))
+
+
+@gluon.jit
 def _load_tiles(
     input_descriptor,
     weight_descriptor,
@@ -79,7 +90,7 @@ def _load_tiles(
             weights = weight_buffers.index(stage)
             tma.async_copy_global_to_shared(weight_descriptor, [column_tile * BLOCK_COLUMNS, feature], loaded, weights)
             for warpgroup in gl.static_range(WARPGROUPS):
-                row = (row_tile * WARPGROUPS + warpgroup) * ROWS
+                row = _first_row(row_tile, warpgroup, output_descriptor.shape[0], WARPGROUPS, BOX_ROWS)
                 inputs = input_buffers.index(stage * WARPGROUPS + warpgroup)
                 for span in gl.static_range(FEATURE_TILE // SPAN):
                     part = inputs.slice(span * ROWS, BOX_ROWS)
@@ -104,6 +115,7 @@ def _compute_tiles(
 ):
     """What a warpgroup does from its start to its end."""
     BLOCK_COLUMNS: gl.constexpr = output_descriptor.block_shape[1]
+    BOX_ROWS: gl.constexpr = input_descriptor.block_shape[0]
     FEATURE_TILE: gl.constexpr = weight_buffers.shape[2]
     OPERAND: gl.constexpr = weight_buffers.layout
     SUMS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_COLUMNS, 16])
@@ -137,7 +149,7 @@ def _compute_tiles(
         tma.store_wait(0)
         output_buffer.store(total.to(output_buffer.dtype))
         fence_async_shared()
-        row = (row_tile * WARPGROUPS + WARPGROUP) * ROWS
+        row = _first_row(row_tile, WARPGROUP, output_descriptor.shape[0], WARPGROUPS, BOX_ROWS)
         tma.async_copy_shared_to_global(output_descriptor, [row, column_tile * BLOCK_COLUMNS], output_buffer)
     tma.store_wait(0)
 
@@ -154,8 +166,8 @@ def linear_kernel(
     """Computes tiles of the output, of which programs take every n-th of n programs.
 
     Args:
-        input_descriptor: `[num_rows, in_features]` of 16-bit elements, in boxes of `[rows, SPAN]`: as many of `ROWS` as
-            a tile may have. What the others come to is stored nowhere.
+        input_descriptor: `[num_rows, in_features]` of 16-bit elements, in boxes of `[rows, SPAN]`: fewer than `ROWS`
+            only where all rows are in one. What the others come to is stored nowhere.
         weight_descriptor: `[out_features, in_features]`, in boxes of `[columns of a tile, features of a tile]`.
         output_descriptor: `[num_rows, out_features]`, in boxes of `[ROWS, columns of a tile]`.
         bias: `[out_features]`, or None.

@@ -56,19 +56,26 @@ def rms_norm_kernel(
     LANES: tl.constexpr = 1 << LOG2_LANES
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     row_exists = row < num_rows
-    outer = row // size_2
-    rows = (outer // size_1).to(tl.int64) * stride_0 + (outer % size_1).to(tl.int64) * stride_1
-    rows += (row % size_2).to(tl.int64) * stride_2
+    rows = row.to(tl.int64) * stride_2
+    # Divisions would take as long as reading a row.
+    if size_2 != num_rows:
+        outer = row // size_2
+        rows = (outer // size_1).to(tl.int64) * stride_0 + (outer % size_1).to(tl.int64) * stride_1
+        rows += (row % size_2).to(tl.int64) * stride_2
     inputs = input + rows[:, None]
     outputs = output + row.to(tl.int64)[:, None] * SIZE
     lane = tl.arange(0, LANES)[None, :]
 
-    # Elements stay in registers from their squares to their products: a second read would be one of a cache, at best.
+    # All is read at once, and stays in registers until it is used for the last time.
     elements = ()
-    squares = tl.full([BLOCK_ROWS, LANES], 0.0, tl.float32)
+    weights = ()
     for start in tl.static_range(0, SIZE, LANES):
         exists = row_exists[:, None] & (start + lane < SIZE)
         elements += (tl.load(inputs + start + lane, mask=exists, other=0.0),)
+        weights += (tl.load(weight + start + lane, mask=start + lane < SIZE, other=0.0),)
+
+    squares = tl.full([BLOCK_ROWS, LANES], 0.0, tl.float32)
+    for start in tl.static_range(0, SIZE, LANES):
         values = elements[start // LANES].to(tl.float32)
         squares += values * values
     mean_square = tl.math.div_rn(_sum_pairs(squares, LOG2_LANES), SIZE * 1.0)
@@ -76,6 +83,5 @@ def rms_norm_kernel(
 
     for start in tl.static_range(0, SIZE, LANES):
         exists = row_exists[:, None] & (start + lane < SIZE)
-        values = elements[start // LANES].to(tl.float32)
-        weights = tl.load(weight + start + lane, mask=start + lane < SIZE, other=0.0).to(tl.float32)
-        tl.store(outputs + start + lane, (values * factor * weights).to(output.dtype.element_ty), mask=exists)
+        scaled = elements[start // LANES].to(tl.float32) * factor * weights[start // LANES].to(tl.float32)
+        tl.store(outputs + start + lane, scaled.to(output.dtype.element_ty), mask=exists)
