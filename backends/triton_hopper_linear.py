@@ -26,7 +26,6 @@ _SPAN = 64
 _LEAST_ROWS = 16
 _ALIGNMENT_BYTES = 16
 
-
 # Kernels by what they were compiled for.
 _COMPILED: dict[tuple[Any, ...], Any] = {}
 
@@ -85,7 +84,7 @@ def computes(tensors: LinearTensors, row_stride: int) -> bool:
     )
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1024)
 def tile_for(num_rows: int, out_features: int, programs: int) -> Tile:
     """The tile that takes the least time, which what a program has to load decides.
 
