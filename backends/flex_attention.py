@@ -26,17 +26,26 @@ from samebits.backends.problem import Mask, Problem, Strides
 from samebits.backends.subject import GraphSupport, PaddingRows, Subject
 from samebits.backends.support import Support
 from samebits.backends.torch_operations import operations
+from samebits.backends.triton_kernels import next_power_of_two
 from samebits.kernels.flex.tiles import Sequences, TileShape, Visibility
 
 # Importing it imports torch's compiler, which takes a second: left to those who probe or run this backend.
 KERNEL_MODULE = "samebits.kernels.flex.attention"
 if TYPE_CHECKING:
     from samebits.kernels.flex.attention import Capacity, FlexPlan
+    from samebits.kernels.flex.compiled import Pipeline
 
 # Rows and keys that a matrix unit takes at least. It is also the tile of vLLM's FlexAttention under batch invariance.
 _SMALLEST_TILE = 16
+# Rows that the matrix unit of a Hopper GPU takes.
+_TILE_ON_GPU = 64
 # Queries, and two stages of keys and values, fit the shared memory of a GPU in float32: 5 times 32 KiB.
 _TILE_ELEMENTS_ON_GPU = 8192
+_HEAD_DIMS_ON_GPU = range(_SMALLEST_TILE, _TILE_ELEMENTS_ON_GPU // _SMALLEST_TILE + 1)
+# With more stages than the least, two programs are still to fit a multiprocessor: one computes while another waits.
+_SHARED_BYTES, _STAGES = 112 << 10, range(2, 5)
+# Of a tile, so that its results stay in registers.
+_ELEMENTS_OF_A_WARP = 2048
 
 
 class FlexAttention(Implementation["FlexPlan"]):
@@ -44,8 +53,9 @@ class FlexAttention(Implementation["FlexPlan"]):
 
     Args:
         platform: where it computes.
-        tile: rows per tile, and keys per block where the page size allows it, else the largest power of two that
-            divides both; a power of two of at least 16. Another than 16 is a variant of its own.
+        tile: rows per tile, fewer on a GPU where heads are large; and keys per block where the page size allows it,
+            else the largest power of two that divides both; a power of two of at least 16. None for the one that is
+            fastest here: 16 on a processor, and 64 on a GPU. Another is a variant of its own.
 
     On the processor the log-sum-exp is computed beside the kernel, which has none to give. With sinks the keys and
     values that a batch reads are copied, behind a block of zeros for the sink; without, the cache is read in place.
@@ -70,17 +80,19 @@ class FlexAttention(Implementation["FlexPlan"]):
         ),
     )
 
-    def __init__(self, platform: Platform, tile: int = _SMALLEST_TILE) -> None:
+    def __init__(self, platform: Platform, tile: int | None = None) -> None:
+        on_processor = platform.kind == "cpu"
+        own = _SMALLEST_TILE if on_processor else _TILE_ON_GPU
+        tile = own if tile is None else tile
         self._platform = platform
         self._tile = tile
-        self.variant = "" if tile == _SMALLEST_TILE else f"tile={tile}"
-        on_processor = platform.kind == "cpu"
+        self.variant = "" if tile == own else f"tile={tile}"
         # A block lies inside a page. Blocks of a single key come out wrong on the processor in 16 bits (torch 2.13).
         smallest_block = 2 if on_processor else _SMALLEST_TILE
         self.support = Support(
             dtypes=("fp32", "bf16", "fp16"),
             masks=tuple(Mask),
-            head_dims=lambda head_dim: on_processor or _SMALLEST_TILE <= head_dim <= _TILE_ELEMENTS_ON_GPU // tile,
+            head_dims=lambda head_dim: on_processor or head_dim in _HEAD_DIMS_ON_GPU,
             page_sizes=lambda page_size: page_size % smallest_block == 0,
             encoder_offset=True,
             lse=True,
@@ -149,7 +161,23 @@ class FlexAttention(Implementation["FlexPlan"]):
             held[name].copy_(tensor)
 
     def _tile_shape(self, config: AttentionConfig) -> TileShape:
-        return TileShape(rows=self._tile, keys=math.gcd(config.page_size, self._tile))
+        rows = self._tile
+        if self._platform.kind != "cpu":
+            rows = min(rows, _TILE_ELEMENTS_ON_GPU // next_power_of_two(config.head_dim))
+        return TileShape(rows, keys=math.gcd(config.page_size, rows))
+
+    def _pipeline(self, config: AttentionConfig) -> Pipeline:
+        """Warps such that each has rows of its own, and its results in registers; as many stages as there is room for.
+
+        A row in several warps would be added up in another order, and be another's bits than in a tile of other rows.
+        """
+        from samebits.kernels.flex.compiled import Pipeline
+
+        shape, columns = self._tile_shape(config), next_power_of_two(config.head_dim)
+        row_bytes = columns * config.dtype.itemsize
+        stages = (_SHARED_BYTES - shape.rows * row_bytes) // (2 * shape.keys * row_bytes)
+        warps = max(shape.rows // _SMALLEST_TILE, shape.rows * columns // _ELEMENTS_OF_A_WARP)
+        return Pipeline(num_warps=warps, num_stages=max(_STAGES[0], min(stages, _STAGES[-1])))
 
     def _plan(self, config: AttentionConfig, metadata: AttentionMetadata, capacity: Capacity | None = None) -> FlexPlan:
         self.require(config)
@@ -182,6 +210,7 @@ class FlexAttention(Implementation["FlexPlan"]):
             Visibility(metadata.causal_of_requests().cpu(), config.window),
             metadata.block_table.cpu(),
             self._tile_shape(config),
+            self._pipeline(config),
             capacity,
         )
 
@@ -203,7 +232,7 @@ class FlexAttention(Implementation["FlexPlan"]):
 def implementations() -> list[Subject]:
     """FlexAttention on the accelerator, or on the processor where there is none, and the operations on tokens."""
     platform = accelerator()
-    tiles = (_SMALLEST_TILE,) if platform.kind == "cpu" else (_SMALLEST_TILE, 64)
+    tiles = (None,) if platform.kind == "cpu" else (None, _SMALLEST_TILE)
     attention = [FlexAttention(platform, tile) for tile in tiles]
     return [*attention, *operations(FlexAttention.backend, platform.device)]
 

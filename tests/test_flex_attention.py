@@ -11,7 +11,7 @@ import torch
 from samebits.backends.flex_attention import KERNEL_MODULE, FlexAttention, implementations
 from samebits.backends.platform import processor
 from samebits.backends.problem import Geometry, Layout, Mask, Problem, Request, Strides
-from samebits.harness.batch import Batch, make_batch, sinks_of
+from samebits.harness.batch import Batch, attention_config, make_batch, sinks_of
 from samebits.harness.execution import Execution, execute
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -378,6 +378,28 @@ def test_what_is_unsupported_is_refused_by_plan_in_the_words_of_reasons() -> Non
     batch = make_batch(problem, torch.device("cpu"))
     with pytest.raises(ValueError, match=reason):
         flex.plan(batch.config, batch.metadata)
+
+
+@pytest.mark.parametrize("tile", [None, 16])
+def test_on_a_gpu_queries_and_the_stages_of_keys_and_values_fit_its_shared_memory(tile: int | None) -> None:
+    flex = FlexAttention(dataclasses.replace(processor(), kind="cuda", device="cuda"), tile)
+    assert flex.variant == ("" if tile is None else "tile=16")
+    for head_dim in (16, 64, 96, 128, 256, 512):
+        for dtype in (torch.float32, torch.bfloat16):
+            for page_size in (16, 48, 128):
+                geometry = dataclasses.replace(GROUPED, head_dim=head_dim, page_size=page_size)
+                config = attention_config(problem_of(geometry, Mask.CAUSAL, "bf16", Request(1, 1)), torch.device("cpu"))
+                config = dataclasses.replace(config, dtype=dtype)
+                shape, pipeline = flex._tile_shape(config), flex._pipeline(config)
+                columns = 1 << (head_dim - 1).bit_length()
+                elements = (shape.rows + 2 * shape.keys * pipeline.num_stages) * columns
+                assert elements * dtype.itemsize <= 160 << 10, (
+                    f"{shape} of {head_dim} {dtype} takes {elements} elements"
+                )
+                assert pipeline.num_stages >= 2, f"{shape} of {head_dim} {dtype} loads nothing ahead"
+                assert page_size % shape.keys == 0
+                assert shape.rows * columns <= 64 * 32 * pipeline.num_warps, "results do not fit the registers"
+    assert flex.reasons(problem_of(dataclasses.replace(GROUPED, head_dim=520), Mask.CAUSAL, "bf16", Request(1, 1)))
 
 
 def test_without_a_compiler_it_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 import torch
 
 from samebits.kernels.flex.cache import BlocksBehindSink, as_sequence, at_least_pages, page_distance
-from samebits.kernels.flex.compiled import compiled_attention, compiler_configuration
+from samebits.kernels.flex.compiled import (
+    MIN_COLUMNS,
+    Pipeline,
+    compiled_attention,
+    compiled_copies,
+    compiler_configuration,
+    put,
+    take,
+)
 from samebits.kernels.flex.log_sum_exp import log_sum_exp
 from samebits.kernels.flex.tiles import (
     KeyBlocks,
@@ -116,6 +124,7 @@ class FlexPlan:
 
     Attributes:
         shape: of the tiles.
+        pipeline: of a GPU's programs.
         page_size: tokens per page.
         scale: factor on `q . k`.
         softcap: float32 scalar, or None for none.
@@ -128,6 +137,7 @@ class FlexPlan:
     """
 
     shape: TileShape
+    pipeline: Pipeline
     page_size: int
     scale: float
     softcap: torch.Tensor | None
@@ -145,6 +155,7 @@ def plan_batch(
     visibility: Visibility,
     block_table: torch.Tensor,
     shape: TileShape,
+    pipeline: Pipeline,
     capacity: Capacity | None = None,
 ) -> FlexPlan:
     """Lays a batch out in tiles.
@@ -155,6 +166,7 @@ def plan_batch(
         visibility: which keys a query sees.
         block_table: int32 `[num_requests, max_pages_per_request]`, on the host.
         shape: of the tiles.
+        pipeline: of a GPU's programs.
         capacity: what to make room for, so that all plans of it are of the same sizes; None for this batch alone.
 
     Raises:
@@ -168,7 +180,19 @@ def plan_batch(
         min_slots = max(min_slots, capacity.num_pages * layer.page_size)
         min_blocks = max(min_blocks, capacity.num_read + 1)
     queries = place_queries(sequences, layer.num_heads // num_kv_heads, shape, min_rows)
-    blocks = find_key_blocks(sequences, queries, visibility, block_table, layer.page_size, shape, min_slots)
+    # The processor's kernel applies the mask to every block, so there they would change the order alone.
+    blocks = find_key_blocks(
+        sequences,
+        queries,
+        visibility,
+        block_table,
+        layer.page_size,
+        shape,
+        min_slots,
+        tell_full=device.type != "cpu",
+    )
+    if device.type != "cpu":
+        blocks = _of_one_width(blocks)
     head_origin = torch.arange(num_kv_heads).view(1, -1, 1) * queries.num_rows
     row_of_head = (queries.row.unsqueeze(1) + head_origin).flatten().to(device)
     owned = None
@@ -189,6 +213,7 @@ def plan_batch(
         )
     return FlexPlan(
         shape=shape,
+        pipeline=pipeline,
         page_size=layer.page_size,
         scale=layer.scale,
         softcap=None if layer.softcap is None else torch.tensor(layer.softcap, dtype=torch.float32, device=device),
@@ -228,21 +253,25 @@ def paged_attention(
     queries = query[:num_tokens]
     if plan.owned is not None:
         queries = torch.where(plan.owned.view(-1, 1, 1), queries, 0.0)
-    plan.rows.index_copy_(0, plan.row_of_head, queries.reshape(-1, query.shape[2]))
+    on_processor = query.device.type == "cpu"
+    put_rows, take_rows = (put, take) if on_processor else compiled_copies()
     for name, cache in (("key_cache", key_cache), ("value_cache", value_cache)):
         if cache.shape[0] < plan.blocks.num_pages:
             raise ValueError(f"{name} has {cache.shape[0]} pages; it must have at least {plan.blocks.num_pages}")
     keys, values, blocks = _sequences(plan, key_cache, value_cache)
     rows = plan.rows.view(key_cache.shape[2], 1, -1, query.shape[2])
     sink_logits, head_starts = (None, None) if plan.sinks is None else (plan.sinks.logits, plan.sinks.head_starts)
-    with_lse = lse is not None and rows.device.type != "cpu"
+    with_lse = lse is not None and not on_processor
+    lists = _of_one_width(blocks)
+    full = (None, None) if lists.full is None else lists.full.as_mask()
     with compiler_configuration():
-        rows_output, rows_lse = compiled_attention(plan.shape, with_lse=with_lse)(
+        put_rows(plan.rows, plan.row_of_head, queries)
+        rows_output, rows_lse = compiled_attention(plan.shape, plan.pipeline, with_lse=with_lse)(
             rows,
             keys,
             values,
-            blocks.counts.view(1, 1, -1),
-            _columns(blocks).unsqueeze(0).unsqueeze(0),
+            *lists.masked.as_mask(),
+            *full,
             blocks.starts,
             blocks.lower,
             blocks.upper,
@@ -252,7 +281,7 @@ def paged_attention(
             sink_logits,
             head_starts,
         )
-    output[:num_tokens] = rows_output.reshape(-1, query.shape[2])[plan.row_of_head].view(num_tokens, *query.shape[1:])
+        take_rows(output[:num_tokens], rows_output.view(-1, query.shape[2]), plan.row_of_head)
     if lse is None:
         return
     if rows_lse is None:
@@ -315,9 +344,10 @@ def _sequences(
     return as_sequence(key_cache, num_slots), as_sequence(value_cache, num_slots), blocks
 
 
-def _columns(blocks: KeyBlocks) -> torch.Tensor:
-    """The lists of blocks, padded to the width that FlexAttention asks for: int32 `[num_tiles, columns]`."""
-    listed = blocks.indices.shape[1]
-    # For the CPU a column per block of the sequence; fewer than 2 would be compiled in.
-    columns = blocks.num_blocks if blocks.indices.device.type == "cpu" else max(2, listed)
-    return torch.nn.functional.pad(blocks.indices, (0, columns - listed))
+def _of_one_width(blocks: KeyBlocks) -> KeyBlocks:
+    """The same with lists as wide as FlexAttention needs them: torch 2.11 finds full blocks by the others' width."""
+    # For the CPU a column per block of the sequence.
+    width = max(MIN_COLUMNS, *(lists.width for lists in blocks.lists))
+    if blocks.full is None:
+        width = blocks.num_blocks
+    return blocks.with_lists(lambda lists: lists.with_width(width))

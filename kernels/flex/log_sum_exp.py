@@ -30,7 +30,7 @@ def log_sum_exp(
     Args:
         rows: `[num_kv_heads, 1, num_rows, head_dim]`, queries in tiles.
         keys: `[num_kv_heads, 1, num_slots, head_dim]`.
-        blocks: what the tiles read.
+        blocks: what the tiles read, without full blocks apart.
         shape: of the tiles.
         scale: factor on `q . k`.
         softcap: scalar, cap on the scaled scores; None for none.
@@ -48,9 +48,9 @@ def log_sum_exp(
         maximum.copy_(sinks.view_as(maximum))
         total.fill_(1.0)
 
-    for column in range(int(blocks.counts.max())):
-        (tiles,) = torch.nonzero(blocks.counts > column, as_tuple=True)
-        block = blocks.indices[tiles, column].to(torch.int64).unsqueeze(1)
+    for column in range(int(blocks.masked.counts.max())):
+        (tiles,) = torch.nonzero(blocks.masked.counts > column, as_tuple=True)
+        block = blocks.masked.indices[tiles, column].to(torch.int64).unsqueeze(1)
         key = keys[:, 0, block * shape.keys + offset].to(torch.float64)
         scores = queries[:, tiles].to(torch.float64) @ key.transpose(2, 3) * scale
         if softcap is not None:
