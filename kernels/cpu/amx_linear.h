@@ -145,8 +145,10 @@ class AmxLinear {
         } else {
             Product::resume(sums);
         }
+        // The first block of rows brings the weight to the caches.
+        const bool asks = rows == 0 && weight.step[0] == kTileBytes;
         for (int64_t step = 0; step < steps; ++step) {
-            if (weight.step[0] == kTileBytes) ask_for(weight, step + kAhead);
+            if (asks) ask_for(weight, step + kAhead);
             Product::add(weight, input, step);
         }
         Product::end(sums);
