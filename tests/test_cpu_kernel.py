@@ -318,6 +318,17 @@ def test_bits_do_not_depend_on_the_callers_subnormal_mode(kernel: BundledAttenti
     assert same_bits(output, expected), "a caller that flushes subnormal numbers gets other bits"
 
 
+def test_bits_do_not_depend_on_whether_the_output_is_written_past_the_caches(
+    kernel: BundledAttention, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for head_dim, dtype in ((64, "fp32"), (64, "bf16"), (80, "bf16"), (80, "fp16")):
+        problem = Problem(geometry(head_dim, group=3), Mask.CAUSAL, dtype, edge_requests(Mask.CAUSAL))
+        monkeypatch.setattr(attention, "_STREAMED_BYTES", 1 << 40)
+        cached = rows_by_position(kernel, problem)
+        monkeypatch.setattr(attention, "_STREAMED_BYTES", 0)
+        assert_same_rows(rows_by_position(kernel, problem), cached, f"{dtype} heads of {head_dim} past the caches")
+
+
 def test_python_mirrors_the_interface_of_the_kernel() -> None:
     interface = (ctypes.c_int64 * 4)()
     build.load_library().samebits_interface(interface)

@@ -45,6 +45,9 @@ class AmxChunk {
         queries.fit(kRowTile, dot_dim(layer) / 2);
         const auto* elements = static_cast<const uint16_t*>(query);
         for (int64_t group = 0; group * kTileRows < num_rows; ++group) {
+            // Rows of one head lie too far apart for a processor to foresee them.
+            for (int64_t row = (group + 1) * kTileRows; row < std::min(num_rows, (group + 2) * kTileRows); ++row)
+                prefetch_row<kElement>(query, first[row], layer.head_dim);
             for (int64_t d = 0; d < dot_dim(layer); d += kTileDepth) {
                 const __mmask32 present = first_of_32(layer.head_dim - d);
                 __m512i rows[kTileRows];

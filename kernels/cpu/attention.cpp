@@ -288,7 +288,10 @@ class TileTask {
             } else {
                 std::fill_n(quotients, padded_dim_, 0.0f);
             }
-            round_row<Chunk::kElement>(quotients, call_.head_dim, call_.output, first);
+            if (call_.streamed)
+                stream_row<Chunk::kElement>(quotients, call_.head_dim, call_.output, first);
+            else
+                round_row<Chunk::kElement>(quotients, call_.head_dim, call_.output, first);
             if (call_.lse == nullptr) continue;
             const double lse = has_sums ? total.largest[row] + std::log(static_cast<double>(total.sum[row]))
                                         : -static_cast<double>(kInfinity);
@@ -317,18 +320,16 @@ int64_t run(const AttentionCall& call) {
         [[maybe_unused]] const typename Chunk::Environment chunk_environment;
         static thread_local Workspace<Chunk> workspace;
 #pragma omp for schedule(dynamic, 1)
-        for (int64_t i = 0; i < call.num_tasks * call.num_kv_heads; ++i) {
-            // Heads outermost: tasks that follow one another read the same keys.
-            const int64_t kv_head = i / call.num_tasks;
-            const Task& task = call.tasks[i % call.num_tasks];
-            if (kv_head % task.heads != 0) continue;
-            const int64_t num_heads = std::min(task.heads, call.num_kv_heads - kv_head);
-            if (!TileTask<Chunk>(call, task, kv_head, num_heads, workspace).compute()) faulty_request = task.request;
+        for (int64_t i = 0; i < call.num_tasks; ++i) {
+            const Task& task = call.tasks[i];
+            if (!TileTask<Chunk>(call, task, task.first_head, task.num_heads, workspace).compute())
+                faulty_request = task.request;
         }
         // The loop above ends in a barrier: every sum that is merged here has been written.
 #pragma omp for schedule(dynamic, 1)
         for (int64_t i = 0; i < call.num_merges * call.num_kv_heads; ++i)
             TileTask<Chunk>(call, call.merges[i / call.num_kv_heads], i % call.num_kv_heads, 1, workspace).merge();
+        finish_streams();
     }
     return faulty_request;
 }

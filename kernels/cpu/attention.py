@@ -25,6 +25,8 @@ _TASKS_PER_THREAD = 4
 # Rows of queries that wait for memory, more than they compute, and how many elements side by side it is read best in.
 _FEW_ROWS = 16
 _ELEMENTS_TOGETHER = 1024
+# Outputs of more bytes than this, which caches do not hold, are written past them; `kStreamedBytes` in rms_norm.cpp.
+_STREAMED_BYTES = 1 << 22
 # A shorter piece costs more in scratch and scheduling than it brings.
 _MIN_CHUNKS_PER_TASK = 4
 
@@ -78,9 +80,9 @@ class Schedule:
         query_starts, query_lens: first query row and number of rows of each request.
         kv_starts, kv_lens: slot of the first attended key, counted from the request's first slot, and number of keys.
         causal: 1 for a request whose queries see no key after their own position, else 0.
-        tasks: int64 `[num_tasks, 7]`: request, first row, rows, first chunk, end chunk, offset of its partial sums,
-            key/value heads that a thread computes in turn.
-        merges: as `tasks`, for the rows whose chunks were computed by several tasks.
+        tasks: int64 `[num_tasks, 8]`: request, first row, rows, first chunk, end chunk, offset of its partial sums,
+            first key/value head, heads that a thread computes in turn.
+        merges: as `tasks`, for the rows whose chunks were computed by several tasks; for every head.
         partials: float32 scratch for the partial sums of those rows.
         max_threads: more threads than this would not make it faster.
     """
@@ -121,7 +123,7 @@ class AttentionCall(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("num_tasks", "num_merges")),
         ("partials", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("element", "page_size", "num_kv_heads", "group_size", "head_dim")),
-        *((name, ctypes.c_int64) for name in ("chunk_size", "window", "num_threads", "amx")),
+        *((name, ctypes.c_int64) for name in ("chunk_size", "window", "num_threads", "streamed", "amx")),
         *((name, ctypes.c_double) for name in ("scale", "softcap")),
     ]
 
@@ -170,7 +172,8 @@ def schedule_batch(
 
     heads_together = min(parameters.num_kv_heads, max(1, _ELEMENTS_TOGETHER // parameters.head_dim))
     heads = np.where(num_rows <= _FEW_ROWS, heads_together, 1)
-    tiles = np.stack([request, first_row, num_rows, first_chunk, end_chunk, np.full_like(request, -1), heads], axis=1)
+    nothing = np.zeros_like(request)
+    tiles = np.stack([request, first_row, num_rows, first_chunk, end_chunk, nothing - 1, nothing, heads], axis=1)
     padded_dim = -(-parameters.head_dim // LANES) * LANES
     floats_per_chunk = num_rows * (padded_dim + 2) * parameters.num_kv_heads
     rows_by_keys = int((num_rows * (end_chunk - first_chunk)).sum()) * parameters.chunk_size
@@ -187,7 +190,7 @@ def schedule_batch(
         kv_starts=kv_starts,
         kv_lens=kv_lens,
         causal=causal,
-        tasks=tasks,
+        tasks=_in_turn(tasks, parameters.num_kv_heads),
         merges=merges,
         partials=torch.empty(num_partials, dtype=torch.float32),
         max_threads=max_threads,
@@ -258,6 +261,7 @@ def paged_attention(
         chunk_size=parameters.chunk_size,
         window=parameters.window or 0,
         num_threads=min(torch.get_num_threads(), schedule.max_threads),
+        streamed=output.nbytes > _STREAMED_BYTES,
         amx=parameters.amx,
         scale=parameters.scale,
         softcap=parameters.softcap or 0.0,
@@ -275,7 +279,7 @@ def _cut_long_tiles(tiles: Ints, floats_per_chunk: Ints, num_kv_heads: int, num_
     """Cuts tiles of many chunks into tasks whose sums meet in the scratch; returns tasks, merges and scratch floats."""
     num_chunks = tiles[:, 4] - tiles[:, 3]
     if num_threads > 1:
-        total_chunks = int((num_chunks * -(-num_kv_heads // tiles[:, 6])).sum())
+        total_chunks = int((num_chunks * -(-num_kv_heads // tiles[:, 7])).sum())
         chunks_per_task = max(_MIN_CHUNKS_PER_TASK, math.ceil(total_chunks / (num_threads * _TASKS_PER_THREAD)))
     else:
         chunks_per_task = max(1, int(num_chunks.max(initial=1)))
@@ -292,9 +296,25 @@ def _cut_long_tiles(tiles: Ints, floats_per_chunk: Ints, num_kv_heads: int, num_
     tasks[:, 3] += piece * chunks_per_task
     tasks[:, 4] = np.minimum(tasks[:, 4], np.where(is_cut[tile], tasks[:, 3] + chunks_per_task, tasks[:, 4]))
     tasks[:, 5] = np.where(is_cut[tile], offset[tile] + piece * chunks_per_task * floats_per_chunk[tile], -1)
-    # The longest first, so that no thread begins one when the others are done.
-    longest_first = np.argsort(tasks[:, 3] - tasks[:, 4], kind="stable")
-    return np.ascontiguousarray(tasks[longest_first]), np.ascontiguousarray(merges), int(floats.sum())
+    return tasks, np.ascontiguousarray(merges), int(floats.sum())
+
+
+def _in_turn(tasks: Ints, num_kv_heads: int) -> Ints:
+    """The tasks of all heads, in the order in which threads take them.
+
+    Those that read the same keys follow one another, and those of a request, whose queries lie together, follow them.
+    Requests of most work come first, and the longest tasks of a head, so that no thread begins a long one when the
+    others are done.
+    """
+    turns = -(-num_kv_heads // tasks[:, 7])
+    turn = np.arange(int(turns.sum())) - np.repeat(np.cumsum(turns) - turns, turns)
+    tasks = np.repeat(tasks, turns, axis=0)
+    tasks[:, 6] = turn * tasks[:, 7]
+    tasks[:, 7] = np.minimum(tasks[:, 7], num_kv_heads - tasks[:, 6])
+    num_chunks = tasks[:, 4] - tasks[:, 3]
+    work = np.bincount(tasks[:, 0], weights=tasks[:, 2] * num_chunks) if len(tasks) else np.zeros(0)
+    order = np.lexsort((-num_chunks, tasks[:, 6], tasks[:, 0], -work[tasks[:, 0]]))
+    return np.ascontiguousarray(tasks[order])
 
 
 def _check_lengths(

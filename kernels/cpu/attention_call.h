@@ -12,8 +12,9 @@ struct Task {
     int64_t request, first_row, num_rows;
     int64_t first_chunk, end_chunk;
     int64_t partials;  // offset in the scratch of the first chunk's sums for head 0; -1 to merge at once
-    int64_t heads;     // key/value heads that one thread computes in turn, chunk by chunk: rows of few queries wait for
-                       // memory, where the heads of a token lie side by side
+    // Key/value heads that one thread computes in turn, chunk by chunk: rows of few queries wait for memory, where the
+    // heads of a token lie side by side. What is merged, is merged for each head by itself.
+    int64_t first_head, num_heads;
 };
 
 // Mirrored by the ctypes structure in attention.py. Strides count elements.
@@ -35,6 +36,7 @@ struct AttentionCall {
     int64_t element, page_size, num_kv_heads, group_size, head_dim, chunk_size;
     int64_t window;  // 0 for none
     int64_t num_threads;
+    int64_t streamed;  // whether the output is more than caches hold, and is written past them
     int64_t amx;  // whether bfloat16 is multiplied by AMX
     double scale, softcap;  // softcap 0 for none
 

@@ -17,7 +17,7 @@ from samebits.kernels.cpu.attention import (
 )
 
 # A task of no rows and no chunks does nothing, whatever request it names; its sums go nowhere.
-_IDLE_TASK = (0, 0, 0, 0, 0, -1, 1)
+_IDLE_TASK = (0, 0, 0, 0, 0, -1, 0, 1)
 
 
 def lasting_schedule(
@@ -50,7 +50,7 @@ def lasting_schedule(
         kv_starts=of_requests(),
         kv_lens=of_requests(),
         causal=of_requests(),
-        tasks=np.tile(np.array(_IDLE_TASK), (num_tiles * max(1, max_chunks), 1)),
+        tasks=np.tile(np.array(_IDLE_TASK), (num_tiles * max(1, max_chunks) * parameters.num_kv_heads, 1)),
         merges=np.tile(np.array(_IDLE_TASK), (num_tiles, 1)),
         partials=torch.zeros(max_chunks * floats_per_chunk, dtype=torch.float32),
         max_threads=max_threads,

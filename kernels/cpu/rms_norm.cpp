@@ -72,9 +72,7 @@ void run(const RmsNormCall& call) {
                     stream_row<element>(row + first, count, call.output, index * call.size + first);
             }
         }
-#if defined(__AVX512F__)
-        _mm_sfence();  // streamed stores are ordered by nothing else
-#endif
+        finish_streams();
     }
 }
 

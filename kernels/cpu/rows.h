@@ -38,6 +38,13 @@ SAMEBITS_INLINE void stream_row(const float* source, int64_t count, void* target
     round_row<element>(source, count, target, first);
 }
 
+// Streamed rows are ordered by nothing else; called before other threads may read them.
+SAMEBITS_INLINE void finish_streams() {
+#if defined(__AVX512F__)
+    _mm_sfence();
+#endif
+}
+
 SAMEBITS_INLINE const char* address(const void* tensor, int64_t index, int64_t element_size) {
     return static_cast<const char*>(tensor) + index * element_size;
 }
