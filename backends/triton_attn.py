@@ -202,9 +202,10 @@ class TritonAttention(Implementation[TritonPlan]):
             if on_hopper:
                 programs = triton_hopper.programs_at_once(config, metadata)
                 tiles = triton_hopper.num_tiles_for(config, metadata)
+                least = triton_hopper.least_segments(config, metadata)
             else:
-                programs, tiles = self._programs_at_once(config), num_tiles
-            num_segments = _segments_for_load(config, programs, tiles, partial_shape)
+                programs, tiles, least = self._programs_at_once(config), num_tiles, 1
+            num_segments = _segments_for_load(config, programs, tiles, least, partial_shape)
         partials = None
         if num_segments > 1:
             maxima, sums = torch.empty((2, *partial_shape), dtype=torch.float32, device=config.device)
@@ -357,11 +358,11 @@ class TritonAttention(Implementation[TritonPlan]):
 
 
 def _segments_for_load(
-    config: AttentionConfig, programs: int, num_tiles: int, partial_shape: tuple[int, int, int]
+    config: AttentionConfig, programs: int, num_tiles: int, least: int, partial_shape: tuple[int, int, int]
 ) -> int:
     if math.prod(partial_shape) * (config.head_dim + 2) * 4 > MAX_PARTIAL_BYTES:
         return 1
-    return max(1, min(partial_shape[-1], programs // (num_tiles * config.num_kv_heads)))
+    return max(1, min(partial_shape[-1], max(least, programs // (num_tiles * config.num_kv_heads))))
 
 
 def implementations() -> list[Subject]:

@@ -93,6 +93,15 @@ def test_heads_without_room_for_two_outputs_in_the_registers_have_one_in_memory_
         assert shared.merged_outputs is None, "each chunk has a place of its own where several programs share them"
 
 
+def test_decodes_of_heads_that_one_warpgroup_is_slow_with_are_shared_however_many_there_are() -> None:
+    for head_dim, shared in ((64, False), (96, True), (128, False), (256, True)):
+        for query_len, one_warpgroup in ((1, True), (100, False)):
+            plan = planned(causal(Request(1, query_len, 20), geometry=replace(LLAMA, head_dim=head_dim)))
+            least = triton_hopper.least_segments(plan.config, plan.metadata)
+            assert (least > 1) == (shared and one_warpgroup), f"{query_len} queries with heads of {head_dim}: {least}"
+            assert plan.num_segments == 1, "one chunk cannot be shared"
+
+
 def test_caches_whose_pages_are_no_rows_of_a_matrix_are_left_to_the_portable_kernel() -> None:
     cache = torch.zeros(6, 16, 2, 128, dtype=torch.bfloat16)
     head_first = torch.zeros(6, 2, 16, 128, dtype=torch.bfloat16).transpose(1, 2)
@@ -123,8 +132,14 @@ BATCH = (Request(1, 1, 1500), Request(2, 40, 90), Request(3, 200, 0), Request(4,
 @on_hopper
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
 def test_every_geometry_has_the_bits_of_the_portable_kernel(head_dim: int) -> None:
-    for (group, page_size), dtype in itertools.product(
-        ((1, 16), (3, 8), (4, 16), (7, 128), (16, 64), (64, 512)), ("bf16", "fp16")
+    for group, page_size, dtype in (
+        (1, 16, "bf16"),
+        (3, 8, "fp16"),
+        (4, 16, "bf16"),
+        (4, 16, "fp16"),
+        (7, 128, "bf16"),
+        (16, 64, "fp16"),
+        (64, 512, "bf16"),
     ):
         geometry = Geometry("test", num_heads=2 * group, num_kv_heads=2, head_dim=head_dim, page_size=page_size)
         problem = causal(*BATCH, geometry=geometry, dtype=dtype)
@@ -134,9 +149,9 @@ def test_every_geometry_has_the_bits_of_the_portable_kernel(head_dim: int) -> No
 @on_hopper
 @pytest.mark.parametrize("head_dim", [96, 128, 256])
 def test_every_mask_and_share_has_the_bits_of_the_portable_kernel(head_dim: int) -> None:
-    masks = (Mask.CAUSAL, Mask.NON_CAUSAL, Mask.SLIDING_WINDOW)
+    masks = ((Mask.CAUSAL, False), (Mask.NON_CAUSAL, True), (Mask.SLIDING_WINDOW, True))
     batches = (BATCH, BATCH[:1], BATCH[3:4], BATCH[2:3])
-    for requests, mask, sinks in itertools.product(batches, masks, (False, True)):
+    for requests, (mask, sinks) in itertools.product(batches, masks):
         geometry = replace(LLAMA, head_dim=head_dim, sinks=sinks, window=300)
         problem = Problem(geometry, mask, "bf16", requests)
         alone = run(problem, on_hopper=False, num_segments=1)
