@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,12 +29,10 @@ SELECTION = SuiteSelection("CPU/bundled", ("batch_invariant", "dtype"), "default
 CELLS = (cell(seconds=1.0), control(seconds=0.5), cell(suite="dtype", cell_id="another", seconds=0.5))
 
 
-def leaving(
-    *records: object, code: int | None = 0, output: str = ""
-) -> Callable[[Sequence[str]], tuple[int | None, str]]:
+def leaving(*records: object, code: int | None = 0, output: str = "") -> suite_rate.Runner:
     """A run that takes no time, and leaves records; none where there are none."""
 
-    def run(command: Sequence[str]) -> tuple[int | None, str]:
+    def run(command: Sequence[str], environment: Mapping[str, str]) -> tuple[int | None, str]:
         if records:
             save(Path(command[-1]), *records)  # type: ignore[arg-type]
         return code, output
@@ -47,9 +45,9 @@ def test_each_run_is_measured_from_the_start_of_pytest_to_its_end(monkeypatch: p
     monkeypatch.setattr(time, "perf_counter", lambda: next(times))
     commands: list[Sequence[str]] = []
 
-    def run(command: Sequence[str]) -> tuple[int | None, str]:
+    def run(command: Sequence[str], environment: Mapping[str, str]) -> tuple[int | None, str]:
         commands.append(command)
-        return leaving(*CELLS, code=1)(command)
+        return leaving(*CELLS, code=1)(command, environment)
 
     first, again = suite_rates(SELECTION, run)
     assert [(rate.run, rate.cells, rate.seconds, rate.rate, rate.reason) for rate in (first, again)] == [
@@ -82,12 +80,24 @@ def test_a_run_without_a_rate_says_why(run: suite_rate.Runner, reason: str) -> N
     assert reason.split(":")[0] in as_page(bench)
 
 
-def test_a_process_of_its_own_knows_nothing_of_the_pytest_around_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_runs_know_nothing_of_the_pytest_around_them_and_keep_compiled_modules(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw0")
-    code, output = suite_rate._in_process(
-        [sys.executable, "-c", "import os; print(sorted(os.environ)); raise SystemExit(3)"]
-    )
-    assert (code, "OMP_NUM_THREADS" in output, "PYTEST_" in output) == (3, True, False)
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    known: list[Mapping[str, str]] = []
+
+    def run(command: Sequence[str], environment: Mapping[str, str]) -> tuple[int | None, str]:
+        known.append(environment)
+        return leaving(*CELLS)(command, environment)
+
+    list(suite_rates(SELECTION, run))
+    assert {name for name in known[0] if name.startswith("PYTEST_")} == set()
+    assert known[0]["OMP_NUM_THREADS"] == "1"
+    assert "PYTHONDONTWRITEBYTECODE" not in known[0]
+    assert known[0]["PYTHONPYCACHEPREFIX"] == known[1]["PYTHONPYCACHEPREFIX"], "the second run compiles all again"
+    code, output = suite_rate._in_process([sys.executable, "-c", "print('told'); raise SystemExit(3)"], known[0])
+    assert (code, output) == (3, "told\n")
 
 
 def is_there(group: int) -> bool:
@@ -102,7 +112,9 @@ def is_there(group: int) -> bool:
 def test_who_takes_too_long_is_ended_with_all_that_he_began(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(suite_rate, "_SECONDS", 0.2)
     group = tmp_path / "group"
-    code, _ = suite_rate._in_process(["sh", "-c", f"echo $$ > {shlex.quote(str(group))}; sleep 60 & sleep 60"])
+    code, _ = suite_rate._in_process(
+        ["sh", "-c", f"echo $$ > {shlex.quote(str(group))}; sleep 60 & sleep 60"], os.environ
+    )
     assert code is None
     deadline = time.monotonic() + 10
     # Until somebody has noticed that they ended, they are still there.

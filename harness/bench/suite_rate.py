@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,10 +30,12 @@ _RAN = (0, 1)
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 # Of a pytest around this one, whose worker or whose user's choices the inner one is not to take for its own.
 _OUTER = "PYTEST_"
+# Images of containers set the first. Dozens of processes would then compile each module that they import.
+_NO_MODULES_KEPT, _MODULES_KEPT_IN = "PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX"
 _LONGEST_OUTPUT = 500
 
-# Runs a command and returns its exit code, None where it took too long; and the last that it printed.
-Runner = Callable[[Sequence[str]], tuple[int | None, str]]
+# Runs a command in an environment and returns its exit code, None where it took too long; and what it printed.
+Runner = Callable[[Sequence[str], Mapping[str, str]], tuple[int | None, str]]
 
 
 @dataclass(frozen=True)
@@ -81,13 +83,28 @@ def suite_rates(selection: SuiteSelection, run: Runner | None = None) -> Iterato
         selection: which cells, in how many workers.
         run: runs a command; None for a process.
     """
-    for number in range(selection.runs):
-        with tempfile.TemporaryDirectory(prefix="samebits-bench-") as results:
+    with tempfile.TemporaryDirectory(prefix="samebits-bench-") as folder:
+        environment = _environment(Path(folder) / "modules")
+        for number in range(selection.runs):
+            results = Path(folder) / f"run-{number}"
             words = ("--pyargs", "samebits.suites", "-q", "-p", "no:cacheprovider", *selection.words)
+            command = [sys.executable, "-m", "pytest", *words, "--results", str(results)]
             began = time.perf_counter()
-            code, output = (run or _in_process)([sys.executable, "-m", "pytest", *words, "--results", results])
+            code, output = (run or _in_process)(command, environment)
             seconds = time.perf_counter() - began
-            yield _rate(selection, number, Path(results), seconds, _complaint(code, output))
+            yield _rate(selection, number, results, seconds, _complaint(code, output))
+
+
+def _environment(modules: Path) -> dict[str, str]:
+    """The environment of the runs: the user's, and none of a pytest around this one.
+
+    Args:
+        modules: where Python keeps what it compiles, where the user has it keep nothing.
+    """
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(_OUTER)} | _ENVIRONMENT
+    if environment.pop(_NO_MODULES_KEPT, ""):
+        environment[_MODULES_KEPT_IN] = str(modules)
+    return environment
 
 
 def _rate(selection: SuiteSelection, number: int, results: Path, seconds: float, complaint: str) -> SuiteRate:
@@ -126,12 +143,11 @@ def _complaint(code: int | None, output: str) -> str:
     return f"{ended}: {last}" if last else ended
 
 
-def _in_process(command: Sequence[str]) -> tuple[int | None, str]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(_OUTER)}
+def _in_process(command: Sequence[str], environment: Mapping[str, str]) -> tuple[int | None, str]:
     # In a session of its own, so that its workers end with it where it takes too long.
     process = subprocess.Popen(
         command,
-        env=environment | _ENVIRONMENT,
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
