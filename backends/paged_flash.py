@@ -95,7 +95,9 @@ class PagedFlash(Implementation[PagedPlan]):
         output: torch.Tensor,
         lse: torch.Tensor | None,
     ) -> None:
-        """Computes the batch in one call."""
+        """Computes the batch in one call, and in none where nobody has a query, which FlashAttention 2 refuses."""
+        if not plan.num_rows:
+            return
         rows = slice(plan.num_rows)
         computed_lse = self._attend(plan, query[rows], key_cache, value_cache, output[rows])
         if lse is not None:

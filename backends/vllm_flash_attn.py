@@ -166,7 +166,7 @@ class VllmFlashAttention2(PagedFlash):
             return plan
         query_lens = metadata.query_start_loc.diff().tolist()
         live = [request for request, query_len in enumerate(query_lens) if query_len]
-        if metadata.num_tokens == metadata.num_requests and live == list(range(len(live))):
+        if live and metadata.num_tokens == metadata.num_requests and live == list(range(len(live))):
             return plan
         chosen = torch.tensor(live, dtype=torch.int64, device=config.device)
         return replace(

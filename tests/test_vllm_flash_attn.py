@@ -44,6 +44,7 @@ class PlainFlash2:
         assert query.shape == output.shape, "the output must have the rows of the query"
         assert given["k"].shape[1] % 16 == 0, "pages must hold a multiple of 16"
         num_requests = given["seqused_k"].shape[0]
+        assert num_requests, "batch size must be positive"
         assert given["block_table"].shape[0] == num_requests
         assert starts.shape == (num_requests + 1,)
         window = (given["window_size_left"], given["window_size_right"])
@@ -149,6 +150,15 @@ def test_flash_attention_2_is_given_a_row_for_each_request_of_a_decode(
     for padding_requests in (0, 1):
         padded = problem.with_layout(padding_requests=padding_requests, padding_tokens=padding_tokens)
         assert_right(VllmFlashAttention2(0), padded)
+
+
+@pytest.mark.parametrize("mask", [Mask.CAUSAL, Mask.SLIDING_WINDOW], ids=str)
+def test_flash_attention_2_is_not_called_where_nobody_has_a_query(flash: dict[str, list[int]], mask: Mask) -> None:
+    idle = Problem(GEOMETRY, mask, "bf16", (Request(1, 0, 40), Request(2, 0, 7)))
+    for padding_tokens in (0, 2):
+        assert_right(VllmFlashAttention2(0), idle.with_layout(padding_tokens=padding_tokens))
+    assert not flash["vllm-fa2"], "a step of padding alone was given to the kernel"
+    flash["vllm-fa2"].append(0)
 
 
 def test_flash_attention_2_needs_a_row_for_each_request_of_a_captured_decode(flash: dict[str, list[int]]) -> None:
