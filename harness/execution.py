@@ -93,12 +93,30 @@ def execute(implementation: Implementation[Any], problem: Problem, device: torch
         problem: what to compute.
         device: where the implementation computes.
     """
+    # Nothing that was computed on is held any more while references are computed.
+    results, faults = _computed(implementation, problem, device)
+    return judged_execution(problem, results, device, faults)
+
+
+def _computed(
+    implementation: Implementation[Any], problem: Problem, device: torch.device
+) -> tuple[dict[int, RequestResult], list[str]]:
+    """Runs a problem through an implementation.
+
+    Where another layer comes before, this holds five pairs of caches, which at full size decides how many workers a GPU
+    has room for: those of the call, those of the other layer, what the call's held before, and the keys and values of
+    either layer, which are kept for the next call.
+
+    Returns:
+        Results by request key, and what went wrong apart from the values.
+    """
     call = _new_call(implementation, problem, device)
     batch = call.batch
-    before_run = [tensor.clone() for tensor in _inputs(batch)]
     before = None
     if problem.circumstances.other_layer is not None:
         before = _new_call(implementation, other_layer(problem), device)
+    # After the other layer, for which keys of its requests are held twice until they are in their pages.
+    before_run = [tensor.clone() for tensor in _inputs(batch)]
     faults: list[str] = []
     with in_circumstances(problem.circumstances, problem.layout.poison, device):
         _compute(implementation, call, before, faults)
@@ -106,7 +124,7 @@ def execute(implementation: Implementation[Any], problem: Problem, device: torch
     faults += [f"run wrote outside the {name} tensor" for name, written in call.written.items() if not written.intact()]
     if not all(map(same_bits, _inputs(batch), before_run)):
         faults.append("run changed its query, its cache or its metadata")
-    return judged_execution(problem, results, device, faults)
+    return results, faults
 
 
 @dataclass(frozen=True)

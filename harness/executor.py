@@ -80,7 +80,10 @@ class Executor:
                 raise
         # What is kept only for later gives way, here and not inside: the exception holds what was being computed.
         forget_everything()
-        torch.cuda.empty_cache()
+        if self.device.type == "cuda":
+            # Of every stream that anything was multiplied on, among them those of graphs that are gone.
+            torch._C._cuda_clearCublasWorkspaces()
+            torch.cuda.empty_cache()
         return run_problem(self.subject, problem, self.device)
 
 

@@ -17,6 +17,9 @@ import torch
 from samebits.backends.problem import Circumstances, Problem
 from samebits.backends.token_problem import TokenProblem
 
+# What is copied aside at once: little beside a cache, and no launch for each of its pages.
+_EXCHANGED_BYTES = 1 << 24
+
 
 @overload
 def other_layer(problem: Problem) -> Problem: ...
@@ -39,15 +42,34 @@ def tensors_of(*owners: Any) -> list[torch.Tensor]:  # noqa: ANN401 -- dataclass
 
 @contextmanager
 def filled_with(values: Sequence[torch.Tensor], memory: Sequence[torch.Tensor]) -> Iterator[None]:
-    """Fills memory with other values of the same shapes while it is open, and then with its own again."""
-    own = [tensor.clone() for tensor in memory]
-    _fill(memory, values)
+    """Fills memory with other values of the same shapes while it is open, and then with its own again.
+
+    The two are exchanged: a third copy of a layer's caches is more than a device may have room for.
+
+    Args:
+        values: of the same shapes, dtypes and devices; they hold what memory held while it is open.
+        memory: is filled, in this order.
+    """
+    pairs = list(zip(values, memory, strict=True))
+    for value, tensor in pairs:
+        _exchange(value, tensor)
     try:
         yield
     finally:
-        _fill(memory, own)
+        # Tensors that share their elements get them back from the one that took them first.
+        for value, tensor in reversed(pairs):
+            _exchange(value, tensor)
 
 
-def _fill(memory: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
-    for tensor, value in zip(memory, values, strict=True):
-        tensor.copy_(value)
+def _exchange(one: torch.Tensor, other: torch.Tensor) -> None:
+    """Exchanges the elements of two tensors of one shape, some of their first dimension at a time."""
+    if not one.numel():
+        return
+    if not one.dim():
+        one, other = one.unsqueeze(0), other.unsqueeze(0)
+    at_once = max(1, _EXCHANGED_BYTES * len(one) // one.nbytes)
+    for first in range(0, len(one), at_once):
+        ours, theirs = one[first : first + at_once], other[first : first + at_once]
+        held = ours.clone()
+        ours.copy_(theirs)
+        theirs.copy_(held)

@@ -121,3 +121,23 @@ def test_what_is_kept_gives_way_to_a_problem_that_finds_no_memory(
 def test_what_raises_another_error_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = attempts(monkeypatch, RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"))
     assert len(asked) == 1, f"{len(asked)} attempts were made"
+
+
+def test_workspaces_of_streams_give_way_on_a_gpu_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[str] = []
+
+    def run(subject: Subject, problem: AnyProblem, device: torch.device) -> Execution:
+        steps.append("run")
+        if len(steps) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+        return Execution(problem, {}, {}, "digest")
+
+    monkeypatch.setattr(executor, "run_problem", run)
+    monkeypatch.setattr(executor, "limit_memory", lambda device: None)
+    # Torch has it where it is built for GPUs.
+    monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: steps.append("clear"), raising=False)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: steps.append("empty"))
+    subject = next(iter(load_registry().implementations))
+    problem = Problem(GEOMETRIES["llama3-8b"], Mask.CAUSAL, "fp32", (Request(1, 1, 2),))
+    executor.Executor(subject, torch.device("cuda"))(problem)
+    assert steps == ["run", "clear", "empty", "run"]
