@@ -167,9 +167,9 @@ class FlexAttention(Implementation["FlexPlan"]):
         return TileShape(rows, keys=math.gcd(config.page_size, rows))
 
     def _pipeline(self, config: AttentionConfig) -> Pipeline:
-        """Warps such that each has rows of its own, and its results in registers; as many stages as there is room for.
+        """A warp for 16 rows at least, and so many that results stay in registers; as many stages as there is room for.
 
-        A row in several warps would be added up in another order, and be another's bits than in a tile of other rows.
+        All follows from the layer alone: where heads are so wide that warps share rows, they do so in every batch.
         """
         from samebits.kernels.flex.compiled import Pipeline
 

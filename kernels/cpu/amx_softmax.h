@@ -58,7 +58,8 @@ class LaneSoftmax {
         // -inf - -inf would make NaN of a weight that is 0.
         const __mmask16 above = _mm512_cmp_ps_mask(largest_, _mm512_set1_ps(-kInfinity), _CMP_NEQ_OQ);
         const __m512 log2_e = _mm512_set1_ps(0x1.715476p0f), scale = _mm512_mul_ps(_mm512_set1_ps(scale_), log2_e);
-        const __m512 shift = _mm512_maskz_mul_ps(above, largest_, log2_e);
+        // Rounded as every score is below, before it is subtracted: the largest one's weight is 1, however large it is.
+        const __m512 shift = _mm512_maskz_mul_ps(above, largest_score_, scale);
         __m512 sums[4] = {};
         for (int64_t key = keys_.begin; key < keys_.end; key += kTileDepth) {
             meanwhile();
@@ -66,10 +67,10 @@ class LaneSoftmax {
 #pragma GCC unroll 16
             for (int64_t pair = 0; pair < kTileRows; ++pair) {
                 const float* even_score = scores_ + (key + 2 * pair) * kRowBlock;
-                const __m512 even_difference = _mm512_fmsub_ps(_mm512_load_ps(even_score), scale, shift);
-                const __m512 odd_difference = _mm512_fmsub_ps(_mm512_load_ps(even_score + kRowBlock), scale, shift);
-                const __m512 even = power_of_two_of_weight(even_difference);
-                const __m512 odd = power_of_two_of_weight(odd_difference);
+                const __m512 even_score_in_log2 = _mm512_mul_ps(_mm512_load_ps(even_score), scale);
+                const __m512 odd_score_in_log2 = _mm512_mul_ps(_mm512_load_ps(even_score + kRowBlock), scale);
+                const __m512 even = power_of_two_of_weight(_mm512_sub_ps(even_score_in_log2, shift));
+                const __m512 odd = power_of_two_of_weight(_mm512_sub_ps(odd_score_in_log2, shift));
                 sums[2 * pair % 4] = _mm512_add_ps(sums[2 * pair % 4], even);
                 sums[2 * pair % 4 + 1] = _mm512_add_ps(sums[2 * pair % 4 + 1], odd);
                 pairs[pair] = pair_of(even, odd);
@@ -134,6 +135,7 @@ class LaneSoftmax {
         for (; key < end_whole; ++key) look_at(key, 0);
         for (key = end_whole; key < keys_.end; ++key) mask(key);
         const __m512 all = _mm512_max_ps(_mm512_max_ps(largest[0], largest[1]), _mm512_max_ps(largest[2], largest[3]));
+        largest_score_ = all;
         largest_ = _mm512_mul_ps(all, _mm512_set1_ps(scale_));
     }
 
@@ -141,7 +143,7 @@ class LaneSoftmax {
     float* const scores_;
     const int64_t num_rows_;
     float scale_;
-    __m512 largest_, sum_;
+    __m512 largest_score_, largest_, sum_;
 };
 
 }  // namespace samebits
