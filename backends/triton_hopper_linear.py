@@ -77,6 +77,7 @@ def computes(tensors: LinearTensors, row_stride: int) -> bool:
     matrices = (tensors.input, tensors.weight, tensors.output)
     return (
         tensors.input.dtype.itemsize == 2
+        and tensors.weight.shape[1] > 0
         and all(size % elements == 0 for size in (*tensors.weight.shape, row_stride))
         # Rows that share memory are no matrix.
         and row_stride >= tensors.weight.shape[1]

@@ -259,9 +259,9 @@ class TritonLinear(TritonOperation, LinearImplementation):
     def compute(self, operation: Linear, tensors: LinearTensors) -> None:
         """Computes all rows in one launch."""
         out_features, in_features = tensors.weight.shape
-        num_rows = tensors.output.numel() // out_features
-        if num_rows == 0:
+        if tensors.output.numel() == 0:
             return
+        num_rows = tensors.output.numel() // out_features
         layout = _row_layout(tensors.input)
         _, evenly_spaced_rows, *_, stride = layout
         row_stride = stride if num_rows > 1 else in_features
@@ -283,7 +283,7 @@ class TritonLinear(TritonOperation, LinearImplementation):
             BLOCK_ROWS=configuration.block_rows,
             BLOCK_COLUMNS=configuration.block_columns,
             FEATURE_TILE=feature_tile,
-            FEATURE_CHUNK=configuration.feature_chunk or _ceil_div(in_features, feature_tile) * feature_tile,
+            FEATURE_CHUNK=configuration.feature_chunk or max(1, _ceil_div(in_features, feature_tile)) * feature_tile,
             num_warps=configuration.num_warps,
             num_stages=configuration.num_stages,
         )

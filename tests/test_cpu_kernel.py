@@ -329,6 +329,24 @@ def test_bits_do_not_depend_on_whether_the_output_is_written_past_the_caches(
         assert_same_rows(rows_by_position(kernel, problem), cached, f"{dtype} heads of {head_dim} past the caches")
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_keys_of_equal_huge_scores_weigh_alike(kernel: BundledAttention, dtype: str) -> None:
+    # Rounded apart from the others, the largest score of 2**35 would be off by thousands, and a weight by 2 to that.
+    problem = Problem(geometry(kv_heads=1), Mask.CAUSAL, dtype, (Request(1, 1, 40),))
+    batch = make_batch(problem, CPU)
+    batch.query.zero_()
+    batch.key_cache.zero_()
+    batch.query[..., 0] = 1.0
+    for score in (2.9e9, 1.3e10, -7.1e10):
+        batch.key_cache[..., 0] = score / batch.config.scale
+        output, lse = compute(kernel, batch)
+        slots = torch.arange(41)
+        pages = batch.metadata.block_table[0].long()[slots // batch.config.page_size]
+        mean = batch.value_cache[pages, slots % batch.config.page_size, 0].double().mean(0)
+        torch.testing.assert_close(output[0, 0].double(), mean, rtol=0, atol=0.02, msg=f"scores of {score}")
+        assert lse.isfinite().all(), f"scores of {score}: {lse}"
+
+
 def test_python_mirrors_the_interface_of_the_kernel() -> None:
     interface = (ctypes.c_int64 * 4)()
     build.load_library().samebits_interface(interface)

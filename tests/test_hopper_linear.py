@@ -78,6 +78,7 @@ def test_tensors_that_the_memory_accelerator_cannot_reach_are_left_to_the_portab
     left = {
         "fp32": (tensors_of(5, 64, 16, torch.float32), 64),
         "odd rows": (tensors_of(5, 68, 16), 68),
+        "no features": (tensors_of(5, 0, 16), 0),
         "odd outputs": (tensors_of(5, 64, 20), 64),
         "odd stride": (usual, 68),
         "one row for all": (usual, 0),

@@ -40,7 +40,7 @@ SMALL_TRITON = TritonLinear(SMALL)
 @each_of("linear")
 @each_dtype
 @pytest.mark.parametrize("has_bias", [False, True])
-@pytest.mark.parametrize(("in_features", "out_features"), [(1, 1), (50, 7), (512, 64), (1090, 81)])
+@pytest.mark.parametrize(("in_features", "out_features"), [(1, 1), (50, 7), (512, 64), (1090, 81), (0, 3)])
 def test_values_are_within_the_error_of_float32_sums(
     implementation: AnyToken, dtype: str, has_bias: bool, in_features: int, out_features: int
 ) -> None:
@@ -168,6 +168,17 @@ def test_triton_adds_chunks_that_start_from_zero_in_ascending_order() -> None:
         chunk = slice(start, start + SMALL_CHUNK)
         total = total + linear_of(SMALL_TRITON, rows[:, chunk].contiguous(), weight[:, chunk].contiguous())
     assert_same_bits(linear_of(SMALL_TRITON, rows, weight), total, "the sum of 5 chunks")
+
+
+@each_of("linear")
+def test_a_layer_without_outputs_has_none(implementation: AnyToken) -> None:
+    device = device_of(implementation)
+    assert linear_of(implementation, torch.zeros(2, 5, device=device), torch.zeros(0, 5, device=device)).shape == (2, 0)
+
+
+def test_a_sum_of_no_features_in_one_go_is_zero() -> None:
+    in_one_go = TritonLinear(replace(SMALL, feature_chunk=None))
+    assert not linear_of(in_one_go, torch.zeros(2, 0), torch.zeros(3, 0)).any()
 
 
 def test_a_configuration_whose_tiles_do_not_fill_a_chunk_is_refused() -> None:
