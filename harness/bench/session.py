@@ -29,7 +29,7 @@ from samebits.harness.environment import environment
 from samebits.harness.records import UnusableInput
 from samebits.harness.registry import load_registry
 
-# A GPU is done with all in four minutes, and two cores in five, of which compilers have no part.
+# What calls take; compilers and the making of inputs come on top.
 _BUDGETS = {
     "cuda": Budget(rounds=40, least=5, seconds=1.5, warming=0.5),
     "cpu": Budget(rounds=11, least=3, seconds=2.5, warming=0.2),
