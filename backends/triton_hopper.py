@@ -15,22 +15,21 @@ from typing import Any
 import torch
 
 from samebits.backends.contract import AttentionConfig, AttentionMetadata
+from samebits.backends.hopper_boxes import ALIGNMENT_BYTES, SPAN, WARPGROUP_ROWS, boxed_matrix
 from samebits.backends.platform import multiprocessors
 from samebits.backends.problem import Mask
 from samebits.backends.triton_kernels import next_power_of_two
 
 KERNELS = "samebits.kernels.triton.hopper_attention"
 
-# Rows of a warpgroup; columns that lie side by side in shared memory, and those of a part at most: see the kernel.
-WARPGROUP_ROWS = 64
-_SPAN, _MOST_OF_PART = 64, 128
+# Columns of a part of a head at most: see the kernel.
+_MOST_OF_PART = 128
 # Powers of two, and those with a second part that fills a box. Of the wide ones a program has registers for one tile of
 # rows alone.
 HEAD_DIMS = (64, 80, 96, 128)
 WIDE_HEAD_DIMS = (160, 192, 256)
 # Shared memory is swizzled in groups of so many rows, which a page has to fill.
 _LEAST_PAGE = 8
-_ALIGNMENT_BYTES = 16
 # What setmaxnreg gives threads that load and threads that compute, of the 65,536 registers of a multiprocessor.
 _LOADING_REGISTERS, _COMPUTING_REGISTERS = 24, 240
 # So that two programs fit a multiprocessor.
@@ -259,35 +258,26 @@ def _kernel() -> Any:  # noqa: ANN401 -- Triton's, which has no types
     return importlib.import_module(KERNELS).paged_attention_kernel
 
 
-@functools.cache
-def _box_layout(columns: int) -> Any:  # noqa: ANN401
-    from triton.experimental.gluon import language as gl
-
-    return gl.NVMMASharedLayout(swizzle_byte_width=2 * columns, element_bitwidth=16, rank=2)
-
-
 def _is_matrix(cache: torch.Tensor) -> bool:
     page_stride, slot_stride, head_stride, _ = cache.stride()
-    if slot_stride == 0 or slot_stride * cache.element_size() % _ALIGNMENT_BYTES:
+    if slot_stride == 0 or slot_stride * cache.element_size() % ALIGNMENT_BYTES:
         return False
     # Heads lie within a slot's row, or are rows of their own.
     heads_fit = head_stride % slot_stride == 0 or (cache.shape[2] - 1) * head_stride + cache.shape[3] <= slot_stride
-    aligned = cache.data_ptr() % _ALIGNMENT_BYTES == 0
+    aligned = cache.data_ptr() % ALIGNMENT_BYTES == 0
     in_reach = math.prod(cache.shape[:3]) < 1 << 31 and _num_rows(cache) < 1 << 31
     return page_stride % slot_stride == 0 and heads_fit and aligned and in_reach
 
 
 def _as_rows(cache: torch.Tensor, box_rows: int) -> _Rows:
-    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
-
     page_stride, slot_stride, head_stride, _ = cache.stride()
     within_row = head_stride % slot_stride != 0
     head_columns = head_stride if within_row else 0
     shape = [_num_rows(cache), (cache.shape[2] - 1) * head_columns + cache.shape[3]]
     rest = cache.shape[3] - min(1 << cache.shape[3].bit_length() - 1, _MOST_OF_PART)
     descriptor, rest_descriptor = (
-        TensorDescriptor(cache, shape, [slot_stride, 1], [box_rows, columns], _box_layout(columns)) if columns else None
-        for columns in (_SPAN, min(_SPAN, rest))
+        boxed_matrix(cache, shape, slot_stride, (box_rows, columns)) if columns else None
+        for columns in (SPAN, min(SPAN, rest))
     )
     head_rows = 0 if within_row else head_stride // slot_stride
     return _Rows(descriptor, rest_descriptor, page_stride // slot_stride, head_rows, head_columns)

@@ -11,20 +11,15 @@ import importlib
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
+from samebits.backends.hopper_boxes import ALIGNMENT_BYTES, SPAN, WARPGROUP_ROWS, boxed_matrix
 from samebits.backends.operations import LinearTensors
 from samebits.backends.platform import multiprocessors
 from samebits.backends.triton_kernels import next_power_of_two
 
 KERNELS = "samebits.kernels.triton.hopper_linear"
 
-# Rows of a warpgroup, and features that lie side by side in shared memory: see the kernel.
-WARPGROUP_ROWS = 64
-_SPAN = 64
 # Rows that are loaded at least.
 _LEAST_ROWS = 16
-_ALIGNMENT_BYTES = 16
 
 # Kernels by what they were compiled for.
 _COMPILED: dict[tuple[Any, ...], Any] = {}
@@ -73,7 +68,7 @@ def computes(tensors: LinearTensors, row_stride: int) -> bool:
         tensors: of the layer.
         row_stride: elements from a row of the input to the next, which is the same for all.
     """
-    elements = _ALIGNMENT_BYTES // 2
+    elements = ALIGNMENT_BYTES // 2
     matrices = (tensors.input, tensors.weight, tensors.output)
     return (
         tensors.input.dtype.itemsize == 2
@@ -81,7 +76,7 @@ def computes(tensors: LinearTensors, row_stride: int) -> bool:
         and all(size % elements == 0 for size in (*tensors.weight.shape, row_stride))
         # Rows that share memory are no matrix.
         and row_stride >= tensors.weight.shape[1]
-        and all(tensor.data_ptr() % _ALIGNMENT_BYTES == 0 for tensor in matrices)
+        and all(tensor.data_ptr() % ALIGNMENT_BYTES == 0 for tensor in matrices)
     )
 
 
@@ -117,9 +112,9 @@ def launch_on_hopper(tensors: LinearTensors, row_stride: int) -> None:
     box_rows = _box_rows(num_rows)
     grid = (min(tile.count(num_rows, out_features), programs), 1, 1)
     arguments = (
-        _matrix(tensors.input, num_rows, in_features, row_stride, (box_rows, _SPAN)),
-        _matrix(tensors.weight, out_features, in_features, in_features, (tile.columns, tile.features)),
-        _matrix(tensors.output, num_rows, out_features, out_features, (WARPGROUP_ROWS, tile.columns)),
+        boxed_matrix(tensors.input, (num_rows, in_features), row_stride, (box_rows, SPAN)),
+        boxed_matrix(tensors.weight, (out_features, in_features), in_features, (tile.columns, tile.features)),
+        boxed_matrix(tensors.output, (num_rows, out_features), out_features, (WARPGROUP_ROWS, tile.columns)),
         tensors.bias,
         tile.stages,
         tile.warpgroups,
@@ -144,17 +139,3 @@ def _box_rows(num_rows: int) -> int:
 @functools.cache
 def _kernel() -> Any:  # noqa: ANN401 -- Triton's, which has no types
     return importlib.import_module(KERNELS).linear_kernel
-
-
-def _matrix(tensor: torch.Tensor, num_rows: int, row_size: int, row_stride: int, box: tuple[int, int]) -> Any:  # noqa: ANN401
-    """A tensor as a matrix that is read or written in boxes."""
-    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
-
-    return TensorDescriptor(tensor, [num_rows, row_size], [row_stride, 1], list(box), _box_layout(box[1]))
-
-
-@functools.cache
-def _box_layout(columns: int) -> Any:  # noqa: ANN401
-    from triton.experimental.gluon import language as gl
-
-    return gl.NVMMASharedLayout(swizzle_byte_width=min(128, 2 * columns), element_bitwidth=16, rank=2)
