@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from samebits.harness.bench.options import Options as BenchOptions
 from samebits.harness.bench.records import read_bench
+from samebits.harness.bench.termination import Terminated
 from samebits.harness.explanation import Explanation
 from samebits.harness.library_output import told_on_stderr
 from samebits.harness.record_files import read_run, records_file
@@ -28,8 +29,8 @@ from samebits.reports.files import check_replaceable, replace_file
 from samebits.reports.report import Report, require_common_suite, write_report
 
 _EXIT_GREEN, _EXIT_RED, _EXIT_UNUSABLE = 0, 1, 2
-# As a shell tells of a process that SIGPIPE ended.
-_EXIT_UNREAD = 141
+# As a shell tells of a process that SIGPIPE, SIGINT or SIGTERM ended.
+_EXIT_UNREAD, _EXIT_INTERRUPTED, _EXIT_TERMINATED = 141, 130, 143
 
 
 # Above any machine's; torch crashes where it cannot start as many as it was told.
@@ -50,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: words of the command line; None for the process's own.
 
     Returns:
-        Exit code: 0, 1 for a red run or a regression, 2 for input that cannot be used.
+        Exit code: 0, 1 for a red run or a regression, 2 for input that cannot be used, 130 where it was interrupted,
+        143 where SIGTERM ended it.
     """
     try:
         # What a foreign library said may hold characters that the terminal's encoding has not.
@@ -67,6 +69,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader, `head` for example, has seen enough. Python would flush at exit, and complain of the same again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _EXIT_UNREAD
+    except KeyboardInterrupt as interrupt:
+        # A command adds as a note what its user may do now.
+        told = (str(interrupt) or "interrupted", *getattr(interrupt, "__notes__", ()))
+        print(f"samebits: {'; '.join(told)}", file=sys.stderr)
+        return _EXIT_TERMINATED if isinstance(interrupt, Terminated) else _EXIT_INTERRUPTED
     return code
 
 

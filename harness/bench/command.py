@@ -12,9 +12,10 @@ from pathlib import Path
 from samebits.harness.bench.isolated import IsolatedBench
 from samebits.harness.bench.options import Options
 from samebits.harness.bench.problems import HARNESS, told_problem
-from samebits.harness.bench.records import BENCH_FILE, Measurement
+from samebits.harness.bench.records import BENCH_FILE, BenchHeader, Measurement
 from samebits.harness.bench.session import BenchSession
 from samebits.harness.bench.suite_rate import suite_rates
+from samebits.harness.bench.termination import terminated_as_interrupted
 from samebits.harness.record_files import RecordWriter
 from samebits.reports import text
 from samebits.reports.bench import words
@@ -34,10 +35,22 @@ def run_bench(options: Options, directory: Path | None, tell: Callable[[str], No
     Raises:
         UnusableInput: an option cannot be used, or the directory cannot be written, or already holds records of a
             benchmark.
+        KeyboardInterrupt: it was interrupted, or ended by SIGTERM; a note says how a page is made of what is done.
     """
-    session = BenchSession(options)
-    header = session.header()
-    directory = directory or Path("reports") / "out" / header.run_id
+    with terminated_as_interrupted():
+        session = BenchSession(options)
+        header = session.header()
+        directory = directory or Path("reports") / "out" / header.run_id
+        try:
+            _time_all(session, header, directory, tell)
+        except KeyboardInterrupt as interrupt:
+            report = shlex.join(("samebits", "bench", "--report", str(directory)))
+            interrupt.add_note(f"`{report}` makes the page of what is done")
+            raise
+    return directory
+
+
+def _time_all(session: BenchSession, header: BenchHeader, directory: Path, tell: Callable[[str], None]) -> None:
     with RecordWriter(directory, header, BENCH_FILE) as writer, contextlib.closing(IsolatedBench(session)) as bench:
         tell("what the machine does at most")
         for rate in bench.rates():
@@ -58,7 +71,6 @@ def run_bench(options: Options, directory: Path | None, tell: Callable[[str], No
             done, total = place + 1, len(session.problems)
             left = text.duration((time.monotonic() - began) / done * (total - done))
             tell(f"{done} of {total}: {problem.name} {problem.dtype}: {_fastest(measurements)}, about {left} left")
-    return directory
 
 
 def told_list(options: Options) -> str:
