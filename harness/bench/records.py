@@ -5,6 +5,7 @@ As in `harness.records`, nothing here needs torch, so that a page can be made on
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import statistics
@@ -177,6 +178,17 @@ class SuiteShare:
     cells: int
     seconds: float
 
+    def __post_init__(self) -> None:
+        """Refuses what no suite is of a run: a file may hold anything.
+
+        Raises:
+            ValueError: a number is negative, or infinite.
+        """
+        if self.cells < 0:
+            raise ValueError(f"field 'cells' is {self.cells}; it must be at least 0")
+        if not 0 <= self.seconds < math.inf:
+            raise ValueError(f"field 'seconds' is {self.seconds}; it must be a finite number of at least 0")
+
 
 @dataclass(frozen=True)
 class SuiteRate:
@@ -190,6 +202,8 @@ class SuiteRate:
         seconds: from the start of pytest until its end, its report among them.
         suites: what they were made of; empty where `reason` says why.
         reason: why there is no rate, as a clause; empty where there is.
+        failed: cells that failed, controls that were not caught among them.
+        errors: cells that raised.
     """
 
     label: str
@@ -199,6 +213,32 @@ class SuiteRate:
     seconds: float
     suites: tuple[SuiteShare, ...] = ()
     reason: str = ""
+    failed: int = 0
+    errors: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuses what no run can be: a file may hold anything.
+
+        Raises:
+            ValueError: a number is out of its bounds.
+        """
+        if self.run not in (0, 1):
+            raise ValueError(f"field 'run' is {self.run}; it must be 0, of the first run, or 1, of the one behind it")
+        if self.workers < 1:
+            raise ValueError(f"field 'workers' is {self.workers}; it must be at least 1")
+        if not 0 < self.seconds < math.inf:
+            raise ValueError(f"field 'seconds' is {self.seconds}; it must be a finite number above 0")
+        if min(self.failed, self.errors) < 0 or self.failed + self.errors > self.cells:
+            raise ValueError(
+                f"{self.failed} of {self.cells} cells failed and {self.errors} raised; both must be at least 0, and "
+                "together at most as many as there are cells"
+            )
+
+    @property
+    def told_red(self) -> str:
+        """How many cells failed and raised, as a clause; empty where none did."""
+        counts = ((self.failed, "failed"), (self.errors, "raised"))
+        return " and ".join(f"{number:,} {what}" for number, what in counts if number)
 
     @property
     def cells(self) -> int:
@@ -313,8 +353,12 @@ class Bench:
     def failures(self) -> tuple[str, ...]:
         """All that went wrong, a line each: who failed, on what, and why."""
         rows = (f"{row.label} {row.problem} {row.dtype}: {row.reason}" for row in self.failed)
-        runs = (f"pytest {run.told_words}: {run.reason}" for run in self.suite_rates if run.reason)
-        return (*rows, *runs)
+        runs = ((run, run.reason or _told_red(run)) for run in self.suite_rates)
+        return (*rows, *(f"pytest {run.told_words}: {told}" for run, told in runs if told))
+
+
+def _told_red(run: SuiteRate) -> str:
+    return f"of {run.cells:,} cells {run.told_red}" if run.told_red else ""
 
 
 def read_bench(path: Path) -> Bench:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from samebits.harness.bench.records import SuiteRate, SuiteShare
 from samebits.harness.record_files import read_run
-from samebits.harness.records import Run, UnusableInput
+from samebits.harness.records import Record, UnusableInput, Verdict
 
 # By device: as many cells of one implementation as a minute has room for twice, where every core has a worker.
 _SUITES = {"cpu": ("batch_invariant",), "cuda": ("batch_invariant", "dtype", "semantics", "run_to_run")}
@@ -25,17 +25,21 @@ _MOST_WORKERS = 16
 # Of one run, which takes a tenth of it.
 _SECONDS = 300.0
 # Pytest's: all passed, or some failed, of which the records tell.
-_RAN = (0, 1)
+_PASSED, _FAILED = 0, 1
 # As the Makefile has them: torch's threads are samebits' to set; those of the libraries below numpy are not.
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 # Of a pytest around this one, whose worker or whose user's choices the inner one is not to take for its own.
 _OUTER = "PYTEST_"
 # Images of containers set the first. Dozens of processes would then compile each module that they import.
 _NO_MODULES_KEPT, _MODULES_KEPT_IN = "PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX"
+# Found before any configuration of the user's, and says nothing, so that the cells are the same everywhere.
+_CONFIGURATION = "pytest.ini"
+_SEARCHED = "PYTHONPATH"
 _LONGEST_OUTPUT = 500
 
-# Runs a command in an environment and returns its exit code, None where it took too long; and what it printed.
-Runner = Callable[[Sequence[str], Mapping[str, str]], tuple[int | None, str]]
+# Runs a command in a folder and an environment, and returns its exit code, None where it took too long; and what it
+# printed.
+Runner = Callable[[Sequence[str], Path, Mapping[str, str]], tuple[int | None, str]]
 
 
 @dataclass(frozen=True)
@@ -83,16 +87,20 @@ def suite_rates(selection: SuiteSelection, run: Runner | None = None) -> Iterato
         selection: which cells, in how many workers.
         run: runs a command; None for a process.
     """
-    with tempfile.TemporaryDirectory(prefix="samebits-bench-") as folder:
-        environment = _environment(Path(folder) / "modules")
+    # What was killed a moment ago may still write into it.
+    with tempfile.TemporaryDirectory(prefix="samebits-bench-", ignore_cleanup_errors=True) as made:
+        folder = Path(made)
+        environment = _environment(folder / "modules")
+        (folder / _CONFIGURATION).write_text("[pytest]\n")
         for number in range(selection.runs):
-            results = Path(folder) / f"run-{number}"
+            results = folder / f"run-{number}"
             words = ("--pyargs", "samebits.suites", "-q", "-p", "no:cacheprovider", *selection.words)
-            command = [sys.executable, "-m", "pytest", *words, "--results", str(results)]
+            configuration = ("-c", str(folder / _CONFIGURATION))
+            command = [sys.executable, "-m", "pytest", *configuration, *words, "--results", str(results)]
             began = time.perf_counter()
-            code, output = (run or _in_process)(command, environment)
+            code, output = (run or _in_process)(command, folder, environment)
             seconds = time.perf_counter() - began
-            yield _rate(selection, number, results, seconds, _complaint(code, output))
+            yield _rate(selection, number, results, seconds, code, output)
 
 
 def _environment(modules: Path) -> dict[str, str]:
@@ -104,49 +112,59 @@ def _environment(modules: Path) -> dict[str, str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_OUTER)} | _ENVIRONMENT
     if environment.pop(_NO_MODULES_KEPT, ""):
         environment[_MODULES_KEPT_IN] = str(modules)
+    # The runs have another working directory.
+    if searched := environment.get(_SEARCHED):
+        environment[_SEARCHED] = os.pathsep.join(map(os.path.abspath, searched.split(os.pathsep)))
     return environment
 
 
-def _rate(selection: SuiteSelection, number: int, results: Path, seconds: float, complaint: str) -> SuiteRate:
-    shares: tuple[SuiteShare, ...] = ()
+def _rate(
+    selection: SuiteSelection, number: int, results: Path, seconds: float, code: int | None, output: str
+) -> SuiteRate:
+    complaint = "" if code in (_PASSED, _FAILED) else _ending(code, output)
+    records: tuple[Record, ...] = ()
     if not complaint:
         try:
-            shares = _shares(read_run(results))
+            records = read_run(results).records
         except UnusableInput as error:
             complaint = f"it left no records: {error}"
+    red = [record for record in records if record.red]
+    if code == _FAILED and not red and not complaint:
+        complaint, records = f"no cell of it is red, and {_ending(code, output)}", ()
+    errors = sum(record.verdict is Verdict.ERROR for record in red)
     return SuiteRate(
         label=selection.label,
         words=selection.words,
         workers=selection.workers,
         run=number,
         seconds=seconds,
-        suites=shares,
+        suites=_shares(records),
         reason=complaint,
+        failed=len(red) - errors,
+        errors=errors,
     )
 
 
-def _shares(run: Run) -> tuple[SuiteShare, ...]:
-    suites = dict.fromkeys(record.suite for record in run.records)
-    of_suite = {suite: [record for record in run.records if record.suite == suite] for suite in suites}
+def _shares(records: Sequence[Record]) -> tuple[SuiteShare, ...]:
+    suites = dict.fromkeys(record.suite for record in records)
+    of_suite = {suite: [record for record in records if record.suite == suite] for suite in suites}
     return tuple(
-        SuiteShare(suite, len(records), sum(record.seconds for record in records))
-        for suite, records in of_suite.items()
+        SuiteShare(suite, len(found), sum(record.seconds for record in found)) for suite, found in of_suite.items()
     )
 
 
-def _complaint(code: int | None, output: str) -> str:
-    """Why a run has no rate, as a sentence; empty where it has."""
-    if code in _RAN:
-        return ""
+def _ending(code: int | None, output: str) -> str:
+    """How a run ended, as a clause."""
     last = " ".join(output.split())[-_LONGEST_OUTPUT:]
     ended = f"it did not end in {_SECONDS:.0f} s" if code is None else f"it ended with exit code {code}"
     return f"{ended}: {last}" if last else ended
 
 
-def _in_process(command: Sequence[str], environment: Mapping[str, str]) -> tuple[int | None, str]:
+def _in_process(command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> tuple[int | None, str]:
     # In a session of its own, so that its workers end with it where it takes too long.
     process = subprocess.Popen(
         command,
+        cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

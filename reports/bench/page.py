@@ -163,7 +163,7 @@ def _outcome_row(outcome: Outcome) -> list[str]:
 
 def _short_outcome(outcome: Outcome) -> list[str]:
     """With the worst problem alone, for a terminal."""
-    met = f"{outcome.met} of {len(outcome.reached)}"
+    met = f"{outcome.met} of {len(outcome.reached)}" if outcome.judged else "-"
     worst = "-" if outcome.worst is None else _told_problem(*outcome.worst)
     return [outcome.ours, outcome.dtype, outcome.asked, met, worst]
 

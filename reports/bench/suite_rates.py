@@ -20,9 +20,11 @@ def rate_outcomes(bench: Bench) -> list[Outcome]:
     asked = _ASKED.get(bench.header.environment.device.split(" ")[0])
     if asked is None or not bench.suite_rates:
         return []
+    # A quick run's few cells take less time than to start the processes.
+    judged = "--quick" not in bench.header.asked
     reached = tuple((_RUNS[run.run], run.rate) for run in bench.suite_rates)
     told = f"at least {asked:.0f} cells a second"
-    return [Outcome(f"samebits on {bench.suite_rates[0].label}", "all", told, asked, True, reached)]
+    return [Outcome(f"samebits on {bench.suite_rates[0].label}", "all", told, asked, True, reached, judged)]
 
 
 def suite_rate_section(runs: Sequence[SuiteRate]) -> Iterator[str]:
@@ -45,10 +47,11 @@ def suite_rate_section(runs: Sequence[SuiteRate]) -> Iterator[str]:
             "-" if run.rate is None else f"{run.rate:.1f}",
             str(run.workers),
             "-" if run.rate is None else words.percent(run.share_in_cells),
+            "-" if run.rate is None else run.told_red or "none",
             ", ".join(f"{suite.suite} {suite.cells:,} in {words.seconds(suite.seconds)}" for suite in run.suites)
             or text.markdown(run.reason),
         ]
         for run in runs
     ]
-    headings = ("run", "cells", "time", "cells a second", "workers", "in cells", "suites, in seconds of all workers")
-    yield from markdown_table(headings, rows, numbers=0)
+    headings = ("run", "cells", "time", "cells a second", "workers", "in cells", "red")
+    yield from markdown_table((*headings, "suites, in seconds of all workers"), rows, numbers=0)

@@ -119,6 +119,7 @@ class Outcome:
         bound: at most, or at least.
         at_least: whether more is better.
         reached: by problem; None where a time is missing.
+        judged: whether that is held against what is asked; what a quick run of the harness came to is not.
     """
 
     ours: str
@@ -127,6 +128,7 @@ class Outcome:
     bound: float
     at_least: bool
     reached: tuple[tuple[str, float | None], ...]
+    judged: bool = True
 
     @property
     def met(self) -> int:

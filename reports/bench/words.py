@@ -38,7 +38,8 @@ def suite_rate(found: SuiteRate) -> str:
     """How fast the harness was, or why that is not known."""
     if found.rate is None:
         return found.reason or "no cells"
-    return f"{text.counted(found.cells, 'cell')} of {found.label} in {found.seconds:.1f} s, {found.rate:.1f} a second"
+    told = f"{text.counted(found.cells, 'cell')} of {found.label} in {found.seconds:.1f} s, {found.rate:.1f} a second"
+    return told + (f"; {found.told_red}" if found.told_red else "")
 
 
 def rate(found: Rate) -> str:
