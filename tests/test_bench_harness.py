@@ -203,7 +203,12 @@ def test_who_ends_the_command_is_told_how_to_make_the_page(
     one_thread: None,
 ) -> None:
     monkeypatch.setattr("samebits.harness.bench.command._time_all", lambda *_: os.kill(os.getpid(), number))
-    assert main(["bench", "--problem", "norm-64", "--results", str(tmp_path)]) == code
+    # A shell has its jobs in the background ignore interrupts, and they may be these tests.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert main(["bench", "--problem", "norm-64", "--results", str(tmp_path)]) == code
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err == (
         f"samebits: {told}; `samebits bench --report {tmp_path}` makes the page of what is done\n"
     )

@@ -41,7 +41,7 @@ def test_a_kernel_leaves_figures_and_the_same_code_again(target: Target) -> None
     assert (first.verdict, first.reasons) == (Verdict.PASS, ())
     assert first.resources["registers"] > 0
     assert first.resources["spills"] == 0
-    assert first.resources["threads"] == 4 * target.warp_size
+    assert first.resources["threads"] == 8 * target.warp_size
     assert first.digest == second.digest != ""
     assert first.configuration == {"all": "lanes=1024"}, "the configuration is the interpreter's"
 
