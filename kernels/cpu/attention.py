@@ -25,7 +25,7 @@ _TASKS_PER_THREAD = 4
 # Rows of queries that wait for memory, more than they compute, and how many elements side by side it is read best in.
 _FEW_ROWS = 16
 _ELEMENTS_TOGETHER = 1024
-# Outputs of more bytes than this, which caches do not hold, are written past them; `kStreamedBytes` in rms_norm.cpp.
+# Outputs of more bytes than this are more than caches hold.
 _STREAMED_BYTES = 1 << 22
 # A shorter piece costs more in scratch and scheduling than it brings.
 _MIN_CHUNKS_PER_TASK = 4
@@ -261,7 +261,7 @@ def paged_attention(
         chunk_size=parameters.chunk_size,
         window=parameters.window or 0,
         num_threads=min(torch.get_num_threads(), schedule.max_threads),
-        streamed=output.nbytes > _STREAMED_BYTES,
+        streamed=is_streamed(output),
         amx=parameters.amx,
         scale=parameters.scale,
         softcap=parameters.softcap or 0.0,
@@ -273,6 +273,11 @@ def paged_attention(
             f"the block table names a page outside 0..{key_cache.shape[0] - 1} for request {faulty_request}: "
             f"{schedule.block_table[faulty_request].tolist()}"
         )
+
+
+def is_streamed(output: torch.Tensor) -> bool:
+    """Whether a kernel is to write its output past the caches, which changes no bit."""
+    return output.nbytes > _STREAMED_BYTES
 
 
 def _cut_long_tiles(tiles: Ints, floats_per_chunk: Ints, num_kv_heads: int, num_threads: int) -> tuple[Ints, Ints, int]:

@@ -17,9 +17,6 @@ namespace {
 // Elements that are summed from zero before they join the sum of the chunks before. It decides bits.
 constexpr int kChunk = 256;
 
-// Outputs of more bytes than this, which caches do not hold, are written past them.
-constexpr int64_t kStreamedBytes = 1 << 22;
-
 // Mirrored by the ctypes structure in rms_norm.py. The output is contiguous.
 struct RmsNormCall {
     const void *input, *weight;
@@ -27,6 +24,7 @@ struct RmsNormCall {
     LeadingDimensions rows;
     int64_t size;
     int64_t element, num_threads;
+    int64_t streamed;  // whether the output is more than caches hold, and is written past them
     double epsilon;
 };
 
@@ -45,7 +43,6 @@ float sum_of_squares(const float* row, int64_t padded_size) {
 template <Element element>
 void run(const RmsNormCall& call) {
     const int64_t padded_size = padded_to_lanes(call.size);
-    const bool streamed = call.rows.num_rows() * call.size * size_of(element) > kStreamedBytes;
 #pragma omp parallel num_threads(call.num_threads)
     {
         const ThreadEnvironment environment;
@@ -66,7 +63,7 @@ void run(const RmsNormCall& call) {
                 prefetch_row<element>(call.input, next + first, count);
                 for (int64_t i = first; i < first + count; i += kLanes)
                     store(row + i, multiply(multiply(load(row + i), splat(factor)), load(weight + i)));
-                if (!streamed)
+                if (!call.streamed)
                     round_row<element>(row + first, count, call.output, index * call.size + first);
                 else
                     stream_row<element>(row + first, count, call.output, index * call.size + first);

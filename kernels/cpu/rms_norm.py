@@ -7,6 +7,7 @@ import ctypes
 import torch
 
 from samebits.kernels.cpu.arguments import LeadingDimensions, element_of, leading_dimensions, num_threads
+from samebits.kernels.cpu.attention import is_streamed
 
 CHUNK = 256  # `kChunk` in rms_norm.cpp
 
@@ -17,7 +18,7 @@ class RmsNormCall(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("input", "weight", "output")),
         ("rows", LeadingDimensions),
-        *((name, ctypes.c_int64) for name in ("size", "element", "num_threads")),
+        *((name, ctypes.c_int64) for name in ("size", "element", "num_threads", "streamed")),
         ("epsilon", ctypes.c_double),
     ]
 
@@ -42,6 +43,7 @@ def rms_norm(
         size=input.shape[-1],
         element=element_of(input),
         num_threads=num_threads(input.numel()),
+        streamed=is_streamed(output),
         epsilon=epsilon,
     )
     library.samebits_rms_norm.restype = None
